@@ -1,0 +1,106 @@
+#include "netns/forwarding.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include "netns/error.h"
+
+namespace qvm::netns {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string setting_path(const std::string& interface) {
+    return fmt::format("/proc/sys/net/ipv4/conf/{}/forwarding", interface);
+}
+
+void write_setting(const std::string& interface, char value) {
+    const auto path = setting_path(interface);
+    const auto step = fmt::format("set '{}' to {}", path, value);
+    UniqueFd fd{check(::open(path.c_str(), O_WRONLY | O_CLOEXEC), step)};
+    check(static_cast<int>(::write(fd.get(), &value, 1)), step);
+}
+
+char read_setting(const std::string& interface) {
+    const auto path = setting_path(interface);
+    const auto step = fmt::format("read '{}'", path);
+    UniqueFd fd{check(::open(path.c_str(), O_RDONLY | O_CLOEXEC), step)};
+    char value = '0';
+    check(static_cast<int>(::read(fd.get(), &value, 1)), step);
+    return value;
+}
+
+/// Interfaces of different namespaces share names; the file's name carries the namespace's inode.
+std::string namespace_suffix() {
+    struct stat status {};
+    check(::stat("/proc/thread-self/ns/net", &status), "read '/proc/thread-self/ns/net'");
+    return fmt::format("@{}", status.st_ino);
+}
+
+/// Held while leases are taken and given back, so that "who is first" and "who is last" are
+/// decided one at a time. The kernel drops it with its holder.
+UniqueFd lock_directory(const fs::path& directory) {
+    const auto step = fmt::format("lock '{}'", directory.string());
+    UniqueFd fd{check(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), step)};
+    check(::flock(fd.get(), LOCK_EX), step);
+    return fd;
+}
+
+/// Puts the setting back and removes the file, if no other lease shares it.
+void release(const fs::path& file, const std::string& interface, int fd) {
+    const auto guard = lock_directory(file.parent_path());
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return;
+    // The interface may be gone by now; then there is nothing to put back.
+    std::error_code ignored;
+    if (fs::exists(setting_path(interface), ignored)) write_setting(interface, '0');
+    ::unlink(file.c_str());
+}
+
+}  // namespace
+
+void enable_forwarding(const std::string& interface) {
+    write_setting(interface, '1');
+}
+
+ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& interface)
+    : file_(directory / (interface + namespace_suffix())) {
+    const auto guard = lock_directory(directory);
+    const bool off = read_setting(interface) == '0';
+    // On, and not by a lease: nothing to put back.
+    if (!off && !fs::exists(file_)) return;
+    const auto step = fmt::format("lock '{}'", file_.string());
+    lock_.reset(check(::open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600), step));
+    check(::flock(lock_.get(), LOCK_SH), step);
+    // The file is there before the setting changes, so that a kill in between is swept as well.
+    if (off) write_setting(interface, '1');
+}
+
+ForwardingLease::~ForwardingLease() {
+    if (!lock_) return;
+    try {
+        const auto name = file_.filename().string();
+        release(file_, name.substr(0, name.rfind('@')), lock_.get());
+    } catch (const Error&) {
+        // Left to the next sweep.
+    }
+}
+
+void sweep_forwarding(const fs::path& directory) {
+    std::error_code ignored;
+    const auto suffix = namespace_suffix();
+    for (const auto& entry : fs::directory_iterator(directory, ignored)) {
+        const auto name = entry.path().filename().string();
+        if (!name.ends_with(suffix)) continue;
+        try {
+            UniqueFd fd{check(::open(entry.path().c_str(), O_RDWR | O_CLOEXEC), "open")};
+            release(entry.path(), name.substr(0, name.size() - suffix.size()), fd.get());
+        } catch (const Error&) {
+            // Somebody else was faster, or it cannot be written: the next sweep tries again.
+        }
+    }
+}
+
+}  // namespace qvm::netns

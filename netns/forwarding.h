@@ -1,0 +1,37 @@
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "netns/unique_fd.h"
+
+namespace qvm::netns {
+
+/// Switches IPv4 forwarding on in the calling thread's namespace, for an interface that is ours or,
+/// in a namespace that is ours, for "all". Throws Error.
+void enable_forwarding(const std::string& interface = "all");
+
+/// IPv4 forwarding of one interface that is not ours, held on while anybody needs it and put back
+/// to what it was after the last one.
+///
+/// `directory` holds one file for every interface whose setting was changed, and every user keeps
+/// a shared lock on it; whoever gets the exclusive lock is the last. The kernel drops locks with
+/// their holder, so after a SIGKILL the next sweep_forwarding() puts the setting back.
+class ForwardingLease {
+  public:
+    /// Throws Error. `directory` must exist.
+    ForwardingLease(const std::filesystem::path& directory, const std::string& interface);
+    ForwardingLease(ForwardingLease&&) = default;
+    ForwardingLease& operator=(ForwardingLease&&) = delete;
+    ~ForwardingLease();
+
+  private:
+    std::filesystem::path file_;
+    UniqueFd lock_;  ///< none where forwarding was on already
+};
+
+/// Puts back what leases of dead processes left on, in this network namespace. Never throws for a
+/// file that it cannot handle: it stays for the next sweep.
+void sweep_forwarding(const std::filesystem::path& directory);
+
+}  // namespace qvm::netns

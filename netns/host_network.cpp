@@ -1,0 +1,128 @@
+#include "netns/host_network.h"
+
+#include <fmt/format.h>
+#include <netlink/cache.h>
+#include <netlink/route/addr.h>
+#include <netlink/route/link.h>
+#include <netlink/route/nexthop.h>
+#include <netlink/route/route.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "netns/error.h"
+
+namespace qvm::netns {
+
+namespace ip = boost::asio::ip;
+
+namespace {
+
+using Cache = std::unique_ptr<nl_cache, Deleter<nl_cache_free>>;
+
+// Split defaults (0.0.0.0/1 and 128.0.0.0/1, as VPNs install them) cover everything as well.
+constexpr unsigned default_route_bits = 1;
+
+template <typename Visit>
+void for_each(const Cache& cache, Visit visit) {
+    for (auto* object = nl_cache_get_first(cache.get()); object != nullptr;
+         object = nl_cache_get_next(object))
+        visit(object);
+}
+
+std::optional<ip::network_v4> to_network(const nl_addr* address) {
+    if (address == nullptr || nl_addr_get_family(address) != AF_INET) return std::nullopt;
+    ip::address_v4::bytes_type bytes{};
+    const auto length = std::min<std::size_t>(nl_addr_get_len(address), bytes.size());
+    std::memcpy(bytes.data(), nl_addr_get_binary_addr(address), length);
+    return ip::network_v4{ip::address_v4{bytes},
+                          static_cast<unsigned short>(nl_addr_get_prefixlen(address))};
+}
+
+void add_addresses(nl_sock* socket, HostNetwork& host) {
+    nl_cache* raw = nullptr;
+    if (int error = rtnl_addr_alloc_cache(socket, &raw); error < 0)
+        throw Error("read the host's addresses", nl_geterror(error));
+    for_each(Cache{raw}, [&](nl_object* object) {
+        auto network = to_network(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(object)));
+        if (network) host.used.push_back(*network);
+    });
+}
+
+void add_routes(nl_sock* socket, HostNetwork& host) {
+    nl_cache* raw = nullptr;
+    if (int error = rtnl_route_alloc_cache(socket, AF_INET, 0, &raw); error < 0)
+        throw Error("read the host's routes", nl_geterror(error));
+    for_each(Cache{raw}, [&](nl_object* object) {
+        auto network = to_network(rtnl_route_get_dst(reinterpret_cast<rtnl_route*>(object)));
+        if (network && network->prefix_length() > default_route_bits) host.used.push_back(*network);
+    });
+}
+
+/// The kernel's own answer to "how would a packet to the outside leave?" (RTM_GETROUTE), which
+/// follows policy rules; nothing is sent. 192.0.2.1 is of TEST-NET-1 (RFC 5737).
+std::optional<Uplink> find_uplink(nl_sock* socket) {
+    const auto bytes = ip::make_address_v4("192.0.2.1").to_bytes();
+    const std::unique_ptr<nl_addr, Deleter<nl_addr_put>> outside{
+        nl_addr_build(AF_INET, bytes.data(), bytes.size())};
+    rtnl_route* raw = nullptr;
+    if (rtnl_route_lookup(socket, outside.get(), &raw) < 0) return std::nullopt;
+    const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
+    auto* hop = rtnl_route_nexthop_n(route.get(), 0);
+    if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return std::nullopt;
+
+    rtnl_link* raw_link = nullptr;
+    if (rtnl_link_get_kernel(socket, rtnl_route_nh_get_ifindex(hop), nullptr, &raw_link) < 0)
+        return std::nullopt;
+    const std::unique_ptr<rtnl_link, Deleter<rtnl_link_put>> link{raw_link};
+    return Uplink{rtnl_link_get_name(link.get()), rtnl_link_get_mtu(link.get())};
+}
+
+}  // namespace
+
+HostNetwork read_host_network(RouteSocket& socket) {
+    HostNetwork host;
+    add_addresses(socket.get(), host);
+    add_routes(socket.get(), host);
+    host.uplink = find_uplink(socket.get());
+    return host;
+}
+
+bool overlap(const ip::network_v4& a, const ip::network_v4& b) {
+    const auto bits = std::min(a.prefix_length(), b.prefix_length());
+    return ip::network_v4{a.address(), bits}.canonical() ==
+           ip::network_v4{b.address(), bits}.canonical();
+}
+
+std::optional<Claim> Claim::take(const ip::network_v4& network) {
+    const auto step = fmt::format("claim network {}", network.to_string());
+    UniqueFd socket{check(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0), step)};
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const auto name = "qvm/" + network.canonical().to_string();
+    name.copy(address.sun_path + 1, sizeof address.sun_path - 1);
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+    if (::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), length) == 0)
+        return Claim{std::move(socket), network.canonical()};
+    if (errno != EADDRINUSE) throw Error(step, errno);
+    return std::nullopt;
+}
+
+std::optional<Claim> claim_from(const ip::network_v4& pool, unsigned prefix_length,
+                                const std::vector<ip::network_v4>& used) {
+    const std::uint64_t step = std::uint64_t{1} << (32 - prefix_length);
+    const std::uint64_t first = pool.network().to_uint();
+    const std::uint64_t end = first + (std::uint64_t{1} << (32 - pool.prefix_length()));
+    for (auto start = first; start + step <= end; start += step) {
+        const ip::network_v4 candidate{ip::address_v4{static_cast<std::uint32_t>(start)},
+                                       static_cast<unsigned short>(prefix_length)};
+        const auto taken = [&](const auto& other) { return overlap(candidate, other); };
+        if (std::any_of(used.begin(), used.end(), taken)) continue;
+        if (auto claim = Claim::take(candidate)) return claim;
+    }
+    return std::nullopt;
+}
+
+}  // namespace qvm::netns

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <boost/asio/ip/network_v4.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netns/route_socket.h"
+#include "netns/unique_fd.h"
+
+namespace qvm::netns {
+
+/// The interface by which the host reaches the outside.
+struct Uplink {
+    std::string interface;
+    unsigned mtu = 1500;  ///< bytes
+};
+
+/// What a plan must know of the host: the networks that are taken, and the way out.
+struct HostNetwork {
+    /// Every address and every route of every table, default routes left out.
+    std::vector<boost::asio::ip::network_v4> used;
+    std::optional<Uplink> uplink;
+};
+
+/// Reads the above by netlink, in the namespace of `socket`. Throws Error.
+HostNetwork read_host_network(RouteSocket& socket);
+
+/// Whether two networks have an address in common.
+bool overlap(const boost::asio::ip::network_v4& a, const boost::asio::ip::network_v4& b);
+
+/// A network that this process has taken in its network namespace, against every other qvm there:
+/// the name of an abstract Unix socket, so that it is free again the moment its holder dies.
+class Claim {
+  public:
+    /// Takes `network`; nothing where another process has it. Throws Error.
+    static std::optional<Claim> take(const boost::asio::ip::network_v4& network);
+
+    [[nodiscard]] const boost::asio::ip::network_v4& network() const noexcept { return network_; }
+
+  private:
+    Claim(UniqueFd socket, const boost::asio::ip::network_v4& network)
+        : socket_(std::move(socket)), network_(network) {}
+
+    UniqueFd socket_;
+    boost::asio::ip::network_v4 network_;
+};
+
+/// Takes the first network of `prefix_length` bits in `pool` that overlaps nothing in `used` and
+/// that nobody else has claimed; nothing where the pool is exhausted.
+std::optional<Claim> claim_from(const boost::asio::ip::network_v4& pool, unsigned prefix_length,
+                                const std::vector<boost::asio::ip::network_v4>& used);
+
+}  // namespace qvm::netns

@@ -1,0 +1,142 @@
+#include "netns/links.h"
+
+#include <fmt/format.h>
+#include <linux/if_link.h>
+#include <net/if.h>
+#include <netlink/addr.h>
+#include <netlink/netlink.h>
+#include <netlink/route/addr.h>
+#include <netlink/route/link.h>
+#include <netlink/route/link/bridge.h>
+#include <netlink/route/link/inet6.h>
+#include <netlink/route/link/veth.h>
+#include <netlink/route/nexthop.h>
+#include <netlink/route/route.h>
+
+#include "netns/error.h"
+
+namespace qvm::netns {
+
+namespace {
+
+using Link = std::unique_ptr<rtnl_link, Deleter<rtnl_link_put>>;
+using LinkAddress = std::unique_ptr<nl_addr, Deleter<nl_addr_put>>;
+using InterfaceAddress = std::unique_ptr<rtnl_addr, Deleter<rtnl_addr_put>>;
+using Route = std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>>;
+
+template <typename T>
+T allocated(T object, const std::string& step) {
+    if (!object) throw Error(step, ENOMEM);
+    return object;
+}
+
+/// Turns what a libnl rtnl_*_build_*_request() function returned into a Request.
+Request built(int error, nl_msg* message, std::string step) {
+    if (error < 0) throw Error(step, nl_geterror(error));
+    return {NlMessage{message}, std::move(step)};
+}
+
+Request add_request(rtnl_link* link, std::string step) {
+    nl_msg* message = nullptr;
+    const int error = rtnl_link_build_add_request(link, NLM_F_CREATE | NLM_F_EXCL, &message);
+    return built(error, message, std::move(step));
+}
+
+LinkAddress to_nl(const boost::asio::ip::address& address, const std::string& step) {
+    LinkAddress result;
+    if (address.is_v4()) {
+        const auto bytes = address.to_v4().to_bytes();
+        result.reset(nl_addr_build(AF_INET, bytes.data(), bytes.size()));
+    } else {
+        const auto bytes = address.to_v6().to_bytes();
+        result.reset(nl_addr_build(AF_INET6, bytes.data(), bytes.size()));
+    }
+    return allocated(std::move(result), step);
+}
+
+}  // namespace
+
+Request add_veth(const std::string& name, int index, const std::string& peer, int peer_namespace,
+                 unsigned mtu) {
+    auto step = fmt::format("add veth '{}' with peer '{}'", name, peer);
+    auto link = allocated(Link{rtnl_link_veth_alloc()}, step);
+    rtnl_link_set_name(link.get(), name.c_str());
+    rtnl_link_set_ifindex(link.get(), index);
+    rtnl_link_set_mtu(link.get(), mtu);
+    auto* other = rtnl_link_veth_get_peer(link.get());
+    rtnl_link_set_name(other, peer.c_str());
+    rtnl_link_set_mtu(other, mtu);
+    rtnl_link_set_ns_fd(other, peer_namespace);
+    rtnl_link_put(other);
+    return add_request(link.get(), std::move(step));
+}
+
+Request add_bridge(const std::string& name, int index, const std::string& mac, unsigned mtu) {
+    auto step = fmt::format("add bridge '{}'", name);
+    auto link = allocated(Link{rtnl_link_bridge_alloc()}, step);
+    nl_addr* address = nullptr;
+    if (int error = nl_addr_parse(mac.c_str(), AF_LLC, &address); error < 0)
+        throw Error(step, fmt::format("MAC '{}': {}", mac, nl_geterror(error)));
+    const LinkAddress owned{address};
+    rtnl_link_set_name(link.get(), name.c_str());
+    rtnl_link_set_ifindex(link.get(), index);
+    rtnl_link_set_addr(link.get(), address);
+    rtnl_link_set_mtu(link.get(), mtu);
+    return add_request(link.get(), std::move(step));
+}
+
+Request set_up(const std::string& name, int index, int master, unsigned mtu) {
+    auto step = fmt::format("set '{}' up", name);
+    auto change = allocated(Link{rtnl_link_alloc()}, step);
+    rtnl_link_set_ifindex(change.get(), index);
+    rtnl_link_set_flags(change.get(), IFF_UP);
+    if (master != 0) rtnl_link_set_master(change.get(), master);
+    if (mtu != 0) rtnl_link_set_mtu(change.get(), mtu);
+    // RTM_NEWLINK without NLM_F_CREATE changes an existing link.
+    nl_msg* message = nullptr;
+    const int error = rtnl_link_build_add_request(change.get(), 0, &message);
+    return built(error, message, std::move(step));
+}
+
+Request add_address(const std::string& name, int index, const boost::asio::ip::address& address,
+                    unsigned prefix_length) {
+    auto step = fmt::format("add address {}/{} to '{}'", address.to_string(), prefix_length, name);
+    auto local = to_nl(address, step);
+    nl_addr_set_prefixlen(local.get(), static_cast<int>(prefix_length));
+    auto request = allocated(InterfaceAddress{rtnl_addr_alloc()}, step);
+    rtnl_addr_set_ifindex(request.get(), index);
+    rtnl_addr_set_local(request.get(), local.get());
+    nl_msg* message = nullptr;
+    const int error =
+        rtnl_addr_build_add_request(request.get(), NLM_F_CREATE | NLM_F_EXCL, &message);
+    return built(error, message, std::move(step));
+}
+
+Request add_default_route(int index, const boost::asio::ip::address& gateway) {
+    auto step = fmt::format("add default route via {}", gateway.to_string());
+    auto via = to_nl(gateway, step);
+    auto route = allocated(Route{rtnl_route_alloc()}, step);
+    auto* hop = rtnl_route_nh_alloc();
+    if (hop == nullptr) throw Error(step, ENOMEM);
+    rtnl_route_nh_set_ifindex(hop, index);
+    rtnl_route_nh_set_gateway(hop, via.get());
+    rtnl_route_add_nexthop(route.get(), hop);
+    LinkAddress any{nl_addr_build(gateway.is_v4() ? AF_INET : AF_INET6, nullptr, 0)};
+    nl_addr_set_prefixlen(any.get(), 0);
+    rtnl_route_set_dst(route.get(), any.get());
+    nl_msg* message = nullptr;
+    const int error =
+        rtnl_route_build_add_request(route.get(), NLM_F_CREATE | NLM_F_EXCL, &message);
+    return built(error, message, std::move(step));
+}
+
+Request delete_link(const std::string& name, int index) {
+    auto step = fmt::format("delete '{}'", name);
+    auto link = allocated(Link{rtnl_link_alloc()}, step);
+    rtnl_link_set_ifindex(link.get(), index);
+    nl_msg* message = nullptr;
+    const int error = rtnl_link_build_delete_request(link.get(), &message);
+    return built(error, message, std::move(step));
+}
+
+}  // namespace qvm::netns

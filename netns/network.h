@@ -1,0 +1,65 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netns/forwarding.h"
+#include "netns/host_network.h"
+#include "netns/namespace.h"
+#include "netns/nft.h"
+#include "netns/plan.h"
+#include "netns/route_socket.h"
+#include "netns/unique_fd.h"
+
+namespace qvm::netns {
+
+/// A plan made real. Everything that it created hangs on descriptors of this object: when they
+/// close, by the destructor or by SIGKILL, the kernel takes the namespace, the links and the rules
+/// back. Only a forwarding setting of the host is left to the next sweep_forwarding() then.
+class Network {
+  public:
+    /// Carries out `plan` in `space`, a namespace that is empty. `host` belongs to the host's
+    /// namespace and must outlive this object; `forwarding_directory` is ForwardingLease's.
+    /// Throws Error, and then nothing is left.
+    Network(const NetworkPlan& plan, Namespace space, Claims claims, RouteSocket& host,
+            const std::filesystem::path& forwarding_directory);
+    Network(const Network&) = delete;
+    Network& operator=(const Network&) = delete;
+    ~Network();
+
+    /// The TAP's descriptors, one a queue, and vhost's beside them (empty without vhost). They are
+    /// given away: QEMU is to be their only holder, so that its end is the TAP's end.
+    [[nodiscard]] std::vector<UniqueFd> take_tap() { return std::move(tap_); }
+    [[nodiscard]] std::vector<UniqueFd> take_vhost() { return std::move(vhost_); }
+
+    /// Sockets bound to 127.0.0.1, dns_relay_port, inside the namespace (UDP, and TCP listening);
+    /// unset without an uplink. Given away.
+    [[nodiscard]] UniqueFd take_dns_udp() { return std::move(dns_udp_); }
+    [[nodiscard]] UniqueFd take_dns_tcp() { return std::move(dns_tcp_); }
+
+    [[nodiscard]] const Namespace& space() const noexcept { return space_; }
+
+    /// Removes what the host can see of the network (the veth, the rules) at once, before the
+    /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
+    void detach() noexcept;
+
+  private:
+    void build_inside(const NetworkPlan& plan, const Namespace& host_space);
+    void build_uplink(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
+
+    Namespace space_;
+    Claims claims_;
+    RouteSocket& host_;
+    std::vector<UniqueFd> tap_;
+    std::vector<UniqueFd> vhost_;
+    UniqueFd dns_udp_;
+    UniqueFd dns_tcp_;
+    std::string host_link_;
+    int host_link_index_ = 0;  ///< 0 while there is none
+    std::optional<nft::Socket> host_rules_;
+    std::optional<ForwardingLease> forwarding_;
+};
+
+}  // namespace qvm::netns

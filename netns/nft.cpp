@@ -1,0 +1,305 @@
+#include "netns/nft.h"
+
+#include <fmt/format.h>
+#include <libmnl/libmnl.h>
+#include <libnftnl/batch.h>
+#include <libnftnl/chain.h>
+#include <libnftnl/common.h>
+#include <libnftnl/expr.h>
+#include <libnftnl/rule.h>
+#include <libnftnl/table.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/nf_conntrack_common.h>
+#include <linux/netfilter/nf_nat.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <net/if.h>
+#include <poll.h>
+
+#include <array>
+#include <cstring>
+
+#include "netns/error.h"
+#include "netns/route_socket.h"
+
+namespace qvm::netns::nft {
+
+namespace {
+
+// linux/netfilter/nf_tables.h of Debian 12 has it; libnftnl 1.2.4 passes the flags through.
+constexpr std::uint32_t owner_flag = NFT_TABLE_F_OWNER;
+// IPv4 header: RFC 791, section 3.1.
+constexpr std::uint32_t source_offset = 12;
+constexpr std::uint32_t destination_offset = 16;
+constexpr int answer_timeout_ms = 5000;
+
+struct HookFacts {
+    const char* name;
+    const char* type;
+    const char* hook;
+    const char* priority_name;
+    std::uint32_t number;
+    std::int32_t priority;
+};
+
+const HookFacts& facts(Chain::Hook hook) {
+    static constexpr std::array<HookFacts, 3> table{{
+        {"prerouting", "nat", "prerouting", "dstnat", NF_INET_PRE_ROUTING, -100},
+        {"forward", "filter", "forward", "filter", NF_INET_FORWARD, 0},
+        {"postrouting", "nat", "postrouting", "srcnat", NF_INET_POST_ROUTING, 100},
+    }};
+    return table[static_cast<std::size_t>(hook)];
+}
+
+// --- text ---------------------------------------------------------------------------------------
+
+struct ToText {
+    std::string operator()(const InputInterface& m) const {
+        return fmt::format("iifname \"{}\"", m.name);
+    }
+    std::string operator()(const OutputInterface& m) const {
+        return fmt::format("oifname {}\"{}\"", m.negated ? "!= " : "", m.name);
+    }
+    std::string operator()(const SourceNetwork& m) const {
+        const auto text = m.network.prefix_length() == 32 ? m.network.address().to_string()
+                                                          : m.network.to_string();
+        return "ip saddr " + text;
+    }
+    std::string operator()(const DestinationAddress& m) const {
+        return "ip daddr " + m.address.to_string();
+    }
+    std::string operator()(const Established&) const { return "ct state established,related"; }
+    std::string operator()(const Accept&) const { return "accept"; }
+    std::string operator()(const Drop&) const { return "drop"; }
+    std::string operator()(const Masquerade&) const { return "masquerade"; }
+    std::string operator()(const Dnat& s) const { return "dnat to " + s.address.to_string(); }
+};
+
+// --- netlink ------------------------------------------------------------------------------------
+
+template <auto Function>
+struct Free {
+    void operator()(auto* object) const noexcept { Function(object); }
+};
+using NftTable = std::unique_ptr<nftnl_table, Free<nftnl_table_free>>;
+using NftChain = std::unique_ptr<nftnl_chain, Free<nftnl_chain_free>>;
+using NftRule = std::unique_ptr<nftnl_rule, Free<nftnl_rule_free>>;
+
+/// Appends a statement's expressions to a rule; libnftnl's rule owns them.
+struct ToExpressions {
+    nftnl_rule* rule;
+
+    nftnl_expr* add(const char* name) const {
+        auto* expression = nftnl_expr_alloc(name);
+        if (expression == nullptr) throw Error("allocate nft expression", ENOMEM);
+        nftnl_rule_add_expr(rule, expression);
+        return expression;
+    }
+    void compare(std::uint32_t op, const void* data, std::size_t size) const {
+        auto* e = add("cmp");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_CMP_SREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_CMP_OP, op);
+        nftnl_expr_set(e, NFTNL_EXPR_CMP_DATA, data, static_cast<std::uint32_t>(size));
+    }
+    void mask(std::uint32_t mask_bytes) const {
+        const std::uint32_t zero = 0;
+        auto* e = add("bitwise");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_SREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_DREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_LEN, sizeof mask_bytes);
+        nftnl_expr_set(e, NFTNL_EXPR_BITWISE_MASK, &mask_bytes, sizeof mask_bytes);
+        nftnl_expr_set(e, NFTNL_EXPR_BITWISE_XOR, &zero, sizeof zero);
+    }
+    void interface(std::uint32_t key, const std::string& name, bool negated) const {
+        auto* e = add("meta");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_META_KEY, key);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_META_DREG, NFT_REG_1);
+        std::array<char, IFNAMSIZ> padded{};
+        name.copy(padded.data(), padded.size() - 1);
+        compare(negated ? NFT_CMP_NEQ : NFT_CMP_EQ, padded.data(), padded.size());
+    }
+    void address(std::uint32_t offset, const boost::asio::ip::network_v4& network) const {
+        auto* e = add("payload");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_DREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_OFFSET, offset);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_LEN, 4);
+        if (network.prefix_length() < 32) {
+            std::uint32_t bytes;
+            std::memcpy(&bytes, network.netmask().to_bytes().data(), sizeof bytes);
+            mask(bytes);
+        }
+        const auto bytes = network.network().to_bytes();
+        compare(NFT_CMP_EQ, bytes.data(), bytes.size());
+    }
+    void verdict(std::uint32_t value) const {
+        auto* e = add("immediate");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_DREG, NFT_REG_VERDICT);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_VERDICT, value);
+    }
+
+    void operator()(const InputInterface& m) const { interface(NFT_META_IIFNAME, m.name, false); }
+    void operator()(const OutputInterface& m) const {
+        interface(NFT_META_OIFNAME, m.name, m.negated);
+    }
+    void operator()(const SourceNetwork& m) const { address(source_offset, m.network); }
+    void operator()(const DestinationAddress& m) const {
+        address(destination_offset, {m.address, 32});
+    }
+    void operator()(const Established&) const {
+        auto* e = add("ct");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_CT_KEY, NFT_CT_STATE);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_CT_DREG, NFT_REG_1);
+        mask(NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED));
+        const std::uint32_t zero = 0;
+        compare(NFT_CMP_NEQ, &zero, sizeof zero);
+    }
+    void operator()(const Accept&) const { verdict(NF_ACCEPT); }
+    void operator()(const Drop&) const { verdict(NF_DROP); }
+    void operator()(const Masquerade&) const { add("masq"); }
+    void operator()(const Dnat& s) const {
+        const auto bytes = s.address.to_bytes();
+        auto* value = add("immediate");
+        nftnl_expr_set_u32(value, NFTNL_EXPR_IMM_DREG, NFT_REG_1);
+        nftnl_expr_set(value, NFTNL_EXPR_IMM_DATA, bytes.data(), bytes.size());
+        auto* nat = add("nat");
+        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_TYPE, NFT_NAT_DNAT);
+        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_FAMILY, NFPROTO_IPV4);
+        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_REG_ADDR_MIN, NFT_REG_1);
+    }
+};
+
+/// Grows a batch message by message; the buffer is far larger than any table of ours.
+class Batch {
+  public:
+    Batch() : buffer_(64 * 1024) {
+        nftnl_batch_begin(end(), sequence_++);
+        advance();
+    }
+
+    /// Starts a message of nf_tables type `type`, to be filled and then closed by advance().
+    nlmsghdr* message(std::uint16_t type, std::uint16_t flags) {
+        return nftnl_nlmsg_build_hdr(end(), type, NFPROTO_IPV4,
+                                     static_cast<std::uint16_t>(flags | NLM_F_ACK), sequence_++);
+    }
+    void advance() { size_ += reinterpret_cast<nlmsghdr*>(end())->nlmsg_len; }
+
+    std::vector<char> finish() {
+        nftnl_batch_end(end(), sequence_++);
+        advance();
+        buffer_.resize(size_);
+        return std::move(buffer_);
+    }
+
+  private:
+    char* end() { return buffer_.data() + size_; }
+
+    std::vector<char> buffer_;
+    std::size_t size_ = 0;
+    std::uint32_t sequence_ = 0;
+};
+
+void add_table(Batch& batch, const Table& table) {
+    NftTable object{nftnl_table_alloc()};
+    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
+    nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, table.name.c_str());
+    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FLAGS, table.owned ? owner_flag : 0);
+    auto* header = batch.message(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL);
+    nftnl_table_nlmsg_build_payload(header, object.get());
+    batch.advance();
+}
+
+void add_chain(Batch& batch, const Table& table, const Chain& chain) {
+    const auto& hook = facts(chain.hook);
+    NftChain object{nftnl_chain_alloc()};
+    nftnl_chain_set_str(object.get(), NFTNL_CHAIN_TABLE, table.name.c_str());
+    nftnl_chain_set_str(object.get(), NFTNL_CHAIN_NAME, hook.name);
+    nftnl_chain_set_str(object.get(), NFTNL_CHAIN_TYPE, hook.type);
+    nftnl_chain_set_u32(object.get(), NFTNL_CHAIN_HOOKNUM, hook.number);
+    nftnl_chain_set_s32(object.get(), NFTNL_CHAIN_PRIO, hook.priority);
+    nftnl_chain_set_u32(object.get(), NFTNL_CHAIN_POLICY, NF_ACCEPT);
+    auto* header = batch.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL);
+    nftnl_chain_nlmsg_build_payload(header, object.get());
+    batch.advance();
+}
+
+void add_rule(Batch& batch, const Table& table, const Chain& chain, const Rule& rule) {
+    NftRule object{nftnl_rule_alloc()};
+    nftnl_rule_set_u32(object.get(), NFTNL_RULE_FAMILY, NFPROTO_IPV4);
+    nftnl_rule_set_str(object.get(), NFTNL_RULE_TABLE, table.name.c_str());
+    nftnl_rule_set_str(object.get(), NFTNL_RULE_CHAIN, facts(chain.hook).name);
+    for (const auto& statement : rule) std::visit(ToExpressions{object.get()}, statement);
+    auto* header = batch.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
+    nftnl_rule_nlmsg_build_payload(header, object.get());
+    batch.advance();
+}
+
+std::size_t count_messages(const Table& table) {
+    std::size_t count = 1 + table.chains.size();
+    for (const auto& chain : table.chains) count += chain.rules.size();
+    return count;
+}
+
+}  // namespace
+
+std::string to_text(const Table& table) {
+    auto text = fmt::format("table ip {} {{\n", table.name);
+    if (table.owned) text += "    flags owner\n";
+    for (const auto& chain : table.chains) {
+        const auto& hook = facts(chain.hook);
+        text +=
+            fmt::format("    chain {} {{\n        type {} hook {} priority {}; policy accept;\n",
+                        hook.name, hook.type, hook.hook, hook.priority_name);
+        for (const auto& rule : chain.rules) {
+            text += "       ";
+            for (const auto& statement : rule) text += ' ' + std::visit(ToText{}, statement);
+            text += '\n';
+        }
+        text += "    }\n";
+    }
+    return text + "}";
+}
+
+std::vector<char> encode(const Table& table) {
+    Batch batch;
+    add_table(batch, table);
+    for (const auto& chain : table.chains) {
+        add_chain(batch, table, chain);
+        for (const auto& rule : chain.rules) add_rule(batch, table, chain, rule);
+    }
+    return batch.finish();
+}
+
+void Socket::Close::operator()(mnl_socket* socket) const noexcept {
+    mnl_socket_close(socket);
+}
+
+Socket::Socket() : socket_(mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC)) {
+    if (!socket_) throw Error("open nfnetlink socket", errno);
+    check(mnl_socket_bind(socket_.get(), 0, MNL_SOCKET_AUTOPID), "bind nfnetlink socket");
+}
+
+void Socket::commit(const Table& table) {
+    const auto step = fmt::format("create nftables table 'ip {}'", table.name);
+    const auto batch = encode(table);
+    check(static_cast<int>(mnl_socket_sendto(socket_.get(), batch.data(), batch.size())), step);
+
+    // On success every message is acknowledged; on failure only errors are certain to come.
+    pollfd readable{mnl_socket_get_fd(socket_.get()), POLLIN, 0};
+    for (std::size_t left = count_messages(table); left > 0;) {
+        if (check(::poll(&readable, 1, answer_timeout_ms), step) == 0) throw Error(step, ETIMEDOUT);
+        alignas(nlmsghdr) std::array<char, 16384> buffer;
+        int length =
+            static_cast<int>(mnl_socket_recvfrom(socket_.get(), buffer.data(), buffer.size()));
+        check(length, step);
+        const auto* header = reinterpret_cast<const nlmsghdr*>(buffer.data());
+        for (; mnl_nlmsg_ok(header, length); header = mnl_nlmsg_next(header, &length)) {
+            if (header->nlmsg_type != NLMSG_ERROR) continue;
+            const auto* ack = static_cast<const nlmsgerr*>(mnl_nlmsg_get_payload(header));
+            if (ack->error != 0) throw Error(step, -ack->error);
+            --left;
+        }
+    }
+}
+
+}  // namespace qvm::netns::nft

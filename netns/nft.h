@@ -1,0 +1,84 @@
+#pragma once
+
+#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/network_v4.hpp>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+struct mnl_socket;
+
+/// The nftables rules that qvm writes: values, their text, their netlink batch, and the socket
+/// that commits (and, for owned tables, keeps) them. See nft(8) and linux/netfilter/nf_tables.h.
+namespace qvm::netns::nft {
+
+/// Matches; a rule's statements are read from left to right.
+struct InputInterface {
+    std::string name;
+};
+struct OutputInterface {
+    std::string name;
+    bool negated = false;
+};
+struct SourceNetwork {
+    boost::asio::ip::network_v4 network;
+};
+struct DestinationAddress {
+    boost::asio::ip::address_v4 address;
+};
+/// ct state established,related
+struct Established {};
+
+/// Verdicts and NAT statements.
+struct Accept {};
+struct Drop {};
+struct Masquerade {};
+struct Dnat {
+    boost::asio::ip::address_v4 address;
+};
+
+using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationAddress,
+                               Established, Accept, Drop, Masquerade, Dnat>;
+using Rule = std::vector<Statement>;
+
+/// A base chain with policy accept, at the standard priority of its hook.
+struct Chain {
+    enum class Hook { prerouting_nat, forward_filter, postrouting_nat };
+    Hook hook;
+    std::vector<Rule> rules;
+};
+
+/// A table of family `ip`.
+struct Table {
+    std::string name;
+    bool owned = false;  ///< NFT_TABLE_F_OWNER: lives as long as the socket that commits it
+    std::vector<Chain> chains;
+};
+
+/// The table as `nft -f` would take it, without a final newline.
+std::string to_text(const Table& table);
+
+/// One netlink transaction that creates the table and fails if it exists: nfnetlink messages with
+/// sequence numbers from 0, ready for a NETLINK_NETFILTER socket.
+std::vector<char> encode(const Table& table);
+
+/// A nfnetlink socket. It belongs to the namespace of the thread that opened it, and the tables
+/// with the owner flag that it committed are deleted by the kernel when its last descriptor closes.
+class Socket {
+  public:
+    /// Opens the socket in the calling thread's namespace. Throws Error.
+    Socket();
+
+    /// Creates the table in one transaction. Throws Error with the table's name.
+    void commit(const Table& table);
+
+  private:
+    struct Close {
+        void operator()(mnl_socket* socket) const noexcept;
+    };
+    std::unique_ptr<mnl_socket, Close> socket_;
+};
+
+}  // namespace qvm::netns::nft

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/network_v4.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netns/host_network.h"
+#include "netns/nft.h"
+
+/// From what was asked for and what the host is like to a plan: values only, nothing is touched.
+namespace qvm::netns {
+
+/// What joins the namespace to the outside; see docs/architecture.md for the pictures.
+enum class Mode { isolated, nat, flat };
+
+/// What the user asked for. Unset members are the plan's to choose.
+struct NetworkSpec {
+    Mode mode = Mode::nat;
+    std::optional<boost::asio::ip::network_v4> subnet;
+    std::optional<boost::asio::ip::address_v4> address;  ///< the guest's
+    std::optional<std::string> mac;                      ///< the guest's, as aa:bb:cc:dd:ee:ff
+    std::optional<unsigned> mtu;                         ///< bytes
+    std::optional<boost::asio::ip::network_v4> pool;     ///< of the /31s between host and namespace
+    unsigned queues = 1;
+    std::string id;          ///< at most 8 characters, unique on the host
+    std::string guest_name;  ///< the guest's host name in DHCP and DNS
+};
+
+/// The veth pair between host and namespace, and the host's side of it.
+struct UplinkPlan {
+    std::string host_link;  ///< the host end's name
+    std::string interface;  ///< the host's own way out; empty where there is none
+    boost::asio::ip::address_v4 host_address;
+    boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
+    unsigned prefix_length = 31;
+};
+
+struct NetworkPlan {
+    Mode mode = Mode::nat;
+    std::string id;
+    unsigned mtu = 1500;  ///< bytes, of every link and in DHCP
+    boost::asio::ip::network_v4 subnet;
+    boost::asio::ip::address_v4 gateway;  ///< the guests' router
+    boost::asio::ip::address_v4 bridge;   ///< br0's own address; DHCP and DNS answer there
+    std::string guest_name;
+    boost::asio::ip::address_v4 guest_address;
+    std::string guest_mac;
+    unsigned queues = 1;
+    std::optional<UplinkPlan> uplink;
+};
+
+/// The networks that a plan occupies on the host, kept from other qvm processes.
+struct Claims {
+    std::optional<Claim> link;    ///< nat: the /31
+    std::optional<Claim> subnet;  ///< flat: the guests' subnet, which the host end shares
+};
+
+/// Names inside the namespace; the same in each, since nobody else is there.
+inline constexpr const char* bridge_name = "br0";
+inline constexpr const char* tap_name = "tap0";
+inline constexpr const char* inner_link_name = "up0";
+/// Where the DNS relay listens inside the namespace, on 127.0.0.1.
+inline constexpr unsigned short dns_relay_port = 5300;
+/// The domain of guests' names.
+inline constexpr const char* domain = "qvm";
+
+/// Takes the networks that `spec` needs on this host. Throws Error where none is free.
+Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host);
+
+/// The plan for one guest. Throws Error (with the reason) for what does not fit together.
+NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Claims& claims);
+
+/// The namespace's own rules; nothing where it does not route.
+std::optional<nft::Table> inner_table(const NetworkPlan& plan);
+/// The host's rules; nothing without an uplink.
+std::optional<nft::Table> host_table(const NetworkPlan& plan);
+/// dnsmasq's command line, to be run inside the namespace.
+std::vector<std::string> dnsmasq_command(const NetworkPlan& plan);
+/// The steps that Network takes, a line or more each, for people.
+std::vector<std::string> describe(const NetworkPlan& plan);
+
+}  // namespace qvm::netns

@@ -1,0 +1,79 @@
+#include "netns/route_socket.h"
+
+#include <linux/netlink.h>
+#include <netlink/attr.h>
+#include <netlink/netlink.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <cstring>
+#include <optional>
+
+#include "netns/error.h"
+
+namespace qvm::netns {
+
+namespace {
+
+void enable(int fd, int option, std::string_view step) {
+    int one = 1;
+    check(::setsockopt(fd, SOL_NETLINK, option, &one, sizeof one), step);
+}
+
+/// The kernel's sentence in an acknowledgement that carries one. With NETLINK_CAP_ACK the
+/// attributes follow the nlmsgerr directly. See linux/netlink.h, enum nlmsgerr_attrs.
+std::string extended_ack_text(nlmsghdr* header) {
+    if (!(header->nlmsg_flags & NLM_F_ACK_TLVS)) return {};
+    std::array<nlattr*, NLMSGERR_ATTR_MAX + 1> attributes{};
+    if (nlmsg_parse(header, sizeof(nlmsgerr), attributes.data(), NLMSGERR_ATTR_MAX, nullptr) < 0)
+        return {};
+    auto* text = attributes[NLMSGERR_ATTR_MSG];
+    if (text == nullptr) return {};
+    auto* begin = static_cast<const char*>(nla_data(text));
+    return {begin, ::strnlen(begin, static_cast<std::size_t>(nla_len(text)))};
+}
+
+}  // namespace
+
+RouteSocket::RouteSocket() : socket_(nl_socket_alloc()) {
+    if (!socket_) throw Error("open rtnetlink socket", ENOMEM);
+    if (int error = nl_connect(socket_.get(), NETLINK_ROUTE); error < 0)
+        throw Error("open rtnetlink socket", nl_geterror(error));
+    enable(nl_socket_get_fd(socket_.get()), NETLINK_EXT_ACK, "enable extended acks");
+    enable(nl_socket_get_fd(socket_.get()), NETLINK_CAP_ACK, "cap netlink acks");
+}
+
+void RouteSocket::transact(std::vector<Request> requests) {
+    if (requests.empty()) return;
+    const unsigned first = sequence_;
+    std::vector<char> batch;
+    for (auto& request : requests) {
+        auto* header = nlmsg_hdr(request.message.get());
+        header->nlmsg_seq = sequence_++;
+        header->nlmsg_flags |= NLM_F_REQUEST | NLM_F_ACK;
+        auto* begin = reinterpret_cast<const char*>(header);
+        batch.insert(batch.end(), begin, begin + NLMSG_ALIGN(header->nlmsg_len));
+    }
+    const int fd = nl_socket_get_fd(socket_.get());
+    check(static_cast<int>(::send(fd, batch.data(), batch.size(), 0)), "send rtnetlink requests");
+
+    std::optional<Error> failure;
+    for (std::size_t answered = 0; answered < requests.size();) {
+        alignas(nlmsghdr) std::array<char, 16384> buffer;
+        int length = static_cast<int>(::recv(fd, buffer.data(), buffer.size(), 0));
+        if (length < 0 && errno == EINTR) continue;
+        check(length, "receive rtnetlink acknowledgement");
+        auto* header = reinterpret_cast<nlmsghdr*>(buffer.data());
+        for (; nlmsg_ok(header, length); header = nlmsg_next(header, &length)) {
+            const unsigned index = header->nlmsg_seq - first;
+            if (header->nlmsg_type != NLMSG_ERROR || index >= requests.size()) continue;
+            ++answered;
+            const auto* ack = static_cast<const nlmsgerr*>(nlmsg_data(header));
+            if (ack->error != 0 && !failure)
+                failure.emplace(requests[index].step, -ack->error, extended_ack_text(header));
+        }
+    }
+    if (failure) throw *failure;
+}
+
+}  // namespace qvm::netns

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <netlink/msg.h>
+#include <netlink/socket.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace qvm::netns {
+
+/// Calls a C library's destroying function from a unique_ptr.
+template <auto Function>
+struct Deleter {
+    void operator()(auto* object) const noexcept { Function(object); }
+};
+
+using NlMessage = std::unique_ptr<nl_msg, Deleter<nlmsg_free>>;
+
+/// One rtnetlink request and what it is for ("add bridge 'br0'"), so that a refusal names it.
+struct Request {
+    NlMessage message;
+    std::string step;
+};
+
+/// An rtnetlink socket (rtnetlink(7)). It belongs to the namespace of the thread that opened it
+/// and stays there whoever uses it.
+class RouteSocket {
+  public:
+    /// Opens the socket in the calling thread's namespace. Throws Error.
+    RouteSocket();
+
+    /// Sends all requests in one message and waits for every acknowledgement. The kernel works
+    /// them off in order and does not stop at a failure; the first failure is thrown as Error with
+    /// its step and the kernel's own text.
+    void transact(std::vector<Request> requests);
+
+    /// libnl's socket, for dumps; owned by this object.
+    [[nodiscard]] nl_sock* get() const noexcept { return socket_.get(); }
+
+  private:
+    std::unique_ptr<nl_sock, Deleter<nl_socket_free>> socket_;
+    unsigned sequence_ = 1;
+};
+
+}  // namespace qvm::netns

@@ -1,0 +1,71 @@
+// What the design rests on, as the kernel has it: each of these is an assumption of netns/.
+#include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <catch2/catch.hpp>
+
+#include "netns/host_network.h"
+#include "netns/namespace.h"
+#include "netns/nft.h"
+#include "netns/route_socket.h"
+#include "netns/tap.h"
+#include "oracle.h"
+
+using namespace qvm;
+using namespace qvm::netns;
+
+TEST_CASE("a namespace lives as long as a descriptor of it, mounted nowhere") {
+    UniqueFd socket;
+    {
+        const auto space = Namespace::create();
+        space.run([&] { socket.reset(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)); });
+        oracle::sh(space, "ip link add left0 type bridge");
+    }
+    CHECK(socket);
+    CHECK(oracle::sh("ip netns list").empty());
+}
+
+TEST_CASE("a veth's host end goes when the namespace of the other end does") {
+    {
+        const auto space = Namespace::create();
+        oracle::sh("ip link add here0 type veth peer name there0 netns /proc/" +
+                   std::to_string(::getpid()) + "/fd/" + std::to_string(space.fd()));
+        CHECK(!oracle::sh("ip -br link show here0").empty());
+    }
+    CHECK(oracle::becomes_empty("ip -br link | grep here0"));
+}
+
+TEST_CASE("a TAP is gone with its last descriptor") {
+    auto tap = open_tap("tap7", 1);
+    CHECK(interface_index("tap7") > 0);
+    tap.clear();
+    CHECK(oracle::becomes_empty("ip -br link | grep tap7"));
+}
+
+TEST_CASE("an owned table survives a flush by others and dies with its socket") {
+    {
+        nft::Socket socket;
+        socket.commit({.name = "mine", .owned = true, .chains = {}});
+        oracle::sh("nft flush ruleset");
+        CHECK(oracle::sh("nft list tables").find("mine") != std::string::npos);
+    }
+    CHECK(oracle::sh("nft list tables").empty());
+}
+
+TEST_CASE("a claim is this process' alone and is free when it goes") {
+    const auto network = boost::asio::ip::make_network_v4("10.213.9.8/31");
+    auto claim = Claim::take(network);
+    REQUIRE(claim);
+    CHECK(!Claim::take(network));
+    claim.reset();
+    CHECK(Claim::take(network));
+}
+
+TEST_CASE("the calling thread never changes its namespace") {
+    const auto before = oracle::sh("readlink /proc/self/ns/net");
+    const auto space = Namespace::create();
+    CHECK(oracle::sh(space, "readlink /proc/self/ns/net") != before);
+    CHECK_THROWS_AS(space.run([] { throw std::runtime_error("inside"); }), std::runtime_error);
+    CHECK(oracle::sh("readlink /proc/self/ns/net") == before);
+}

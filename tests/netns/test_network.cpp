@@ -1,0 +1,292 @@
+#include <fmt/format.h>
+#include <linux/if_tun.h>
+#include <net/if.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/wait.h>
+
+#include <catch2/catch.hpp>
+#include <filesystem>
+
+#include "netns/error.h"
+#include "netns/network.h"
+#include "oracle.h"
+
+using namespace qvm;
+using namespace qvm::netns;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Directory {
+    Directory() {
+        char name[] = "/tmp/qvm-test-XXXXXX";
+        path = ::mkdtemp(name);
+    }
+    ~Directory() { fs::remove_all(path); }
+    fs::path path;
+};
+
+NetworkSpec spec_of(Mode mode, const std::string& id = "t1") {
+    NetworkSpec spec;
+    spec.mode = mode;
+    spec.id = id;
+    spec.guest_name = "web";
+    return spec;
+}
+
+/// A network as the launcher makes it.
+struct Made {
+    explicit Made(const NetworkSpec& spec, const fs::path& directory)
+        : host_facts(read_host_network(host)),
+          claims(claim_networks(spec, host_facts)),
+          plan(make_plan(spec, host_facts, claims)),
+          network(plan, Namespace::create(), std::move(claims), host, directory) {}
+    RouteSocket host;
+    HostNetwork host_facts;
+    Claims claims;
+    NetworkPlan plan;
+    Network network;
+};
+
+std::string forwarding(const std::string& interface) {
+    return oracle::sh("cat /proc/sys/net/ipv4/conf/" + interface + "/forwarding");
+}
+
+std::string picture_of_the_host() {
+    return oracle::sh(
+        "ip -br link; ip -br addr; ip route show table all; ip rule; nft list ruleset; "
+        "sysctl -a 2>/dev/null | grep -E 'ipv4.*(forwarding|route_localnet)'");
+}
+
+}  // namespace
+
+TEST_CASE("isolated: a bridge with the gateway's address and a TAP, and nothing on the host") {
+    const Directory directory;
+    const auto before = picture_of_the_host();
+    Made made{spec_of(Mode::isolated), directory.path};
+
+    const auto& space = made.network.space();
+    const auto links = oracle::json(space, "ip -j -d link");
+    const auto tap = oracle::find(links, "ifname", "tap0");
+    REQUIRE(tap.is_object());
+    CHECK(tap.at("master").as_string() == "br0");
+    CHECK(tap.at("linkinfo").at("info_data").at("vnet_hdr") == true);
+    CHECK(tap.at("linkinfo").at("info_data").at("persist") == false);
+    CHECK(oracle::find(links, "ifname", "br0").at("linkinfo").at("info_kind") == "bridge");
+    const auto addresses =
+        oracle::json(space, "ip -j -4 addr show br0").at(0).at("addr_info").at(0);
+    CHECK(addresses.at("local") == "192.168.26.1");
+    CHECK(addresses.at("prefixlen") == 24);
+    CHECK(links.as_array().size() == 3);
+    CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("nat: masquerade inside and outside, a /31, and the uplink's MTU all the way") {
+    const Directory directory;
+    const oracle::Internet internet(1400);
+    const auto before = picture_of_the_host();
+    {
+        Made made{spec_of(Mode::nat), directory.path};
+        const auto& space = made.network.space();
+        for (const char* name : {"br0", "tap0", "up0"}) {
+            INFO(name);
+            const auto link = oracle::find(oracle::json(space, "ip -j link"), "ifname", name);
+            REQUIRE(link.is_object());
+            CHECK(link.at("mtu") == 1400);
+        }
+        const auto host_link = oracle::json("ip -j addr show qvm-t1").at(0);
+        CHECK(host_link.at("mtu") == 1400);
+        CHECK(host_link.at("addr_info").at(0).at("local") == "10.213.0.0");
+        CHECK(host_link.at("addr_info").at(0).at("prefixlen") == 31);
+        CHECK(forwarding("wan0") == "1\n");
+        CHECK(forwarding("qvm-t1") == "1\n");
+        CHECK(oracle::sh("cat /proc/sys/net/ipv4/ip_forward") == "0\n");
+
+        // A stand-in for the guest: an address of the subnet on br0's side of the router.
+        oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
+        const auto reply = oracle::sh(space, "ping -c1 -W2 -I 192.168.26.10 198.51.100.7");
+        CHECK(reply.find("1 received") != std::string::npos);
+        CHECK(oracle::sh(internet.space, "ip route get 203.0.113.2").find("203.0.113.2") !=
+              std::string::npos);
+    }
+    CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("nat: the server outside sees the host's address") {
+    const Directory directory;
+    const oracle::Internet internet;
+    Made made{spec_of(Mode::nat), directory.path};
+    const auto& space = made.network.space();
+    oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
+    oracle::sh(internet.space,
+               "socat -u TCP-LISTEN:7000,reuseaddr SYSTEM:'echo $SOCAT_PEERADDR' "
+               "> " +
+                   (directory.path / "peer").string() +
+                   " 2>/dev/null &"
+                   " for i in $(seq 100); do ss -ltn | grep -q :7000 && exit 0; "
+                   "sleep 0.02; done; exit 1");
+    oracle::sh(space, "echo hello | socat - TCP:198.51.100.7:7000,bind=192.168.26.10");
+    oracle::sh("for i in $(seq 100); do test -s " + (directory.path / "peer").string() +
+               " && exit 0; sleep 0.02; done; exit 1");
+    CHECK(oracle::sh("cat " + (directory.path / "peer").string()) == "203.0.113.2\n");
+}
+
+TEST_CASE("nat: the VM's host address leads to the guest") {
+    const Directory directory;
+    Made made{spec_of(Mode::nat), directory.path};
+    const auto& space = made.network.space();
+    oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
+    // The rule, as nft reads it back.
+    const auto rules = oracle::sh(space, "nft list table ip qvm");
+    CHECK(rules.find("ip daddr 10.213.0.1 dnat to 192.168.26.10") != std::string::npos);
+    oracle::sh(space,
+               "socat TCP-LISTEN:22,bind=192.168.26.10,reuseaddr SYSTEM:'echo guest' "
+               ">/dev/null 2>&1 & for i in $(seq 100); do ss -ltn | grep -q :22 && exit 0; "
+               "sleep 0.02; done; exit 1");
+    CHECK(oracle::sh("socat - TCP:10.213.0.1:22") == "guest\n");
+}
+
+TEST_CASE("flat: the veth's end is a port of the bridge, and the host end is the gateway") {
+    const Directory directory;
+    const oracle::Internet internet;
+    const auto before = picture_of_the_host();
+    {
+        Made made{spec_of(Mode::flat), directory.path};
+        const auto& space = made.network.space();
+        const auto up = oracle::find(oracle::json(space, "ip -j link"), "ifname", "up0");
+        CHECK(up.at("master").as_string() == "br0");
+        CHECK(
+            oracle::json(space, "ip -j -4 addr show br0").at(0).at("addr_info").at(0).at("local") ==
+            "192.168.26.2");
+        CHECK(oracle::json("ip -j -4 addr show qvm-t1").at(0).at("addr_info").at(0).at("local") ==
+              "192.168.26.1");
+        CHECK(oracle::sh(space, "ip route").find("default via 192.168.26.1 dev br0") !=
+              std::string::npos);
+        CHECK(oracle::sh(space, "ping -c1 -W2 198.51.100.7").find("1 received") !=
+              std::string::npos);
+        CHECK(oracle::sh("nft list table ip qvm-t1").find("oifname \"wan0\" masquerade") !=
+              std::string::npos);
+    }
+    CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("two nat networks have the same subnet and different /31s, and share the uplink") {
+    const Directory directory;
+    const oracle::Internet internet;
+    auto first = std::make_unique<Made>(spec_of(Mode::nat, "t1"), directory.path);
+    auto second = std::make_unique<Made>(spec_of(Mode::nat, "t2"), directory.path);
+    CHECK(first->plan.subnet == second->plan.subnet);
+    CHECK(first->plan.guest_mac == second->plan.guest_mac);
+    CHECK(first->plan.uplink->inner_address != second->plan.uplink->inner_address);
+    CHECK(forwarding("wan0") == "1\n");
+    first.reset();
+    CHECK(forwarding("wan0") == "1\n");
+    second.reset();
+    CHECK(forwarding("wan0") == "0\n");
+    CHECK(fs::is_empty(directory.path));
+}
+
+TEST_CASE("forwarding that was on stays on, and what a dead process left is swept") {
+    const Directory directory;
+    const oracle::Internet internet;
+    oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    { Made made{spec_of(Mode::nat), directory.path}; }
+    CHECK(forwarding("wan0") == "1\n");
+
+    oracle::sh("echo 0 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    std::string file;
+    {
+        const ForwardingLease lease{directory.path, "wan0"};
+        file = fs::directory_iterator(directory.path)->path().filename();
+        sweep_forwarding(directory.path);
+        CHECK(forwarding("wan0") == "1\n");  // in use: not swept
+    }
+    CHECK(forwarding("wan0") == "0\n");
+    oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    oracle::sh("touch " + (directory.path / file).string());      // as a SIGKILL leaves it
+    oracle::sh("touch " + (directory.path / "wan0@1").string());  // another namespace's
+    sweep_forwarding(directory.path);
+    CHECK(forwarding("wan0") == "0\n");
+    CHECK(!fs::exists(directory.path / file));
+    CHECK(fs::exists(directory.path / "wan0@1"));
+}
+
+TEST_CASE("several queues are several descriptors of one TAP") {
+    const Directory directory;
+    auto spec = spec_of(Mode::isolated);
+    spec.queues = 3;
+    Made made{spec, directory.path};
+    const auto tap = made.network.take_tap();
+    REQUIRE(tap.size() == 3);
+    for (const auto& queue : tap) {
+        ifreq request{};
+        REQUIRE(::ioctl(queue.get(), TUNGETIFF, &request) == 0);
+        CHECK(std::string{request.ifr_name} == "tap0");
+        CHECK((request.ifr_flags & IFF_VNET_HDR) != 0);
+        CHECK((request.ifr_flags & IFF_MULTI_QUEUE) != 0);
+    }
+}
+
+TEST_CASE("what dies with a descriptor: everything, without any clean-up of ours") {
+    const Directory directory;
+    const oracle::Internet internet;
+    const auto before = picture_of_the_host();
+    // A child makes a network and is killed; what it held is all there was.
+    const auto child = ::fork();
+    if (child == 0) {
+        try {
+            static Made made{spec_of(Mode::nat, "dead"), directory.path};
+            ::kill(::getpid(), SIGKILL);
+        } catch (...) {
+        }
+        ::_exit(1);
+    }
+    int status = 0;
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    REQUIRE(WIFSIGNALED(status));
+    CHECK(oracle::sh("nft list tables").empty());
+    CHECK(oracle::becomes_empty("ip -br link | grep qvm-"));
+    sweep_forwarding(directory.path);
+    CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("a step that fails is named, and nothing is left") {
+    const Directory directory;
+    const oracle::Internet internet;
+    oracle::sh("ip link add qvm-t1 type bridge");
+    const auto before = picture_of_the_host();
+    RouteSocket host;
+    const auto facts = read_host_network(host);
+    const auto spec = spec_of(Mode::nat);
+    auto claims = claim_networks(spec, facts);
+    const auto plan = make_plan(spec, facts, claims);
+    try {
+        const Network network{plan, Namespace::create(), std::move(claims), host, directory.path};
+        FAIL("must not adopt an interface that it did not create");
+    } catch (const Error& error) {
+        CHECK(error.error() == EEXIST);
+        CHECK(std::string{error.what()}.find("add veth 'up0' with peer 'qvm-t1': File exists") ==
+              0);
+    }
+    CHECK(picture_of_the_host() == before);
+    oracle::sh("ip link del qvm-t1");
+}
+
+TEST_CASE("the plan stays clear of what the host routes") {
+    const Directory directory;
+    const oracle::Internet internet;
+    oracle::sh(
+        "ip route add 10.213.0.0/24 dev wan0; ip route add 192.168.26.0/24 dev wan0 table 99");
+    {
+        Made made{spec_of(Mode::nat), directory.path};
+        CHECK(made.plan.uplink->host_address.to_string() == "10.213.1.0");
+        CHECK(made.plan.subnet.to_string() == "192.168.27.0/24");
+    }
+    oracle::sh("ip route add 10.0.0.0/8 dev wan0");
+    {
+        Made made{spec_of(Mode::nat), directory.path};
+        CHECK(made.plan.uplink->host_address.to_string() == "172.29.0.0");
+    }
+    oracle::sh("ip route flush table 99");
+}

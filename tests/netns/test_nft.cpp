@@ -1,0 +1,69 @@
+#include <catch2/catch.hpp>
+
+#include "netns/error.h"
+#include "netns/nft.h"
+#include "oracle.h"
+
+using namespace qvm::netns;
+using namespace qvm::netns::nft;
+namespace ip = boost::asio::ip;
+
+namespace {
+
+const Table example{
+    .name = "example",
+    .owned = true,
+    .chains = {{Chain::Hook::prerouting_nat,
+                {{InputInterface{"up0"}, DestinationAddress{ip::make_address_v4("10.213.0.1")},
+                  Dnat{ip::make_address_v4("192.168.26.10")}}}},
+               {Chain::Hook::forward_filter,
+                {{InputInterface{"qvm-1"}, Accept{}},
+                 {OutputInterface{"qvm-1"}, Established{}, Accept{}},
+                 {OutputInterface{"qvm-1"}, Drop{}}}},
+               {Chain::Hook::postrouting_nat,
+                {{SourceNetwork{ip::make_network_v4("192.168.26.0/24")}, OutputInterface{"up0"},
+                  Masquerade{}},
+                 {SourceNetwork{ip::make_network_v4("10.213.0.1/32")},
+                  OutputInterface{"qvm-1", true}, Masquerade{}},
+                 {SourceNetwork{ip::make_network_v4("10.16.0.0/12")}, Masquerade{}}}}}};
+
+/// Two spellings of one ruleset differ in white space and in the owner's remark only.
+std::string words(std::string text) {
+    std::istringstream stream{text.erase(0, text.find("table"))};
+    std::string result, word;
+    while (stream >> word) {
+        if (word == "#")
+            std::getline(stream, word);
+        else if (word == ";")
+            continue;
+        else
+            result += (word.ends_with(';') ? word.substr(0, word.size() - 1) : word) + ' ';
+    }
+    return result;
+}
+
+}  // namespace
+
+TEST_CASE("what is committed is what the text says, as nft reads it back") {
+    Socket socket;
+    socket.commit(example);
+    CHECK(words(oracle::sh("nft -y list table ip example | sed 's/priority -100/priority dstnat/; "
+                           "s/priority 100/priority srcnat/; s/priority 0/priority filter/'")) ==
+          words(to_text(example)));
+}
+
+TEST_CASE("the text is what nft -f takes") {
+    auto table = example;
+    table.owned = false;
+    oracle::sh("cat > /tmp/qvm-nft-$PPID <<'END'\n" + to_text(table) +
+               "\nEND\nnft -f /tmp/qvm-nft-$PPID; e=$?; rm /tmp/qvm-nft-$PPID; exit $e");
+    CHECK(oracle::sh("nft list tables") == "table ip example\n");
+    oracle::sh("nft delete table ip example");
+}
+
+TEST_CASE("a table that exists is refused, not adopted") {
+    Socket first, second;
+    first.commit({.name = "twice", .owned = true, .chains = {}});
+    CHECK_THROWS_WITH(second.commit({.name = "twice", .owned = true, .chains = {}}),
+                      Catch::Contains("create nftables table 'ip twice'"));
+}
