@@ -1,0 +1,160 @@
+#include "launcher/console.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <cstdio>
+#include <system_error>
+
+#include "launcher/failure.h"
+
+namespace qvm {
+
+namespace asio = boost::asio;
+using asio::awaitable;
+
+namespace {
+
+constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
+constexpr std::size_t buffer_size = 16 * 1024;
+// A guest cannot fill the host's memory with its console: the log's older half goes.
+constexpr std::size_t log_limit = 8 * 1024 * 1024;
+// A prompt is one only if nothing follows it at once.
+constexpr std::chrono::milliseconds prompt_pause{50};
+// A guest that prints no prompt gets its input when it has long been silent.
+constexpr std::chrono::seconds long_silence{15};
+// A kernel that goes on after a panic's last line has rebooted, or somebody printed a log.
+constexpr std::chrono::milliseconds panic_pause{1000};
+constexpr char leave_key = 0x1d;  // Ctrl-]
+
+UniqueFd open_log(const std::filesystem::path& path) {
+    UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
+    if (!fd)
+        throw Failure(
+            fmt::format("create '{}': {}", path.string(), std::generic_category().message(errno)));
+    return fd;
+}
+
+}  // namespace
+
+Console::Console(const asio::any_io_executor& executor, UniqueFd socket,
+                 const std::filesystem::path& log, Handlers handlers)
+    : socket_(executor),
+      log_path_(log),
+      log_(open_log(log)),
+      handlers_(std::move(handlers)),
+      input_(executor, STDIN_FILENO),
+      output_(executor, STDOUT_FILENO),
+      raw_(RawTerminal::available() ? std::make_unique<RawTerminal>() : nullptr),
+      quiet_(executor, Clock::time_point::max()),
+      panic_(executor, Clock::time_point::max()) {
+    socket_.assign(asio::local::stream_protocol{}, socket.release());
+}
+
+void Console::log(std::string_view bytes) {
+    if (log_size_ + bytes.size() > log_limit / 2) {
+        const auto older = log_path_.string() + ".1";
+        ::rename(log_path_.c_str(), older.c_str());
+        log_ = open_log(log_path_);
+        log_size_ = 0;
+    }
+    // A full disk must not stop the guest: the log is a courtesy.
+    if (::write(log_.get(), bytes.data(), bytes.size()) > 0) log_size_ += bytes.size();
+}
+
+void Console::watch(std::string_view bytes) {
+    lines_.feed(bytes);
+    panic_.cancel();
+    if (lines_.open().empty() && is_panic_end(lines_.ended())) {
+        panic_.expires_after(panic_pause);
+        panic_.async_wait([this](auto error) {
+            if (!error) handlers_.panicked();
+        });
+    }
+    quiet_.expires_after(is_prompt(lines_.open()) ? std::chrono::milliseconds{prompt_pause}
+                                                  : std::chrono::milliseconds{long_silence});
+}
+
+awaitable<void> Console::pump_output() {
+    std::array<char, buffer_size> buffer;
+    for (;;) {
+        const auto [error, size] = co_await socket_.async_read_some(asio::buffer(buffer), no_throw);
+        if (error) co_return;
+        const std::string_view bytes{buffer.data(), size};
+        log(bytes);
+        watch(bytes);
+        if (co_await output_.write(bytes)) continue;
+        handlers_.stdout_gone();
+        co_return;
+    }
+}
+
+awaitable<void> Console::wait_for_prompt() {
+    quiet_.expires_after(long_silence);
+    for (;;) {
+        // Every output sets the timer anew, which cancels this wait.
+        const auto [error] = co_await quiet_.async_wait(no_throw);
+        if (!error || !socket_.is_open()) co_return;
+    }
+}
+
+awaitable<bool> Console::send(std::string_view bytes) {
+    const auto [error, size] = co_await asio::async_write(socket_, asio::buffer(bytes), no_throw);
+    co_return !error;
+}
+
+awaitable<void> Console::pump_input() {
+    if (!raw_) {
+        // A terminal whose foreground is somebody else's must not be read.
+        if (::isatty(STDIN_FILENO)) co_return;
+        co_await wait_for_prompt();
+    }
+    std::array<char, buffer_size> buffer;
+    for (;;) {
+        const auto size = co_await input_.read_some(asio::buffer(buffer));
+        if (size == 0) co_return;
+        const std::string_view bytes{buffer.data(), size};
+        if (raw_)
+            co_await type(bytes);
+        else if (!co_await send(bytes))
+            co_return;
+    }
+}
+
+awaitable<void> Console::type(std::string_view keys) {
+    while (!keys.empty()) {
+        if (asking_) {
+            answer(keys.front());
+            keys.remove_prefix(1);
+            continue;
+        }
+        const auto leave = keys.find(leave_key);
+        if (!co_await send(keys.substr(0, leave))) co_return;
+        if (leave == std::string_view::npos) co_return;
+        keys.remove_prefix(leave + 1);
+        asking_ = true;
+        std::fputs("\nqvm: [s]top the VM, [k]ill it, or [c]ontinue? ", stderr);
+    }
+}
+
+void Console::answer(char key) {
+    asking_ = false;
+    std::fprintf(stderr, "%c\n", key >= ' ' && key < 0x7f ? key : ' ');
+    if (key == 's' || key == 'k') handlers_.stop(key == 'k');
+}
+
+std::string Console::last_line() const {
+    return lines_.open().empty() ? lines_.ended() : lines_.open();
+}
+
+void Console::resume() const {
+    if (raw_) raw_->reapply();
+}
+
+}  // namespace qvm

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+/// What a serial console says, read as it comes in pieces. Pure.
+namespace qvm {
+
+/// Keeps the last line of a text, without escape sequences (ECMA-48) and other control characters.
+class LastLine {
+  public:
+    void feed(std::string_view bytes);
+    /// The line that is not ended yet.
+    [[nodiscard]] const std::string& open() const noexcept { return open_; }
+    /// The last line that was ended and not empty.
+    [[nodiscard]] const std::string& ended() const noexcept { return ended_; }
+
+  private:
+    enum class State { text, escape, sequence, string };
+    void take(char c);
+    void take_text(char c);
+
+    State state_ = State::text;
+    std::string open_;
+    std::string ended_;
+};
+
+/// Whether an unfinished line looks like somebody waiting for input: a shell's or a login prompt.
+bool is_prompt(std::string_view line);
+
+/// Whether a line is the last that a Linux kernel prints when it panics and stays so
+/// (kernel/panic.c, "---[ end Kernel panic - not syncing").
+bool is_panic_end(std::string_view line);
+
+}  // namespace qvm

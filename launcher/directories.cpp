@@ -1,0 +1,117 @@
+#include "launcher/directories.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <system_error>
+
+#include "launcher/failure.h"
+#include "netns/forwarding.h"
+
+namespace qvm {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string reason() {
+    return std::generic_category().message(errno);
+}
+
+/// The variable's value as an absolute path, or nothing.
+fs::path from_environment(const char* variable) {
+    const char* value = ::getenv(variable);
+    return value != nullptr && *value != '\0' ? fs::absolute(value) : fs::path{};
+}
+
+fs::path run_directory() {
+    if (auto path = from_environment("QVM_RUN_DIR"); !path.empty()) return path;
+    if (::geteuid() == 0) return "/run/qvm";
+    if (auto path = from_environment("XDG_RUNTIME_DIR"); !path.empty()) return path / "qvm";
+    return fmt::format("/tmp/qvm-{}", ::geteuid());
+}
+
+fs::path cache_directory() {
+    if (auto path = from_environment("QVM_CACHE_DIR"); !path.empty()) return path;
+    if (::geteuid() == 0) return "/var/cache/qvm";
+    if (auto path = from_environment("XDG_CACHE_HOME"); !path.empty()) return path / "qvm";
+    if (auto home = from_environment("HOME"); !home.empty()) return home / ".cache/qvm";
+    throw Failure("find the cache directory: HOME is not set", "set QVM_CACHE_DIR");
+}
+
+/// Takes the lock of a VM's directory; nothing while somebody else has it.
+UniqueFd try_lock(const fs::path& directory) {
+    UniqueFd fd{::open((directory / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
+    if (fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) fd.reset();
+    struct stat status {};
+    // Whoever removed the directory in between removed this lock with it.
+    if (fd && (::fstat(fd.get(), &status) != 0 || status.st_nlink == 0)) fd.reset();
+    return fd;
+}
+
+std::string pid_in(const fs::path& lock) {
+    const UniqueFd fd{::open(lock.c_str(), O_RDONLY | O_CLOEXEC)};
+    std::array<char, 32> text{};
+    const auto size = fd ? ::read(fd.get(), text.data(), text.size()) : 0;
+    return size > 0 ? std::string{text.data(), static_cast<std::size_t>(size)} : "?";
+}
+
+void remove_vm_directory(const fs::path& directory) {
+    std::error_code ignored;
+    fs::remove_all(directory, ignored);
+}
+
+}  // namespace
+
+Directories find_directories() {
+    return {run_directory(), cache_directory()};
+}
+
+void make_private_directory(const fs::path& path) {
+    const auto what = fmt::format("create directory '{}'", path.string());
+    std::error_code error;
+    if (path.has_parent_path()) fs::create_directories(path.parent_path(), error);
+    if (error) throw Failure(fmt::format("{}: {}", what, error.message()));
+    if (::mkdir(path.c_str(), 0700) == 0) return;
+    if (errno != EEXIST) throw Failure(fmt::format("{}: {}", what, reason()));
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0) throw Failure(fmt::format("{}: {}", what, reason()));
+    if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid())
+        throw Failure(what + ": something there belongs to somebody else");
+}
+
+void sweep(const Directories& directories) {
+    netns::sweep_forwarding(directories.run / "forwarding");
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(directories.run / "vm", ignored))
+        if (const auto lock = try_lock(entry.path())) remove_vm_directory(entry.path());
+}
+
+VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(run / "vm" / name) {
+    make_private_directory(run);
+    make_private_directory(run / "forwarding");
+    make_private_directory(run / "vm");
+    // A sweep may remove the directory between these two; then it is made again.
+    for (int attempt = 0; attempt < 3 && !lock_; ++attempt) {
+        make_private_directory(path_);
+        lock_ = try_lock(path_);
+    }
+    if (!lock_)
+        throw Failure(fmt::format("--name '{}': is in use by a running VM (pid {})", name,
+                                  pid_in(path_ / "lock")));
+    const auto pid = std::to_string(::getpid());
+    if (::ftruncate(lock_.get(), 0) != 0 ||
+        ::pwrite(lock_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
+        throw Failure(fmt::format("write '{}': {}", (path_ / "lock").string(), reason()));
+}
+
+VmDirectory::~VmDirectory() {
+    remove_vm_directory(path_);
+}
+
+}  // namespace qvm

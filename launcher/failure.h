@@ -1,0 +1,33 @@
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace qvm {
+
+/// Exit statuses of our own; the others are the guest's. See qvm(1).
+namespace status {
+inline constexpr int ok = 0;
+inline constexpr int guest_died = 123;  ///< the guest panicked or QEMU died
+inline constexpr int timed_out = 124;
+inline constexpr int failed = 125;     ///< bad arguments, or the host cannot do it
+inline constexpr int signalled = 128;  ///< plus the signal's number
+}  // namespace status
+
+/// Ends a command: what() is "what failed: why", shown once by main() after "qvm: ", and the hint,
+/// where there is a remedy, on a second line.
+class Failure : public std::runtime_error {
+  public:
+    explicit Failure(const std::string& text, std::string hint = {},
+                     int exit_status = status::failed)
+        : std::runtime_error(text), hint_(std::move(hint)), exit_status_(exit_status) {}
+
+    [[nodiscard]] const std::string& hint() const noexcept { return hint_; }
+    [[nodiscard]] int exit_status() const noexcept { return exit_status_; }
+
+  private:
+    std::string hint_;
+    int exit_status_;
+};
+
+}  // namespace qvm

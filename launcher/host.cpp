@@ -1,0 +1,107 @@
+#include "launcher/host.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/capability.h>
+#include <sys/syscall.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+#include <array>
+#include <fstream>
+#include <system_error>
+
+#include "launcher/failure.h"
+#include "launcher/process.h"
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+namespace {
+
+/// Why a device cannot be opened for reading and writing; empty when it can.
+std::string open_problem(const char* path) {
+    if (UniqueFd{::open(path, O_RDWR | O_CLOEXEC)}) return {};
+    return std::generic_category().message(errno);
+}
+
+bool cpu_has_virtualisation() {
+    std::ifstream file{"/proc/cpuinfo"};
+    for (std::string line; std::getline(file, line);)
+        if (line.starts_with("flags"))
+            return (line + ' ').find(" vmx ") != std::string::npos ||
+                   (line + ' ').find(" svm ") != std::string::npos;
+    return false;
+}
+
+bool has_capabilities() {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, 2> data{};
+    if (::syscall(SYS_capget, &header, data.data()) != 0) return false;
+    const auto has = [&](unsigned capability) {
+        return (data[capability / 32].effective & (1U << (capability % 32))) != 0;
+    };
+    return has(CAP_SYS_ADMIN) && has(CAP_NET_ADMIN);
+}
+
+std::uint64_t memory_of_host() {
+    struct sysinfo info {};
+    ::sysinfo(&info);
+    return info.totalram * info.mem_unit / (1024 * 1024);
+}
+
+bool needs_namespace(const NetOption& net) {
+    return net.mode != NetOption::Mode::user && net.mode != NetOption::Mode::none;
+}
+
+void check_programs(const RunOptions& options, const HostFacts& host) {
+    const auto missing = [](const char* program, const char* package) {
+        return Failure(fmt::format("find '{}': it is not installed", program),
+                       fmt::format("apt-get install {}", package));
+    };
+    if (!host.has_qemu) throw missing("qemu-system-x86_64", "qemu-system-x86");
+    if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
+    if (needs_namespace(options.net) && !host.has_dnsmasq) throw missing("dnsmasq", "dnsmasq-base");
+}
+
+}  // namespace
+
+HostFacts read_host_facts() {
+    HostFacts facts;
+    facts.memory_mib = memory_of_host();
+    facts.kvm_problem = open_problem("/dev/kvm");
+    facts.kvm_opens = facts.kvm_problem.empty();
+    facts.cpu_virtualises = facts.kvm_opens && cpu_has_virtualisation();
+    facts.has_qemu = find_program("qemu-system-x86_64").has_value();
+    facts.has_dnsmasq = find_program("dnsmasq").has_value();
+    facts.has_qemu_img = find_program("qemu-img").has_value();
+    facts.may_make_namespaces = has_capabilities();
+    facts.tun_problem = open_problem("/dev/net/tun");
+    return facts;
+}
+
+AccelChoice choose_accel(Accel wanted, const HostFacts& host) {
+    if (wanted == Accel::tcg) return {};
+    if (host.kvm_opens && host.cpu_virtualises) return {.kvm = true, .why_not_kvm = {}};
+    const auto why = host.kvm_opens ? std::string{"the CPU shows neither vmx nor svm"}
+                                    : "/dev/kvm: " + host.kvm_problem;
+    if (wanted == Accel::kvm)
+        throw Failure("--accel kvm: " + why, "--accel tcg runs without KVM, 10 to 30 times slower");
+    return {.kvm = false, .why_not_kvm = why};
+}
+
+void check_host(const RunOptions& options, const HostFacts& host) {
+    check_programs(options, host);
+    if (options.memory_mib > host.memory_mib)
+        throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
+                                  options.memory_mib, host.memory_mib));
+    if (!needs_namespace(options.net)) return;
+    if (!host.may_make_namespaces)
+        throw Failure(fmt::format("--net {}: creating a network namespace needs root",
+                                  to_string(options.net.mode)),
+                      "run qvm as root, or with --net user");
+    if (!host.tun_problem.empty())
+        throw Failure("open '/dev/net/tun': " + host.tun_problem, "modprobe tun");
+}
+
+}  // namespace qvm

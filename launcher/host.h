@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "launcher/options.h"
+
+namespace qvm {
+
+/// What this host can do for QEMU; read once.
+struct HostFacts {
+    std::uint64_t memory_mib = 0;
+    bool kvm_opens = false;
+    std::string kvm_problem;       ///< why /dev/kvm does not open
+    bool cpu_virtualises = false;  ///< vmx or svm in /proc/cpuinfo
+    bool has_qemu = false;
+    bool has_dnsmasq = false;
+    bool has_qemu_img = false;
+    bool may_make_namespaces = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
+    std::string tun_problem;           ///< why /dev/net/tun does not open; empty when it does
+};
+HostFacts read_host_facts();
+
+/// The accelerator that a VM gets, and why it is not KVM where one would expect it.
+struct AccelChoice {
+    bool kvm = false;
+    std::string why_not_kvm;
+};
+
+/// Pure. KVM only where /dev/kvm opens and the CPU shows vmx or svm: a /dev/kvm that opens and
+/// then hangs stock kernels exists. Throws Failure where KVM was asked for and cannot be had.
+AccelChoice choose_accel(Accel wanted, const HostFacts& host);
+
+/// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do.
+void check_host(const RunOptions& options, const HostFacts& host);
+
+}  // namespace qvm

@@ -1,0 +1,93 @@
+#include "launcher/image_file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include <system_error>
+
+#include "images/contents.h"
+#include "images/error.h"
+#include "images/image_info.h"
+#include "images/overlay.h"
+#include "launcher/failure.h"
+#include "launcher/process.h"
+
+namespace qvm {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string reason(int error) {
+    return std::generic_category().message(error);
+}
+
+UniqueFd open_file(const std::string& what, const fs::path& path, int access) {
+    UniqueFd fd{::open(path.c_str(), access | O_CLOEXEC)};
+    struct stat status {};
+    if (!fd || ::fstat(fd.get(), &status) != 0)
+        throw Failure(fmt::format("{} '{}': {}", what, path.string(), reason(errno)));
+    if (S_ISDIR(status.st_mode))
+        throw Failure(fmt::format("{} '{}': is a directory", what, path.string()));
+    return fd;
+}
+
+images::ImageInfo probe(const fs::path& path) {
+    const auto result = run_tool(images::probe_command(fs::absolute(path)));
+    if (result.status.signal != 0)
+        throw images::Error("qemu-img was ended by " + result.status.describe());
+    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
+    return images::parse_probe(result.out);
+}
+
+UniqueFd open_unnamed(const fs::path& directory) {
+    UniqueFd fd{::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (fd || (errno != EOPNOTSUPP && errno != EISDIR)) return fd;
+    // A file system without O_TMPFILE: the name lives for the moment between two calls.
+    auto name = (directory / "overlay-XXXXXX").string();
+    fd.reset(::mkostemp(name.data(), O_CLOEXEC));
+    if (fd) ::unlink(name.c_str());
+    return fd;
+}
+
+}  // namespace
+
+ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
+    const std::string what = "open image";
+    ImageFile image;
+    image.fd = open_file(what, path, persist ? O_RDWR : O_RDONLY);
+    try {
+        images::check_header(image.fd.get(), trust_backing);
+        const auto info = probe(path);
+        images::check_image(info, trust_backing);
+        images::check_contents(image.fd.get(), info, has_kernel);
+        image.facts = {.format = info.format, .virtual_size = info.virtual_size};
+    } catch (const images::Error& error) {
+        throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.what()));
+    } catch (const std::system_error& error) {
+        throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.code().message()));
+    }
+    return image;
+}
+
+UniqueFd make_overlay(const fs::path& directory, std::uint64_t virtual_size) {
+    auto overlay = open_unnamed(directory);
+    const auto what = fmt::format("create overlay in '{}'", directory.string());
+    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+    try {
+        images::write_overlay(overlay.get(), virtual_size);
+    } catch (const std::system_error& error) {
+        throw Failure(fmt::format("{}: {}", what, error.code().message()));
+    } catch (const images::Error& error) {
+        throw Failure(fmt::format("{}: {}", what, error.what()));
+    }
+    return overlay;
+}
+
+void check_readable_file(const std::string& option, const fs::path& path) {
+    (void)open_file(option, path, O_RDONLY);
+}
+
+}  // namespace qvm

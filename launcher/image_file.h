@@ -1,0 +1,28 @@
+#pragma once
+
+#include <filesystem>
+
+#include "launcher/vm_plan.h"
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// IMAGE, opened and found to be a disk.
+struct ImageFile {
+    UniqueFd fd;  ///< read-only, or read-write with persist
+    ImageFacts facts;
+};
+
+/// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. Throws
+/// Failure that names the path as the user did.
+ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
+                     bool trust_backing);
+
+/// An empty overlay of `virtual_size` bytes, without a name, in `directory`: its space is free
+/// again when its last descriptor closes. Throws Failure.
+UniqueFd make_overlay(const std::filesystem::path& directory, std::uint64_t virtual_size);
+
+/// Throws Failure if `path` is no file that can be read. `option` names it in the message.
+void check_readable_file(const std::string& option, const std::filesystem::path& path);
+
+}  // namespace qvm

@@ -1,0 +1,277 @@
+#include "launcher/process.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <cstring>
+#include <system_error>
+
+#include "launcher/failure.h"
+
+namespace qvm {
+
+namespace {
+
+constexpr std::size_t child_stack_size = 64 * 1024;
+constexpr int last_signal = 64;
+
+std::string reason(int error) {
+    return std::generic_category().message(error);
+}
+
+/// What the child needs between vfork and exec, made before it: nothing may be allocated there.
+struct Launch {
+    const SpawnSpec& spec;
+    std::string program;
+    std::vector<char*> argv;
+    pid_t parent;
+    int error = 0;  ///< written by the child: errno of the call that failed
+    const char* failed_call = nullptr;
+};
+
+bool fail(Launch& launch, const char* call) {
+    launch.error = errno;
+    launch.failed_call = call;
+    return false;
+}
+
+/// Signals as a program expects to find them; ours are handled or blocked.
+void reset_signals() {
+    for (int number = 1; number <= last_signal; ++number) ::signal(number, SIG_DFL);
+    sigset_t none;
+    ::sigemptyset(&none);
+    ::sigprocmask(SIG_SETMASK, &none, nullptr);
+}
+
+/// Puts every descriptor under its number. All are first copied out of the way, so that no target
+/// overwrites a source that is still to come.
+bool place_descriptors(Launch& launch) {
+    const auto& spec = launch.spec;
+    const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null < 0) return fail(launch, "open '/dev/null'");
+    int last = 2;
+    for (const auto& item : spec.inherit) last = std::max(last, item.as);
+    constexpr std::size_t most = 600;
+    std::array<SpawnSpec::Inherit, most> moved;
+    std::size_t count = 0;
+    const auto move = [&](int fd, int as) {
+        moved[count].fd = ::fcntl(fd < 0 ? null : fd, F_DUPFD_CLOEXEC, last + 1);
+        moved[count].as = as;
+        return moved[count++].fd >= 0;
+    };
+    if (spec.inherit.size() + 3 > most) return errno = EMFILE, fail(launch, "pass descriptors");
+    bool copied = move(spec.stdin_fd, 0) && move(spec.stdout_fd, 1) && move(spec.stderr_fd, 2);
+    for (const auto& item : spec.inherit) copied = copied && move(item.fd, item.as);
+    if (!copied) return fail(launch, "copy a descriptor");
+    // Whatever else lies between is not the child's business.
+    for (int fd = 3; fd <= last; ++fd) ::close(fd);
+    for (std::size_t i = 0; i < count; ++i)
+        if (::dup2(moved[i].fd, moved[i].as) < 0) return fail(launch, "pass a descriptor");
+    if (::syscall(SYS_close_range, static_cast<unsigned>(last + 1), ~0U, 0U) != 0)
+        return fail(launch, "close the other descriptors");
+    return true;
+}
+
+bool prepare_child(Launch& launch) {
+    reset_signals();
+    ::setsid();  // the terminal's signals are for us, who pass on what is meant for the guest
+    if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
+    // If we died before that call, nobody will send it.
+    if (::getppid() != launch.parent) return errno = ESRCH, fail(launch, "find the parent");
+    const int network = launch.spec.network_namespace;
+    if (network >= 0 && ::setns(network, CLONE_NEWNET) != 0)
+        return fail(launch, "enter the network namespace");
+    const auto& directory = launch.spec.directory;
+    if (!directory.empty() && ::chdir(directory.c_str()) != 0)
+        return fail(launch, "change directory");
+    return place_descriptors(launch);
+}
+
+int child_main(void* argument) {
+    auto& launch = *static_cast<Launch*>(argument);
+    if (prepare_child(launch)) {
+        ::execve(launch.program.c_str(), launch.argv.data(), environ);
+        fail(launch, "execute");
+    }
+    ::_exit(127);
+}
+
+/// Blocks every signal for as long as it lives: a handler of ours must not run in the child, which
+/// shares our memory.
+class BlockedSignals {
+  public:
+    BlockedSignals() {
+        sigset_t all;
+        ::sigfillset(&all);
+        ::sigprocmask(SIG_SETMASK, &all, &saved_);
+    }
+    BlockedSignals(const BlockedSignals&) = delete;
+    BlockedSignals& operator=(const BlockedSignals&) = delete;
+    ~BlockedSignals() { ::sigprocmask(SIG_SETMASK, &saved_, nullptr); }
+
+  private:
+    sigset_t saved_;
+};
+
+struct Pipe {
+    UniqueFd read;
+    UniqueFd write;
+};
+
+Pipe make_pipe() {
+    std::array<int, 2> ends;
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw Failure("make a pipe: " + reason(errno));
+    return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
+}
+
+std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
+    const auto& name = spec.argv.at(0);
+    const auto program = find_program(name);
+    if (!program) throw Failure(fmt::format("start '{}': not found in PATH", name));
+    Launch launch{.spec = spec, .program = *program, .argv = {}, .parent = ::getpid()};
+    for (const auto& word : spec.argv) launch.argv.push_back(const_cast<char*>(word.c_str()));
+    launch.argv.push_back(nullptr);
+
+    std::vector<char> stack(child_stack_size);
+    int pidfd = -1;
+    const BlockedSignals blocked;
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
+    const pid_t pid = ::clone(child_main, stack.data() + stack.size(), flags, &launch, &pidfd);
+    if (pid < 0) throw Failure(fmt::format("start '{}': {}", name, reason(errno)));
+    UniqueFd owned{pidfd};
+    if (launch.failed_call != nullptr) {
+        ::waitpid(pid, nullptr, 0);
+        throw Failure(
+            fmt::format("start '{}': {}: {}", name, launch.failed_call, reason(launch.error)));
+    }
+    return {pid, std::move(owned)};
+}
+
+/// Feeds stdin and drains stdout and stderr until all are closed.
+void exchange(Pipe& in, Pipe& out, Pipe& err, std::string_view input, ToolResult& result) {
+    ::fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
+    if (input.empty()) in.write.reset();
+    while (in.write || out.read || err.read) {
+        std::array<pollfd, 3> fds{{{in.write.get(), POLLOUT, 0},
+                                   {out.read.get(), POLLIN, 0},
+                                   {err.read.get(), POLLIN, 0}}};
+        if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
+        if (fds[0].revents != 0) {
+            const auto size = ::write(in.write.get(), input.data(), input.size());
+            if (size > 0) input.remove_prefix(static_cast<std::size_t>(size));
+            if (size < 0 || input.empty()) in.write.reset();
+        }
+        const auto drain = [](const pollfd& fd, UniqueFd& end, std::string& text) {
+            if (fd.revents == 0) return;
+            std::array<char, 65536> buffer;
+            const auto size = ::read(end.get(), buffer.data(), buffer.size());
+            if (size > 0)
+                text.append(buffer.data(), static_cast<std::size_t>(size));
+            else
+                end.reset();
+        };
+        drain(fds[1], out.read, result.out);
+        drain(fds[2], err.read, result.err);
+    }
+}
+
+}  // namespace
+
+std::string ExitStatus::describe() const {
+    if (signal != 0) return fmt::format("signal {} ({})", signal, ::strsignal(signal));
+    return fmt::format("exit status {}", code);
+}
+
+Child Child::spawn(const SpawnSpec& spec) {
+    auto [pid, pidfd] = start(spec);
+    return Child{pid, std::move(pidfd)};
+}
+
+Child& Child::operator=(Child&& other) noexcept {
+    std::swap(pid_, other.pid_);
+    std::swap(pidfd_, other.pidfd_);
+    return *this;
+}
+
+Child::~Child() {
+    if (!pidfd_) return;
+    signal(SIGKILL);
+    wait_blocking();
+}
+
+ExitStatus Child::reap() {
+    siginfo_t info{};
+    // By pid: it is ours until we wait for it, and Asio made the pidfd non-blocking.
+    while (::waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED) != 0)
+        if (errno != EINTR) break;
+    pidfd_.reset();
+    if (info.si_code == CLD_EXITED) return {.code = info.si_status};
+    return {.signal = info.si_status};
+}
+
+boost::asio::awaitable<ExitStatus> Child::wait() {
+    namespace asio = boost::asio;
+    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor,
+                                         ::fcntl(pidfd_.get(), F_DUPFD_CLOEXEC, 0)};
+    co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
+    co_return reap();
+}
+
+ExitStatus Child::wait_blocking() {
+    return reap();
+}
+
+void Child::signal(int number) noexcept {
+    if (pidfd_) ::syscall(SYS_pidfd_send_signal, pidfd_.get(), number, nullptr, 0U);
+}
+
+std::optional<std::string> find_program(const std::string& name) {
+    if (name.find('/') != std::string::npos) return name;
+    const char* path = ::getenv("PATH");
+    // sbin is where dnsmasq lives, and not in every user's PATH.
+    std::string_view rest = path != nullptr ? path : "";
+    const std::string all = std::string{rest} + ":/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
+    for (rest = all; !rest.empty();) {
+        const auto colon = rest.find(':');
+        const auto directory = rest.substr(0, colon);
+        rest.remove_prefix(colon == std::string_view::npos ? rest.size() : colon + 1);
+        if (directory.empty()) continue;
+        auto candidate = fmt::format("{}/{}", directory, name);
+        if (::access(candidate.c_str(), X_OK) == 0) return candidate;
+    }
+    return std::nullopt;
+}
+
+ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input,
+                    const std::string& directory) {
+    auto in = make_pipe();
+    auto out = make_pipe();
+    auto err = make_pipe();
+    SpawnSpec spec;
+    spec.argv = argv;
+    spec.stdin_fd = in.read.get();
+    spec.stdout_fd = out.write.get();
+    spec.stderr_fd = err.write.get();
+    spec.directory = directory;
+    auto child = Child::spawn(spec);
+    in.read.reset();
+    out.write.reset();
+    err.write.reset();
+    ToolResult result;
+    exchange(in, out, err, input, result);
+    result.status = child.wait_blocking();
+    return result;
+}
+
+}  // namespace qvm

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// How a child is started.
+struct SpawnSpec {
+    std::vector<std::string> argv;  ///< argv[0] is looked up in PATH
+    /// A descriptor of ours (borrowed) and the number that the child has it under. Everything
+    /// else above 2 is closed in the child, whether it is close-on-exec or not.
+    struct Inherit {
+        int fd;
+        int as;
+    };
+    std::vector<Inherit> inherit;
+    int stdin_fd = -1;           ///< -1: /dev/null
+    int stdout_fd = -1;          ///< -1: /dev/null
+    int stderr_fd = -1;          ///< -1: /dev/null
+    int network_namespace = -1;  ///< enters it first; -1: stays in ours
+    std::string directory;       ///< where it starts; empty: where we are
+};
+
+/// How a child ended.
+struct ExitStatus {
+    int code = 0;    ///< valid when signal is 0
+    int signal = 0;  ///< the signal that ended it, else 0
+    /// "exit status 1", "signal 11 (Segmentation fault)"
+    [[nodiscard]] std::string describe() const;
+};
+
+/// A child process that never outlives us: the kernel kills it when this process (its one thread)
+/// dies, and the destructor kills it and waits.
+class Child {
+  public:
+    /// Starts it: vfork, so that no copy of ours holds descriptors while it is on its way to exec.
+    /// Throws Failure ("start 'NAME': REASON").
+    static Child spawn(const SpawnSpec& spec);
+
+    Child(Child&& other) noexcept = default;
+    Child& operator=(Child&& other) noexcept;
+    ~Child();
+
+    /// Ends when the process has ended; safe to call once. Cancellable.
+    boost::asio::awaitable<ExitStatus> wait();
+    /// The same, blocking.
+    ExitStatus wait_blocking();
+    /// Sends a signal; nothing happens when the process has ended.
+    void signal(int number) noexcept;
+    [[nodiscard]] pid_t pid() const noexcept { return pid_; }
+
+  private:
+    Child(pid_t pid, UniqueFd pidfd) : pid_(pid), pidfd_(std::move(pidfd)) {}
+    ExitStatus reap();
+
+    pid_t pid_ = -1;
+    UniqueFd pidfd_;  ///< none once it was waited for
+};
+
+/// Finds a program in PATH as execvp(3) would.
+std::optional<std::string> find_program(const std::string& name);
+
+/// What a tool that ran to its end left behind.
+struct ToolResult {
+    ExitStatus status;
+    std::string out;
+    std::string err;
+};
+
+/// Runs a tool with `input` as its stdin, in `directory` (ours when empty), and collects what it
+/// prints. Blocks. Throws Failure where it cannot be started.
+ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input = {},
+                    const std::string& directory = {});
+
+}  // namespace qvm

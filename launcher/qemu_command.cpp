@@ -1,0 +1,152 @@
+#include "launcher/qemu_command.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace qvm {
+
+namespace {
+
+/// Grows a command line by options.
+class Command {
+  public:
+    explicit Command(std::string program) { words_.push_back(std::move(program)); }
+    void add(std::string option) { words_.push_back(std::move(option)); }
+    void add(std::string option, std::string value) {
+        words_.push_back(std::move(option));
+        words_.push_back(std::move(value));
+    }
+    std::vector<std::string> take() { return std::move(words_); }
+
+  private:
+    std::vector<std::string> words_;
+};
+
+void add_machine(Command& command, const QemuSpec& spec) {
+    command.add("-name", escape_commas(spec.name));
+    command.add("-no-user-config");
+    command.add("-nodefaults");
+    // graphics=off sends the firmware's words to the serial console.
+    command.add("-machine", "q35,graphics=off,vmport=off");
+    command.add("-accel", spec.kvm ? "kvm" : "tcg");
+    command.add("-cpu", spec.kvm ? "host" : "max");
+    command.add("-smp", std::to_string(spec.cpus));
+    command.add("-m", fmt::format("{}M", spec.memory_mib));
+    command.add("-display", "none");
+    command.add("-S");  // the supervisor says when the CPUs run
+}
+
+void add_channels(Command& command, const QemuFds& fds) {
+    command.add("-chardev", fmt::format("socket,id=qmp,fd={}", fds.qmp));
+    command.add("-mon", "chardev=qmp,mode=control");
+    command.add("-chardev", fmt::format("socket,id=console,fd={}", fds.console));
+    command.add("-serial", "chardev:console");
+    command.add("-device", "virtio-serial-pci");
+    command.add("-chardev", fmt::format("socket,id=agent,fd={}", fds.agent));
+    command.add("-device", fmt::format("virtserialport,chardev=agent,id={},"
+                                       "name=org.qemu.guest_agent.0",
+                                       agent_port));
+    command.add("-device", "virtio-rng-pci");
+    command.add("-device", "pvpanic");
+}
+
+/// The image underneath, read-only, and the overlay that takes the writes. Both are descriptors:
+/// QEMU opens no path, and the format of each is fixed (qapi/block-core.json, BlockdevOptions).
+void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
+    command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
+    command.add("-add-fd", fmt::format("fd={},set=2", fds.overlay));
+    command.add("-blockdev", "driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on");
+    command.add("-blockdev",
+                fmt::format("driver={},node-name=base,file=base-file,read-only=on", disk.format));
+    command.add("-blockdev", "driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap");
+    // What is thrown away need not survive a power cut: flushes are left out.
+    command.add("-blockdev",
+                "driver=qcow2,node-name=disk,file=disk-file,backing=base,"
+                "discard=unmap,cache.no-flush=on");
+}
+
+void add_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
+    if (disk.persist) {
+        command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
+        command.add("-blockdev",
+                    "driver=file,node-name=disk-file,filename=/dev/fdset/1,discard=unmap");
+        command.add(
+            "-blockdev",
+            fmt::format("driver={},node-name=disk,file=disk-file,discard=unmap", disk.format));
+    } else {
+        add_overlaid_disk(command, disk, fds);
+    }
+    command.add("-device", "virtio-blk-pci,drive=disk,bootindex=0");
+}
+
+std::string fd_list(int first, unsigned count) {
+    std::string list = std::to_string(first);
+    for (unsigned i = 1; i < count; ++i) list += fmt::format(":{}", first + static_cast<int>(i));
+    return list;
+}
+
+void add_nic(Command& command, const QemuNic& nic, const QemuFds& fds) {
+    const bool several = nic.queues > 1;
+    if (nic.queues == 0) {
+        command.add("-netdev", "user,id=net0");
+    } else {
+        auto netdev = fmt::format("tap,id=net0,{}={}", several ? "fds" : "fd",
+                                  fd_list(fds.first_tap, nic.queues));
+        if (nic.vhost)
+            netdev +=
+                fmt::format(",vhost=on,{}={}", several ? "vhostfds" : "vhostfd",
+                            fd_list(fds.first_tap + static_cast<int>(nic.queues), nic.queues));
+        command.add("-netdev", std::move(netdev));
+    }
+    // No romfile: there is nobody to boot from over this network.
+    std::string device = "virtio-net-pci,netdev=net0,romfile=";
+    if (!nic.mac.empty()) device += ",mac=" + nic.mac;
+    if (nic.mtu != 1500) device += fmt::format(",host_mtu={}", nic.mtu);
+    if (several) device += fmt::format(",mq=on,vectors={}", 2 * nic.queues + 2);
+    command.add("-device", std::move(device));
+}
+
+bool is_plain(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+           std::string_view{"-_=.,:/@%+"}.find(c) != std::string_view::npos;
+}
+
+std::string shell_word(const std::string& word) {
+    if (!word.empty() && std::all_of(word.begin(), word.end(), is_plain)) return word;
+    std::string quoted = "'";
+    for (const char c : word) quoted += c == '\'' ? std::string{"'\\''"} : std::string{c};
+    return quoted + "'";
+}
+
+}  // namespace
+
+std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) {
+    Command command{"qemu-system-x86_64"};
+    add_machine(command, spec);
+    add_channels(command, fds);
+    if (spec.disk) add_disk(command, *spec.disk, fds);
+    if (spec.nic) add_nic(command, *spec.nic, fds);
+    if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
+    if (!spec.initrd.empty()) command.add("-initrd", escape_commas(spec.initrd));
+    if (!spec.append.empty()) command.add("-append", spec.append);
+    for (const auto& word : spec.extra) command.add(word);
+    return command.take();
+}
+
+std::string escape_commas(std::string_view value) {
+    std::string result;
+    for (const char c : value) result.append(c == ',' ? 2 : 1, c);
+    return result;
+}
+
+std::string shell_text(const std::vector<std::string>& argv) {
+    std::string text;
+    for (const auto& word : argv) {
+        if (!text.empty()) text += word.starts_with('-') ? " \\\n    " : " ";
+        text += shell_word(word);
+    }
+    return text;
+}
+
+}  // namespace qvm

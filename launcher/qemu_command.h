@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+/// From a VM's description to QEMU's command line. Pure.
+namespace qvm {
+
+/// The numbers under which QEMU finds the descriptors that it inherits. They are part of the plan,
+/// so that a dry run shows the very command that a run executes.
+struct QemuFds {
+    int qmp = 3;
+    int console = 4;
+    int agent = 5;
+    int base = 6;  ///< the image (or, with persist, the disk), read-only without persist
+    int overlay = 7;
+    int first_tap = 8;  ///< the TAP's queues follow one another, then vhost's
+};
+
+struct QemuNic {
+    std::string mac;  ///< empty: QEMU's default
+    unsigned mtu = 1500;
+    unsigned queues = 0;  ///< TAP descriptors; 0 is QEMU's user networking
+    bool vhost = false;
+};
+
+struct QemuDisk {
+    std::string format;  ///< "qcow2" or "raw"
+    bool persist = false;
+};
+
+struct QemuSpec {
+    std::string name;
+    std::uint64_t memory_mib = 1024;
+    unsigned cpus = 1;
+    bool kvm = false;
+    std::optional<QemuDisk> disk;
+    std::optional<QemuNic> nic;
+    std::string kernel;  ///< paths; empty: the disk boots
+    std::string initrd;
+    std::string append;
+    std::vector<std::string> extra;  ///< the user's own, last
+};
+
+/// QEMU's id of the serial port that the guest agent opens, as VSERPORT_CHANGE names it.
+inline constexpr const char* agent_port = "agent0";
+
+std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds = {});
+
+/// Doubles the commas of a value, as QEMU's option syntax wants it (qemu(1), "-drive").
+std::string escape_commas(std::string_view value);
+
+/// Words joined so that a shell reads the same words again, broken into lines at options.
+std::string shell_text(const std::vector<std::string>& argv);
+
+}  // namespace qvm

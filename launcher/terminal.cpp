@@ -1,0 +1,122 @@
+#include "launcher/terminal.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/asio/as_tuple.hpp>
+#include <boost/asio/this_coro.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+
+namespace qvm {
+
+namespace asio = boost::asio;
+
+namespace {
+
+constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
+
+termios saved_terminal;  // for the fault handler, which can reach nothing else
+constexpr std::array faults{SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+
+void restore_and_die(int number) {
+    ::tcsetattr(STDIN_FILENO, TCSANOW, &saved_terminal);
+    ::raise(number);  // SA_RESETHAND: now with its default action
+}
+
+bool is_terminal_or_pipe(int fd) {
+    struct stat status {};
+    return ::fstat(fd, &status) == 0 && (S_ISCHR(status.st_mode) || S_ISFIFO(status.st_mode));
+}
+
+/// A descriptor of the same terminal or pipe with a file description of its own.
+UniqueFd open_anew(int fd) {
+    if (!is_terminal_or_pipe(fd)) return {};
+    const int access = fd == STDIN_FILENO ? O_RDONLY : O_WRONLY;
+    const auto path = fmt::format("/proc/self/fd/{}", fd);
+    return UniqueFd{::open(path.c_str(), access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
+}
+
+}  // namespace
+
+Stdio::Stdio(const asio::any_io_executor& executor, int fd) : original_(fd) {
+    auto own = open_anew(fd);
+    const bool shared = !own;
+    if (shared) own.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    stream_.emplace(executor);
+    boost::system::error_code error;
+    stream_->assign(own.get(), error);
+    if (error) {  // EPERM: a file, or /dev/null
+        stream_.reset();
+        plain_ = std::move(own);
+        return;
+    }
+    (void)own.release();
+    if (shared) saved_flags_ = ::fcntl(fd, F_GETFL);
+}
+
+Stdio::~Stdio() {
+    if (saved_flags_ >= 0) ::fcntl(original_, F_SETFL, saved_flags_);
+}
+
+asio::awaitable<std::size_t> Stdio::read_some(asio::mutable_buffer buffer) {
+    if (!stream_) {
+        const auto size = ::read(plain_.get(), buffer.data(), buffer.size());
+        co_return size > 0 ? static_cast<std::size_t>(size) : 0;
+    }
+    const auto [error, size] = co_await stream_->async_read_some(buffer, no_throw);
+    co_return error ? 0 : size;
+}
+
+asio::awaitable<bool> Stdio::write(std::string_view bytes) {
+    if (stream_) {
+        const auto [error, size] =
+            co_await asio::async_write(*stream_, asio::buffer(bytes), no_throw);
+        co_return !error;
+    }
+    while (!bytes.empty()) {
+        const auto size = ::write(plain_.get(), bytes.data(), bytes.size());
+        if (size < 0 && errno == EINTR) continue;
+        if (size <= 0) co_return false;
+        bytes.remove_prefix(static_cast<std::size_t>(size));
+    }
+    co_return true;
+}
+
+bool RawTerminal::available() {
+    return ::isatty(STDIN_FILENO) && ::tcgetpgrp(STDIN_FILENO) == ::getpgrp();
+}
+
+RawTerminal::RawTerminal() {
+    ::tcgetattr(STDIN_FILENO, &saved_terminal);
+    raw_ = saved_terminal;
+    ::cfmakeraw(&raw_);
+    raw_.c_oflag |= OPOST;  // our own messages still begin at the left
+    struct sigaction action {};
+    action.sa_handler = restore_and_die;
+    action.sa_flags = static_cast<int>(SA_RESETHAND);
+    for (const int fault : faults) ::sigaction(fault, &action, nullptr);
+    reapply();
+}
+
+void RawTerminal::reapply() const noexcept {
+    ::tcsetattr(STDIN_FILENO, TCSADRAIN, &raw_);
+}
+
+RawTerminal::~RawTerminal() {
+    ::tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_terminal);
+    for (const int fault : faults) ::signal(fault, SIG_DFL);
+}
+
+TerminalSize RawTerminal::size() {
+    winsize size{};
+    ::ioctl(STDIN_FILENO, TIOCGWINSZ, &size);
+    return {size.ws_row, size.ws_col};
+}
+
+}  // namespace qvm

@@ -1,0 +1,202 @@
+#include "launcher/values.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+
+#include "launcher/failure.h"
+
+namespace qvm {
+
+namespace ip = boost::asio::ip;
+using Mode = NetOption::Mode;
+
+namespace {
+
+struct Number {
+    double value;
+    std::string_view unit;
+};
+
+/// A non-negative decimal number and what follows it.
+Number split_number(std::string_view text) {
+    double value = 0;
+    const auto* end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, value, std::chars_format::fixed);
+    if (error != std::errc{} || text.starts_with('-') || !std::isfinite(value))
+        throw Failure("is not a number");
+    return {value, {rest, static_cast<std::size_t>(end - rest)}};
+}
+
+template <typename Integer>
+Integer parse_integer(std::string_view text) {
+    Integer value{};
+    const auto* end = text.data() + text.size();
+    const auto [rest, error] = std::from_chars(text.data(), end, value);
+    if (error != std::errc{} || rest != end) throw Failure("is not a whole number");
+    return value;
+}
+
+/// MiB a unit; nothing for an unknown one.
+std::optional<double> mebibytes(std::string_view unit) {
+    if (unit.ends_with("iB"))
+        unit.remove_suffix(2);
+    else if (unit.size() == 2 && (unit.ends_with('B') || unit.ends_with('b')))
+        unit.remove_suffix(1);
+    if (unit.empty()) return 1;
+    if (unit.size() != 1) return std::nullopt;
+    switch (unit.front()) {
+        case 'k':
+        case 'K':
+            return 1.0 / 1024;
+        case 'm':
+        case 'M':
+            return 1;
+        case 'g':
+        case 'G':
+            return 1024;
+        case 't':
+        case 'T':
+            return 1024.0 * 1024;
+        default:
+            return std::nullopt;
+    }
+}
+
+constexpr std::array<std::pair<std::string_view, Mode>, 5> modes{{{"isolated", Mode::isolated},
+                                                                  {"nat", Mode::nat},
+                                                                  {"flat", Mode::flat},
+                                                                  {"user", Mode::user},
+                                                                  {"none", Mode::none}}};
+
+Mode parse_mode(std::string_view text) {
+    for (const auto& [name, mode] : modes)
+        if (name == text) return mode;
+    throw Failure(fmt::format("unknown mode '{}'", text),
+                  "modes are isolated, nat, flat, user and none");
+}
+
+ip::network_v4 parse_network(std::string_view text) {
+    boost::system::error_code error;
+    const auto network = ip::make_network_v4(std::string{text}, error);
+    if (error) throw Failure("is not a network such as 192.168.26.0/24");
+    return network;
+}
+
+ip::address_v4 parse_address(std::string_view text) {
+    boost::system::error_code error;
+    const auto address = ip::make_address_v4(std::string{text}, error);
+    if (error) throw Failure("is not an IPv4 address");
+    return address;
+}
+
+void set_key(NetOption& net, std::string_view key, std::string_view value) {
+    if (key == "subnet")
+        net.subnet = parse_network(value);
+    else if (key == "address")
+        net.address = parse_address(value);
+    else if (key == "mac")
+        net.mac = std::string{value};
+    else if (key == "mtu")
+        net.mtu = parse_integer<unsigned>(value);
+    else if (key == "queues")
+        net.queues = parse_integer<unsigned>(value);
+    else if (key == "pool")
+        net.pool = parse_network(value);
+    else
+        throw Failure("is not a key", "keys are subnet, address, mac, mtu, queues and pool");
+}
+
+/// Keys that a mode has no use for are refused, so that nobody relies on them.
+void check_keys(const NetOption& net) {
+    const bool namespaced = net.mode != Mode::user && net.mode != Mode::none;
+    if (!namespaced && (net.subnet || net.address || net.mtu || net.queues != 1))
+        throw Failure(fmt::format("subnet, address, mtu and queues do not go with '{}'",
+                                  to_string(net.mode)));
+    if (net.mode == Mode::none && net.mac) throw Failure("mac does not go with 'none'");
+    if (net.mode != Mode::nat && net.pool) throw Failure("pool goes with 'nat' only");
+}
+
+bool is_name_character(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+}
+
+}  // namespace
+
+std::uint64_t parse_memory(std::string_view text) {
+    const auto [value, unit] = split_number(text);
+    const auto factor = mebibytes(unit);
+    if (!factor)
+        throw Failure(fmt::format("has an unknown unit '{}'", unit), "units are K, M, G and T");
+    const double size = std::ceil(value * *factor);
+    constexpr double largest = 1024.0 * 1024 * 1024;  // 1 EiB
+    if (size > largest) throw Failure("is too large");
+    if (size < 1) throw Failure("must be more than 0");
+    return static_cast<std::uint64_t>(size);
+}
+
+std::chrono::milliseconds parse_duration(std::string_view text) {
+    const auto [value, unit] = split_number(text);
+    double milliseconds = 0;
+    if (unit == "ms")
+        milliseconds = value;
+    else if (unit.empty() || unit == "s")
+        milliseconds = value * 1e3;
+    else if (unit == "m")
+        milliseconds = value * 60e3;
+    else if (unit == "h")
+        milliseconds = value * 3600e3;
+    else if (unit == "d")
+        milliseconds = value * 86400e3;
+    else
+        throw Failure(fmt::format("has an unknown unit '{}'", unit), "units are ms, s, m, h and d");
+    constexpr double largest = 1e13;  // 300 years
+    if (milliseconds > largest) throw Failure("is too long");
+    if (milliseconds < 1) throw Failure("must be more than 0");
+    return std::chrono::milliseconds{static_cast<std::int64_t>(milliseconds)};
+}
+
+NetOption parse_net(std::string_view text) {
+    NetOption net;
+    auto next = [&text] {
+        const auto comma = text.find(',');
+        const auto word = text.substr(0, comma);
+        text.remove_prefix(comma == std::string_view::npos ? text.size() : comma + 1);
+        return word;
+    };
+    net.mode = parse_mode(next());
+    while (!text.empty()) {
+        const auto word = next();
+        const auto equals = word.find('=');
+        try {
+            if (equals == std::string_view::npos) throw Failure("has no value (key=value)");
+            set_key(net, word.substr(0, equals), word.substr(equals + 1));
+        } catch (const Failure& failure) {
+            throw Failure(fmt::format("'{}' {}", word, failure.what()), failure.hint());
+        }
+    }
+    check_keys(net);
+    return net;
+}
+
+std::string parse_name(std::string_view text) {
+    std::string name{text};
+    std::transform(name.begin(), name.end(), name.begin(),
+                   [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; });
+    constexpr std::size_t longest = 63;
+    if (name.empty() || name.size() > longest) throw Failure("must have 1 to 63 characters");
+    if (!std::all_of(name.begin(), name.end(), is_name_character) || name.front() == '-' ||
+        name.back() == '-')
+        throw Failure("must be letters, digits and '-', as a host name is");
+    return name;
+}
+
+std::string_view to_string(Mode mode) {
+    return std::find_if(modes.begin(), modes.end(), [&](const auto& m) { return m.second == mode; })
+        ->first;
+}
+
+}  // namespace qvm

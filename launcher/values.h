@@ -1,0 +1,42 @@
+#pragma once
+
+#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/network_v4.hpp>
+#include <chrono>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+/// The values that options take. Pure; a value that cannot be read throws Failure with the reason
+/// alone, to which the caller adds the option's name.
+namespace qvm {
+
+/// MiB. A bare number is MiB, as with QEMU; K, M, G and T (also KiB, KB, ...) are powers of 1024,
+/// and what is not a whole MiB is rounded up. 0 is refused.
+std::uint64_t parse_memory(std::string_view text);
+
+/// "5s", "1.5m", "2h", "300ms"; a bare number is seconds, as with timeout(1). 0 is refused.
+std::chrono::milliseconds parse_duration(std::string_view text);
+
+/// What --net says. MODE[,key=value...]
+struct NetOption {
+    enum class Mode { isolated, nat, flat, user, none };
+    Mode mode = Mode::nat;
+    std::optional<boost::asio::ip::network_v4> subnet;
+    std::optional<boost::asio::ip::address_v4> address;
+    std::optional<std::string> mac;
+    std::optional<unsigned> mtu;
+    std::optional<boost::asio::ip::network_v4> pool;
+    unsigned queues = 1;
+};
+NetOption parse_net(std::string_view text);
+
+/// A VM's name is a host name (RFC 1123, one label): letters, digits and '-', at most 63.
+/// Returns it in lower case.
+std::string parse_name(std::string_view text);
+
+/// "isolated", "nat", ...
+std::string_view to_string(NetOption::Mode mode);
+
+}  // namespace qvm

@@ -1,0 +1,99 @@
+#include "launcher/vm_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace qvm {
+
+namespace {
+
+netns::Mode to_netns(NetOption::Mode mode) {
+    if (mode == NetOption::Mode::isolated) return netns::Mode::isolated;
+    return mode == NetOption::Mode::flat ? netns::Mode::flat : netns::Mode::nat;
+}
+
+/// The text with every line after the first moved right.
+std::string indented(std::string_view text, std::size_t columns) {
+    std::string result;
+    for (const char c : text) {
+        result += c;
+        if (c == '\n') result.append(columns, ' ');
+    }
+    return result;
+}
+
+std::optional<QemuNic> make_nic(const NetOption& net,
+                                const std::optional<netns::NetworkPlan>& network, bool vhost) {
+    if (net.mode == NetOption::Mode::none) return std::nullopt;
+    if (!network) return QemuNic{.mac = net.mac.value_or("")};
+    return QemuNic{
+        .mac = network->guest_mac, .mtu = network->mtu, .queues = network->queues, .vhost = vhost};
+}
+
+}  // namespace
+
+VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const std::string& name,
+                    const std::optional<ImageFacts>& image,
+                    const std::optional<netns::NetworkPlan>& network, bool vhost) {
+    VmPlan plan;
+    plan.name = name;
+    plan.network = network;
+    auto& qemu = plan.qemu;
+    qemu.name = name;
+    qemu.memory_mib = options.memory_mib;
+    qemu.cpus = options.cpus;
+    qemu.kvm = accel.kvm;
+    if (image) qemu.disk = QemuDisk{.format = image->format, .persist = options.persist};
+    qemu.nic = make_nic(options.net, network, vhost);
+    if (options.kernel) qemu.kernel = options.kernel->string();
+    if (options.initrd) qemu.initrd = options.initrd->string();
+    if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
+    qemu.extra = options.qemu_args;
+    return plan;
+}
+
+std::optional<netns::NetworkSpec> network_spec(const NetOption& net, const std::string& name,
+                                               const std::string& id) {
+    if (net.mode == NetOption::Mode::user || net.mode == NetOption::Mode::none) return std::nullopt;
+    netns::NetworkSpec spec;
+    spec.mode = to_netns(net.mode);
+    spec.subnet = net.subnet;
+    spec.address = net.address;
+    spec.mac = net.mac;
+    spec.mtu = net.mtu;
+    spec.pool = net.pool;
+    spec.queues = net.queues;
+    spec.id = id;
+    spec.guest_name = name;
+    return spec;
+}
+
+std::string default_name(const std::optional<std::filesystem::path>& image,
+                         const std::string& suffix) {
+    std::string stem = image ? image->stem().string() : "vm";
+    for (char& c : stem) {
+        if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
+        if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))) c = '-';
+    }
+    constexpr std::size_t longest = 40;
+    stem.resize(std::min(stem.size(), longest));
+    const auto first = stem.find_first_not_of('-');
+    const auto last = stem.find_last_not_of('-');
+    stem = first == std::string::npos ? "vm" : stem.substr(first, last - first + 1);
+    return stem + "-" + suffix;
+}
+
+std::string describe(const VmPlan& plan) {
+    std::string text;
+    if (plan.network) {
+        std::size_t number = 0;
+        text += "network:\n";
+        for (const auto& step : netns::describe(*plan.network))
+            text += fmt::format("{:>3}. {}\n", ++number, indented(step, 5));
+        text += "\n";
+    }
+    return text + "qemu:\n" + shell_text(qemu_command(plan.qemu)) + "\n";
+}
+
+}  // namespace qvm

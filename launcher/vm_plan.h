@@ -1,0 +1,46 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "launcher/host.h"
+#include "launcher/options.h"
+#include "launcher/qemu_command.h"
+#include "netns/host_network.h"
+#include "netns/plan.h"
+
+namespace qvm {
+
+/// What a run needs to know of its image.
+struct ImageFacts {
+    std::string format;
+    std::uint64_t virtual_size = 0;  ///< bytes
+};
+
+/// A run, decided: values only. --dry-run prints it, Supervisor carries it out.
+struct VmPlan {
+    std::string name;
+    std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
+    QemuSpec qemu;
+    bool vhost_wanted = false;
+};
+
+/// Pure. Throws std::exception for what does not fit together.
+VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const std::string& name,
+                    const std::optional<ImageFacts>& image,
+                    const std::optional<netns::NetworkPlan>& network, bool vhost);
+
+/// The network's specification from --net; nothing for modes without a namespace. `id` is the
+/// run's own, of at most 8 characters.
+std::optional<netns::NetworkSpec> network_spec(const NetOption& net, const std::string& name,
+                                               const std::string& id);
+
+/// A name for a VM that was given none: the image's, made a host name, and `suffix`.
+std::string default_name(const std::optional<std::filesystem::path>& image,
+                         const std::string& suffix);
+
+/// The plan for people: the network step by step, then QEMU's command.
+std::string describe(const VmPlan& plan);
+
+}  // namespace qvm
