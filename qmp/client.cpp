@@ -1,0 +1,233 @@
+#include "qmp/client.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/error.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
+#include <map>
+#include <random>
+#include <string>
+#include <utility>
+
+namespace qvm::qmp {
+
+namespace asio = boost::asio;
+namespace json = boost::json;
+using boost::system::error_code;
+using std::chrono::milliseconds;
+
+namespace {
+
+// So that adding it to the clock cannot overflow.
+constexpr milliseconds longest_timeout = std::chrono::hours(24 * 365);
+
+// Throws what is not a value.
+json::value value_of(Outcome outcome, const std::string& command) {
+    if (auto* refusal = std::get_if<ErrorReply>(&outcome))
+        throw CommandError(command, std::move(refusal->error_class), std::move(refusal->desc));
+    if (const auto* error = std::get_if<std::error_code>(&outcome))
+        throw std::system_error(*error, command);
+    return std::get<json::value>(std::move(outcome));
+}
+
+}  // namespace
+
+// Everything but the handle. Calls, the reader and the writer each hold it while they are under
+// way, so that it outlives the Client for as long as any of them does.
+struct Client::Connection : std::enable_shared_from_this<Connection> {
+    struct Call;
+
+    Connection(const asio::any_io_executor& executor, Dialect dialect_, std::size_t max_line)
+        : dialect(dialect_), protocol(dialect_, max_line), socket(executor), news(executor) {
+        news.expires_at(asio::steady_timer::time_point::max());
+    }
+
+    void read();
+    void write();
+    void settle();
+    void close(Errc why);
+    asio::awaitable<void> read_until_end();
+    asio::awaitable<json::value> answer(std::uint64_t id, std::string command,
+                                        milliseconds timeout);
+    static asio::awaitable<void> handshake(std::shared_ptr<Connection> self, milliseconds timeout);
+    static asio::awaitable<json::value> execute(std::shared_ptr<Connection> self,
+                                                std::string command, json::object arguments,
+                                                milliseconds timeout);
+    static asio::awaitable<std::optional<Event>> next_event(std::shared_ptr<Connection> self);
+
+    Dialect dialect;
+    Protocol protocol;
+    asio::local::stream_protocol::socket socket;
+    asio::steady_timer news;  // cancelled to wake next_event()
+    std::map<std::uint64_t, Call*> calls;
+    std::string sending;  // empty while nothing is being sent
+    std::array<char, 65536> input;
+};
+
+// A call that waits, in the frame of the coroutine that waits. However that one ends, by an
+// answer, by an exception or by being destroyed, the call is forgotten with it.
+struct Client::Connection::Call {
+    Call(Connection& connection_, std::uint64_t id_, milliseconds timeout)
+        : connection(connection_), id(id_), timer(connection_.news.get_executor()) {
+        timer.expires_after(std::min(timeout, longest_timeout));
+        connection.calls[id] = this;
+    }
+    ~Call() {
+        connection.calls.erase(id);
+        connection.protocol.abandon(id);
+    }
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+    Connection& connection;
+    std::uint64_t id;
+    asio::steady_timer timer;  // cancelled when the outcome is there
+    std::optional<Outcome> outcome;
+};
+
+// Sends what there is to send, then what has come up meanwhile. A broken pipe is left to the
+// reader, which has yet to see what the peer said before it went; shutdown makes sure that the
+// reader comes to an end.
+void Client::Connection::write() {
+    if (!sending.empty() || !socket.is_open()) return;
+    sending = protocol.take_output();
+    if (sending.empty()) return;
+    asio::async_write(socket, asio::buffer(sending),
+                      [self = shared_from_this()](error_code ec, std::size_t) {
+                          self->sending.clear();
+                          if (!ec) return self->write();
+                          error_code ignored;
+                          self->socket.shutdown(asio::socket_base::shutdown_both, ignored);
+                      });
+}
+
+// Hands out what the protocol has come to.
+void Client::Connection::settle() {
+    for (auto& [id, outcome] : protocol.take_completions()) {
+        const auto call = calls.find(id);
+        if (call == calls.end()) continue;
+        call->second->outcome = std::move(outcome);
+        call->second->timer.cancel();
+    }
+    news.cancel();
+    write();
+}
+
+void Client::Connection::close(Errc why) {
+    protocol.close(why);
+    error_code ignored;
+    socket.close(ignored);
+    settle();
+}
+
+void Client::Connection::read() {
+    asio::co_spawn(
+        socket.get_executor(), read_until_end(),
+        [self = shared_from_this()](std::exception_ptr) { self->close(Errc::disconnected); });
+}
+
+asio::awaitable<void> Client::Connection::read_until_end() {
+    error_code ec;
+    while (protocol.state() != State::closed) {
+        const auto size = co_await socket.async_read_some(
+            asio::buffer(input), asio::redirect_error(asio::use_awaitable, ec));
+        if (ec) co_return;
+        protocol.feed({input.data(), size});
+        settle();
+    }
+}
+
+asio::awaitable<json::value> Client::Connection::answer(std::uint64_t id, std::string command,
+                                                        milliseconds timeout) {
+    Call call(*this, id, timeout);
+    settle();
+    error_code ec;
+    if (!call.outcome)
+        co_await call.timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+    if (call.outcome) co_return value_of(std::move(*call.outcome), command);
+    if (ec) throw boost::system::system_error(ec);
+    throw std::system_error(Errc::timed_out, command);
+}
+
+asio::awaitable<void> Client::Connection::handshake(std::shared_ptr<Connection> self,
+                                                    milliseconds timeout) {
+    const auto id = self->protocol.start(std::random_device{}());
+    const bool agent = self->dialect == Dialect::guest_agent;
+    co_await self->answer(id, agent ? "guest-sync-delimited" : "qmp_capabilities", timeout);
+}
+
+asio::awaitable<json::value> Client::Connection::execute(std::shared_ptr<Connection> self,
+                                                         std::string command,
+                                                         json::object arguments,
+                                                         milliseconds timeout) {
+    const auto id = self->protocol.submit(command, arguments);
+    co_return co_await self->answer(id, std::move(command), timeout);
+}
+
+asio::awaitable<std::optional<Event>> Client::Connection::next_event(
+    std::shared_ptr<Connection> self) {
+    for (;;) {
+        if (auto event = self->protocol.next_event()) co_return event;
+        if (self->protocol.state() == State::closed) co_return std::nullopt;
+        // When it is the coroutine that was cancelled, the next co_await throws.
+        error_code ec;
+        co_await self->news.async_wait(asio::redirect_error(asio::use_awaitable, ec));
+    }
+}
+
+Client::Client(asio::any_io_executor executor, int descriptor, Dialect dialect,
+               std::size_t max_line)
+    : connection_(std::make_shared<Connection>(executor, dialect, max_line)) {
+    error_code ec;
+    connection_->socket.assign(asio::local::stream_protocol(), descriptor, ec);
+    if (ec) {
+        ::close(descriptor);
+        throw std::system_error(ec, "qmp: cannot use the socket");
+    }
+    connection_->read();
+}
+
+Client::~Client() {
+    close();
+}
+
+// What follows takes the connection along: a coroutine starts only when it is awaited, and both
+// the client and the caller's text may be gone by then.
+
+asio::awaitable<void> Client::handshake(milliseconds timeout) {
+    return Connection::handshake(connection_, timeout);
+}
+
+asio::awaitable<json::value> Client::execute(std::string_view command, json::object arguments,
+                                             milliseconds timeout) {
+    return Connection::execute(connection_, std::string(command), std::move(arguments), timeout);
+}
+
+asio::awaitable<std::optional<Event>> Client::next_event() {
+    return Connection::next_event(connection_);
+}
+
+void Client::close() {
+    connection_->close(Errc::closed);
+}
+
+bool Client::closed() const {
+    return connection_->protocol.state() == State::closed;
+}
+
+const std::optional<Greeting>& Client::greeting() const {
+    return connection_->protocol.greeting();
+}
+
+std::size_t Client::dropped_events() const {
+    return connection_->protocol.dropped_events();
+}
+
+}  // namespace qvm::qmp
