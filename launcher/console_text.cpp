@@ -73,4 +73,8 @@ bool is_panic_end(std::string_view line) {
     return line.starts_with(mark);
 }
 
+bool is_nothing_to_boot(std::string_view line) {
+    return line.starts_with("No bootable device");
+}
+
 }  // namespace qvm

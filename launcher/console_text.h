@@ -32,4 +32,7 @@ bool is_prompt(std::string_view line);
 /// (kernel/panic.c, "---[ end Kernel panic - not syncing").
 bool is_panic_end(std::string_view line);
 
+/// Whether SeaBIOS says with this line that it gives up (src/boot.c of SeaBIOS).
+bool is_nothing_to_boot(std::string_view line);
+
 }  // namespace qvm

@@ -22,12 +22,12 @@ struct SpawnSpec {
         int fd;
         int as;
     };
-    std::vector<Inherit> inherit;
+    std::vector<Inherit> inherit = {};
     int stdin_fd = -1;           ///< -1: /dev/null
     int stdout_fd = -1;          ///< -1: /dev/null
     int stderr_fd = -1;          ///< -1: /dev/null
     int network_namespace = -1;  ///< enters it first; -1: stays in ours
-    std::string directory;       ///< where it starts; empty: where we are
+    std::string directory = {};  ///< where it starts; empty: where we are
 };
 
 /// How a child ended.
@@ -77,7 +77,8 @@ struct ToolResult {
 };
 
 /// Runs a tool with `input` as its stdin, in `directory` (ours when empty), and collects what it
-/// prints. Blocks. Throws Failure where it cannot be started.
+/// prints. Blocks. SIGPIPE must be ignored: a tool need not read its input. Throws Failure where it
+/// cannot be started.
 ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input = {},
                     const std::string& directory = {});
 

@@ -27,8 +27,7 @@ void add_machine(Command& command, const QemuSpec& spec) {
     command.add("-name", escape_commas(spec.name));
     command.add("-no-user-config");
     command.add("-nodefaults");
-    // graphics=off sends the firmware's words to the serial console.
-    command.add("-machine", "q35,graphics=off,vmport=off");
+    command.add("-machine", "q35,vmport=off");
     command.add("-accel", spec.kvm ? "kvm" : "tcg");
     command.add("-cpu", spec.kvm ? "host" : "max");
     command.add("-smp", std::to_string(spec.cpus));
@@ -47,6 +46,10 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-device", fmt::format("virtserialport,chardev=agent,id={},"
                                        "name=org.qemu.guest_agent.0",
                                        agent_port));
+    // SeaBIOS' log (its CONFIG_DEBUG_IO port), so that a disk that does not boot is noticed. Its
+    // screen is not sent to the console, which it would reset and clear.
+    command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
+    command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
     command.add("-device", "virtio-rng-pci");
     command.add("-device", "pvpanic");
 }

@@ -14,9 +14,10 @@ struct QemuFds {
     int qmp = 3;
     int console = 4;
     int agent = 5;
-    int base = 6;  ///< the image (or, with persist, the disk), read-only without persist
-    int overlay = 7;
-    int first_tap = 8;  ///< the TAP's queues follow one another, then vhost's
+    int firmware = 6;  ///< what SeaBIOS says of itself
+    int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
+    int overlay = 8;
+    int first_tap = 9;  ///< the TAP's queues follow one another, then vhost's
 };
 
 struct QemuNic {

@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/random.h>
 
@@ -35,6 +36,12 @@ netns::NetworkPlan plan_network(const netns::NetworkSpec& spec, PreparedRun& pre
     }
 }
 
+void check_writable(const std::filesystem::path& path) {
+    if (const UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666)}) return;
+    throw Failure(
+        fmt::format("--timings '{}': {}", path.string(), std::generic_category().message(errno)));
+}
+
 /// Checks all input and decides everything; creates nothing.
 PreparedRun prepare(const RunOptions& options) {
     const auto host = read_host_facts();
@@ -45,6 +52,7 @@ PreparedRun prepare(const RunOptions& options) {
                    accel.why_not_kvm);
     if (options.kernel) check_readable_file("--kernel", *options.kernel);
     if (options.initrd) check_readable_file("--initrd", *options.initrd);
+    if (options.timings_file) check_writable(*options.timings_file);
 
     PreparedRun prepared;
     prepared.options = options;

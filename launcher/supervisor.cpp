@@ -147,11 +147,13 @@ class Supervisor {
         auto qmp = make_socket_pair();
         auto console = make_socket_pair();
         auto agent = make_socket_pair();
+        auto firmware = make_socket_pair();
         SpawnSpec spec;
         spec.argv = qemu_command(run_.plan.qemu, numbers);
         spec.inherit = {{qmp.theirs.get(), numbers.qmp},
                         {console.theirs.get(), numbers.console},
-                        {agent.theirs.get(), numbers.agent}};
+                        {agent.theirs.get(), numbers.agent},
+                        {firmware.theirs.get(), numbers.firmware}};
         if (run_.image) spec.inherit.push_back({run_.image->fd.get(), numbers.base});
         if (overlay) spec.inherit.push_back({overlay.get(), numbers.overlay});
         // After this function QEMU is the only holder of TAP and overlay: its end is theirs.
@@ -169,6 +171,7 @@ class Supervisor {
         agent_.emplace(context_.get_executor(), agent.ours.release(), qmp::Dialect::guest_agent,
                        agent_line_limit);
         console_socket_ = std::move(console.ours);
+        firmware_.assign(asio::local::stream_protocol{}, firmware.ours.release());
     }
 
     void spawn_dnsmasq() {
@@ -190,6 +193,7 @@ class Supervisor {
         co_await start_cpus();
         spawn(watch_qemu());
         if (dnsmasq_.child) spawn(watch_dnsmasq());
+        spawn(watch_firmware());
         spawn(watch_signals());
         if (run_.options.timeout) spawn(watch_timeout(*run_.options.timeout));
         open_console();
@@ -331,6 +335,22 @@ class Supervisor {
         }
     }
 
+    awaitable<void> watch_firmware() {
+        LastLine lines;
+        std::array<char, 4096> buffer;
+        for (;;) {
+            const auto [error, size] =
+                co_await firmware_.async_read_some(asio::buffer(buffer), no_throw);
+            if (error) co_return;
+            lines.feed({buffer.data(), size});
+            if (!is_nothing_to_boot(lines.open()) && !is_nothing_to_boot(lines.ended())) continue;
+            const auto& image = run_.options.image;
+            end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
+                                            image ? image->string() : run_.plan.name));
+            co_return;
+        }
+    }
+
     awaitable<void> watch_dnsmasq() {
         const auto how = co_await dnsmasq_.child->wait();
         dnsmasq_.child.reset();
@@ -389,8 +409,9 @@ class Supervisor {
 
     awaitable<void> take_down() {
         debug_("taking down");
-        if (!qemu_gone_ && !monitor_->closed()) asio::co_spawn(context_, quit(), asio::detached);
-        // What the host can see of the network goes while QEMU is on its way.
+        asio::co_spawn(context_, quit(), asio::detached);
+        co_await asio::post(context_, asio::use_awaitable);  // sends it
+        // What the host can see of the network goes while QEMU is on its way out.
         relay_.reset();
         dnsmasq_.child.reset();
         if (network_) network_->detach();
@@ -428,6 +449,7 @@ class Supervisor {
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
     UniqueFd console_socket_;
+    asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;
 
     Clock::time_point running_;

@@ -1,3 +1,5 @@
+#include "netns/network.h"
+
 #include <fmt/format.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -9,7 +11,6 @@
 #include <filesystem>
 
 #include "netns/error.h"
-#include "netns/network.h"
 #include "oracle.h"
 
 using namespace qvm;

@@ -1,7 +1,8 @@
+#include "netns/nft.h"
+
 #include <catch2/catch.hpp>
 
 #include "netns/error.h"
-#include "netns/nft.h"
 #include "oracle.h"
 
 using namespace qvm::netns;

@@ -1,0 +1,54 @@
+#include "launcher/console_text.h"
+
+#include <catch2/catch.hpp>
+
+using namespace qvm;
+
+namespace {
+
+LastLine after(std::string_view text) {
+    LastLine lines;
+    for (const char c : text) lines.feed({&c, 1});  // in the smallest pieces
+    return lines;
+}
+
+}  // namespace
+
+TEST_CASE("the last line, without escape sequences") {
+    CHECK(after("one\r\ntwo\r\n").ended() == "two");
+    CHECK(after("one\r\ntwo\r\n").open().empty());
+    CHECK(after("one\ntw").open() == "tw");
+    CHECK(after("one\n\n\n").ended() == "one");
+    CHECK(after("\x1b[1;32mdemo#\x1b[0m \x1b[6n").open() == "demo# ");
+    CHECK(after("\x1b]0;title\x07$ ").open() == "$ ");
+    CHECK(after("\x1b"
+                "c\x1b[?7l\x1b[2Jtext")
+              .open() == "text");
+    CHECK(after(std::string(5000, 'x')).open().size() == 1024);
+}
+
+TEST_CASE("prompts") {
+    for (const char* line : {"demo# ", "user@host:~$ ", "debian login: ", "Password: ", "> ", "% "})
+        CHECK((is_prompt(line) || std::string_view{line}.size() < 2));
+    for (const char* line :
+         {"", "#", "Booting from Hard Disk...", "[    0.1] x", "100% done", " "}) {
+        INFO(line);
+        CHECK(!is_prompt(line));
+    }
+}
+
+TEST_CASE("a panic is its last line, and nothing that merely mentions it") {
+    CHECK(is_panic_end("[    3.141592] ---[ end Kernel panic - not syncing: Fatal exception ]---"));
+    CHECK(is_panic_end("---[ end Kernel panic - not syncing: VFS ]---"));
+    CHECK(!is_panic_end("[    3.141592] Kernel panic - not syncing: Fatal exception"));
+    CHECK(!is_panic_end("grep: ---[ end Kernel panic - not syncing"));
+    CHECK(!is_panic_end("[    3.141592] "));
+    CHECK(!is_panic_end("["));
+    CHECK(!is_panic_end(""));
+}
+
+TEST_CASE("firmware that gives up") {
+    CHECK(is_nothing_to_boot(after("Booting from Floppy...\nNo bootable device.").open()));
+    CHECK(is_nothing_to_boot(after("No bootable device.  Retrying in 60 seconds.\n").ended()));
+    CHECK(!is_nothing_to_boot(after("Booting from Hard Disk...\n").ended()));
+}

@@ -1,0 +1,88 @@
+#include "launcher/host.h"
+
+#include <catch2/catch.hpp>
+
+#include "launcher/failure.h"
+
+using namespace qvm;
+
+namespace {
+
+HostFacts able() {
+    return {.memory_mib = 8192,
+            .kvm_opens = true,
+            .kvm_problem = {},
+            .cpu_virtualises = true,
+            .has_qemu = true,
+            .has_dnsmasq = true,
+            .has_qemu_img = true,
+            .may_make_namespaces = true,
+            .tun_problem = {}};
+}
+
+RunOptions with(NetOption::Mode mode) {
+    RunOptions options;
+    options.image = "disk.qcow2";
+    options.net.mode = mode;
+    return options;
+}
+
+Failure failure_of(const RunOptions& options, const HostFacts& host) {
+    try {
+        check_host(options, host);
+    } catch (const Failure& failure) {
+        return failure;
+    }
+    return Failure{""};
+}
+
+}  // namespace
+
+TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
+    auto host = able();
+    CHECK(choose_accel(Accel::automatic, host).kvm);
+    CHECK(choose_accel(Accel::kvm, host).kvm);
+    CHECK(!choose_accel(Accel::tcg, host).kvm);
+    CHECK(choose_accel(Accel::tcg, host).why_not_kvm.empty());
+
+    host.cpu_virtualises = false;
+    CHECK(!choose_accel(Accel::automatic, host).kvm);
+    CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "the CPU shows neither vmx nor svm");
+    CHECK_THROWS_AS(choose_accel(Accel::kvm, host), Failure);
+
+    host.kvm_opens = false;
+    host.kvm_problem = "Permission denied";
+    CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
+}
+
+TEST_CASE("what the host cannot do is said, with the remedy") {
+    const auto nat = with(NetOption::Mode::nat);
+    CHECK(std::string{failure_of(nat, able()).what()}.empty());
+
+    auto host = able();
+    host.has_dnsmasq = false;
+    CHECK(std::string{failure_of(nat, host).what()} == "find 'dnsmasq': it is not installed");
+    CHECK(failure_of(nat, host).hint() == "apt-get install dnsmasq-base");
+    CHECK(std::string{failure_of(with(NetOption::Mode::user), host).what()}.empty());
+
+    host = able();
+    host.has_qemu = false;
+    CHECK(failure_of(nat, host).hint() == "apt-get install qemu-system-x86");
+
+    host = able();
+    host.may_make_namespaces = false;
+    CHECK(std::string{failure_of(nat, host).what()} ==
+          "--net nat: creating a network namespace needs root");
+    CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());
+
+    host = able();
+    host.tun_problem = "No such file or directory";
+    CHECK(std::string{failure_of(nat, host).what()} ==
+          "open '/dev/net/tun': No such file or directory");
+    CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());
+
+    auto big = with(NetOption::Mode::none);
+    big.memory_mib = 8193;
+    CHECK(std::string{failure_of(big, able()).what()} ==
+          "--memory: 8193 MiB is more than this host's 8192 MiB");
+}

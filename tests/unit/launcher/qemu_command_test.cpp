@@ -1,0 +1,118 @@
+#include "launcher/qemu_command.h"
+
+#include <catch2/catch.hpp>
+
+using namespace qvm;
+
+namespace {
+
+QemuSpec example() {
+    QemuSpec spec;
+    spec.name = "web";
+    spec.disk = QemuDisk{.format = "qcow2"};
+    spec.nic = QemuNic{.mac = "52:54:00:12:34:56", .queues = 1};
+    return spec;
+}
+
+bool has(const std::vector<std::string>& argv, const std::string& word) {
+    return std::find(argv.begin(), argv.end(), word) != argv.end();
+}
+
+}  // namespace
+
+TEST_CASE("the whole command of a plain VM") {
+    CHECK(shell_text(qemu_command(example())) == R"(qemu-system-x86_64 \
+    -name web \
+    -no-user-config \
+    -nodefaults \
+    -machine q35,vmport=off \
+    -accel tcg \
+    -cpu max \
+    -smp 1 \
+    -m 1024M \
+    -display none \
+    -S \
+    -chardev socket,id=qmp,fd=3 \
+    -mon chardev=qmp,mode=control \
+    -chardev socket,id=console,fd=4 \
+    -serial chardev:console \
+    -device virtio-serial-pci \
+    -chardev socket,id=agent,fd=5 \
+    -device virtserialport,chardev=agent,id=agent0,name=org.qemu.guest_agent.0 \
+    -chardev socket,id=firmware,fd=6 \
+    -device isa-debugcon,iobase=0x402,chardev=firmware \
+    -device virtio-rng-pci \
+    -device pvpanic \
+    -add-fd fd=7,set=1 \
+    -add-fd fd=8,set=2 \
+    -blockdev driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on \
+    -blockdev driver=qcow2,node-name=base,file=base-file,read-only=on \
+    -blockdev driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap \
+    -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap,cache.no-flush=on \
+    -device virtio-blk-pci,drive=disk,bootindex=0 \
+    -netdev tap,id=net0,fd=9 \
+    -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56)");
+}
+
+TEST_CASE("the image's format is fixed, and a base is read-only") {
+    auto spec = example();
+    spec.disk->format = "raw";
+    const auto argv = qemu_command(spec);
+    CHECK(has(argv, "driver=raw,node-name=base,file=base-file,read-only=on"));
+    CHECK(has(argv, "driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on"));
+}
+
+TEST_CASE("--persist: the image itself, with its flushes") {
+    auto spec = example();
+    spec.disk->persist = true;
+    const auto text = shell_text(qemu_command(spec));
+    CHECK(text.find("driver=qcow2,node-name=disk,file=disk-file,discard=unmap") !=
+          std::string::npos);
+    CHECK(text.find("set=2") == std::string::npos);
+    CHECK(text.find("no-flush") == std::string::npos);
+    CHECK(text.find("read-only") == std::string::npos);
+}
+
+TEST_CASE("several queues and vhost are several descriptors") {
+    auto spec = example();
+    spec.nic->queues = 3;
+    CHECK(has(qemu_command(spec), "tap,id=net0,fds=9:10:11"));
+    CHECK(has(qemu_command(spec),
+              "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56,mq=on,vectors=8"));
+    spec.nic->vhost = true;
+    CHECK(has(qemu_command(spec), "tap,id=net0,fds=9:10:11,vhost=on,vhostfds=12:13:14"));
+    spec.nic->queues = 1;
+    CHECK(has(qemu_command(spec), "tap,id=net0,fd=9,vhost=on,vhostfd=10"));
+}
+
+TEST_CASE("user networking, none, and another MTU") {
+    auto spec = example();
+    spec.nic = QemuNic{};
+    CHECK(has(qemu_command(spec), "user,id=net0"));
+    spec.nic.reset();
+    CHECK(!has(qemu_command(spec), "-netdev"));
+    spec.nic = QemuNic{.mac = {}, .mtu = 1400, .queues = 1};
+    CHECK(has(qemu_command(spec), "virtio-net-pci,netdev=net0,romfile=,host_mtu=1400"));
+}
+
+TEST_CASE("a kernel, KVM, and the user's own arguments last") {
+    auto spec = example();
+    spec.kvm = true;
+    spec.kernel = "/boot/a,b";
+    spec.initrd = "/boot/c,d";
+    spec.append = "console=ttyS0 root=/dev/vda";
+    spec.extra = {"-device", "usb-ehci"};
+    const auto argv = qemu_command(spec);
+    CHECK(has(argv, "kvm"));
+    CHECK(has(argv, "host"));
+    CHECK(has(argv, "/boot/a,b"));
+    CHECK(has(argv, "/boot/c,,d"));  // -initrd takes a list of files, -kernel does not
+    CHECK(has(argv, "console=ttyS0 root=/dev/vda"));
+    CHECK(argv.at(argv.size() - 2) == "-device");
+    CHECK(argv.back() == "usb-ehci");
+}
+
+TEST_CASE("words are quoted for a shell, commas for QEMU") {
+    CHECK(shell_text({"a", "b c", "it's", ""}) == R"(a 'b c' 'it'\''s' '')");
+    CHECK(escape_commas("a,b,,c") == "a,,b,,,,c");
+}
