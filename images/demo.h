@@ -1,0 +1,22 @@
+#pragma once
+
+#include <filesystem>
+
+#include "images/runner.h"
+
+namespace qvm::images {
+
+/// Builds the demo guest, a bootable qcow2 disk of about 15 MB, at `output` (replaced in one step
+/// once it is whole; untouched if anything fails). It is made of Debian's cloud kernel, busybox and
+/// QEMU's guest agent, fetched by `apt-get download`: that needs apt's package lists, but neither
+/// root nor any change to the host's packages. Packages stay in `package_cache` if that is not
+/// empty (an existing directory), so that a second build needs no network. Everything temporary
+/// lies in the system's temporary directory and beside `output`, and is removed on every path.
+///
+/// Programs that it runs, by `run`: apt-get, apt-cache, mformat and mcopy (Debian: mtools),
+/// syslinux (syslinux, and mbr.bin of syslinux-common), qemu-img. Takes seconds; `progress` is told
+/// what it is at. Throws Error or std::system_error.
+void build_demo(const std::filesystem::path& output, const std::filesystem::path& package_cache,
+                const Runner& run, const Progress& progress);
+
+}  // namespace qvm::images

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace qvm::images {
+
+/// A program to run: argv[0] is looked up in PATH; `directory` is its working directory (empty:
+/// the caller's own); `input` is all of its standard input.
+struct Command {
+    std::vector<std::string> argv;
+    std::string input{};
+    std::filesystem::path directory{};
+};
+
+/// How it ended. `status` is the exit status, 128+N after signal N, 127 if there is no such
+/// program.
+struct CommandResult {
+    int status = 0;
+    std::string output{};
+    std::string error{};
+};
+
+/// Runs a command to its end. This library spawns nothing by itself: the launcher brings this.
+using Runner = std::function<CommandResult(const Command&)>;
+
+/// Is told, in a few words, what a long operation does next ("downloading packages").
+using Progress = std::function<void(std::string_view)>;
+
+}  // namespace qvm::images

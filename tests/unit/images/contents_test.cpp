@@ -1,0 +1,132 @@
+#include "images/contents.h"
+
+#include <fcntl.h>
+
+#include <catch2/catch.hpp>
+
+#include "images/error.h"
+#include "support.h"
+
+using namespace qvm::images;
+using namespace qvm::images::test;
+
+namespace {
+
+const ImageInfo qcow2{.format = "qcow2", .virtual_size = 1};
+const ImageInfo raw{.format = "raw", .virtual_size = 1};
+
+void check_bytes(const TemporaryDirectory& directory, const std::string& bytes,
+                 const ImageInfo& info, bool has_kernel = false) {
+    write_file(directory / "image", bytes);
+    check_contents(File(directory / "image", O_RDONLY).fd(), info, has_kernel);
+}
+
+std::string boot_sector() {
+    return std::string(510, 'x') + "\x55\xaa";
+}
+
+// A qcow2 image with some data in it, made with these options of `qemu-img create` or `convert`.
+std::string make_qcow2(const TemporaryDirectory& directory, const std::string& arguments) {
+    const auto path = (directory / "good.qcow2").string();
+    const auto source = (directory / "source.raw").string();
+    output_of("head -c 300000 /dev/urandom >" + source + "; truncate -s 3M " + source);
+    output_of("qemu-img " + arguments + " -O qcow2 " + source + " " + path);
+    return read_file(path);
+}
+
+}  // namespace
+
+TEST_CASE("a raw disk has whole sectors and a boot signature") {
+    const TemporaryDirectory directory;
+    check_bytes(directory, boot_sector(), raw);
+    check_bytes(directory, boot_sector() + std::string(512, '\0'), raw);
+    check_bytes(directory, std::string(512, '\0'), raw, true);
+    for (const auto& bytes : {std::string(), std::string("# README\n"), std::string(512, '\0'),
+                              boot_sector() + "x", std::string(511, 'x')}) {
+        CHECK_THAT(error_of([&] { check_bytes(directory, bytes, raw); }),
+                   Catch::Contains("not a disk image"));
+    }
+}
+
+TEST_CASE("what claims to be something else is no raw disk") {
+    const TemporaryDirectory directory;
+    for (const auto& magic : {std::string("QFI\xfb"), std::string("\x1f\x8b"),
+                              std::string("\xfd"
+                                          "7zXZ\0",
+                                          6),
+                              std::string("PK\x03\x04")}) {
+        const auto bytes = magic + boot_sector().substr(magic.size());
+        CHECK_THROWS_AS(check_bytes(directory, bytes, raw, true), Error);
+    }
+}
+
+TEST_CASE("only regular files have contents") {
+    const File directory("/tmp", O_RDONLY);
+    CHECK(error_of([&] { check_contents(directory.fd(), raw, true); }) == "is not a regular file");
+    CHECK(error_of([&] { check_header(directory.fd(), true); }) == "is not a regular file");
+}
+
+TEST_CASE("a truncated qcow2 image is found out") {
+    const TemporaryDirectory directory;
+    const std::string arguments = GENERATE(
+        "convert", "convert -c", "convert -o cluster_size=512", "convert -o cluster_size=2M",
+        "convert -o compat=0.10", "convert -o refcount_bits=1", "convert -o refcount_bits=2",
+        "convert -o refcount_bits=64", "convert -o extended_l2=on", "convert -o preallocation=full",
+        "convert -o preallocation=metadata", "convert -c -o compression_type=zstd");
+    CAPTURE(arguments);
+    const auto whole = make_qcow2(directory, arguments);
+    check_bytes(directory, whole, qcow2);
+
+    const auto cluster = std::size_t{1} << static_cast<unsigned char>(whole[23]);
+    const auto last_cluster = (whole.size() - 1) / cluster * cluster;
+    for (std::size_t size = 4; size <= last_cluster; size += 1 + last_cluster / 300) {
+        CAPTURE(size);
+        REQUIRE_THROWS_AS(check_bytes(directory, whole.substr(0, size), qcow2), Error);
+    }
+    CHECK_THROWS_AS(check_bytes(directory, whole.substr(0, last_cluster), qcow2), Error);
+}
+
+TEST_CASE("an empty qcow2 image is whole") {
+    const TemporaryDirectory directory;
+    const std::string size = GENERATE("512", "1M", "20G", "8T");
+    const auto path = (directory / "empty.qcow2").string();
+    output_of("qemu-img create -f qcow2 " + path + " " + size);
+    const auto whole = read_file(path);
+    check_bytes(directory, whole, qcow2);
+    for (std::size_t keep = 0; keep < whole.size(); keep += 1 + whole.size() / 300) {
+        CAPTURE(keep);
+        REQUIRE_THROWS_AS(check_bytes(directory, whole.substr(0, keep), qcow2), Error);
+    }
+}
+
+TEST_CASE("a qcow2 image with snapshots and freed clusters is whole") {
+    const TemporaryDirectory directory;
+    make_qcow2(directory, "convert");
+    const auto path = (directory / "good.qcow2").string();
+    output_of("qemu-img snapshot -c one " + path);
+    output_of("qemu-io -c 'write -P 7 1M 1M' -c 'discard 0 1M' " + path);
+    output_of("qemu-img snapshot -d one " + path);
+    check_contents(File(path, O_RDONLY).fd(), qcow2, false);
+}
+
+TEST_CASE("a damaged qcow2 header is an error") {
+    const TemporaryDirectory directory;
+    const auto whole = make_qcow2(directory, "convert");
+    // Cluster size, L1 size, places of L1 table and refcount table, its size, refcount width.
+    for (const std::size_t offset : {20u, 36u, 40u, 48u, 56u, 96u}) {
+        CAPTURE(offset);
+        auto bytes = whole;
+        bytes[offset] = '\x7f';
+        CHECK_THROWS_AS(check_bytes(directory, bytes, qcow2), Error);
+    }
+}
+
+TEST_CASE("check_header refuses an external data file before qemu-img could open it") {
+    const TemporaryDirectory directory;
+    const auto path = (directory / "image").string();
+    output_of("qemu-img create -f qcow2 -o data_file=" + (directory / "data").string() + " " +
+              path + " 1M");
+    const File image(path, O_RDONLY);
+    CHECK_THAT(error_of([&] { check_header(image.fd(), false); }), Catch::Contains("data file"));
+    check_header(image.fd(), true);
+}
