@@ -59,7 +59,7 @@ std::vector<std::string> bare_qemu(const std::string& disk) {
             "-device",
             "virtio-rng-pci",
             "-device",
-            "pvpanic",
+            "pvpanic-pci",
             "-drive",
             "file=" + disk + ",format=qcow2,if=virtio,snapshot=on",
             "-netdev",

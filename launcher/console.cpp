@@ -69,7 +69,9 @@ void Console::log(std::string_view bytes) {
 }
 
 void Console::watch(std::string_view bytes) {
-    lines_.feed(bytes);
+    lines_.feed(bytes, [this](std::string_view line) {
+        if (auto reason = panic_reason(line)) panic_reason_ = std::move(*reason);
+    });
     panic_.cancel();
     if (lines_.open().empty() && is_panic_end(lines_.ended())) {
         panic_.expires_after(panic_pause);
@@ -147,6 +149,10 @@ void Console::answer(char key) {
     asking_ = false;
     std::fprintf(stderr, "%c\n", key >= ' ' && key < 0x7f ? key : ' ');
     if (key == 's' || key == 'k') handlers_.stop(key == 'k');
+}
+
+std::string Console::panic_text() const {
+    return panic_reason_.empty() ? last_line() : panic_reason_;
 }
 
 std::string Console::last_line() const {

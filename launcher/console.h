@@ -36,6 +36,8 @@ class Console {
 
     /// The guest's last words: the line that it printed last.
     [[nodiscard]] std::string last_line() const;
+    /// What the guest's kernel said when it panicked, else its last words.
+    [[nodiscard]] std::string panic_text() const;
     /// Sets the terminal up again after a stop by job control.
     void resume() const;
     [[nodiscard]] bool on_terminal() const noexcept { return raw_ != nullptr; }
@@ -59,6 +61,7 @@ class Console {
     Stdio output_;
     std::unique_ptr<RawTerminal> raw_;
     LastLine lines_;
+    std::string panic_reason_;
     boost::asio::steady_timer quiet_;  ///< runs while the guest prints nothing
     boost::asio::steady_timer panic_;  ///< the same, after a panic's last line
     bool asking_ = false;              ///< Ctrl-] was typed; the next key is the answer

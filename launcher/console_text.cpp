@@ -13,10 +13,21 @@ bool is_final_byte(char c) {
     return c >= 0x40 && c <= 0x7e;
 }
 
+/// A kernel's line without the "[    1.234567] " that may stand before it.
+std::string_view without_time(std::string_view line) {
+    if (!line.starts_with('[')) return line;
+    const auto end = line.find("] ");
+    return end == std::string_view::npos ? line : line.substr(end + 2);
+}
+
 }  // namespace
 
-void LastLine::feed(std::string_view bytes) {
-    for (const char c : bytes) take(c);
+void LastLine::feed(std::string_view bytes, const std::function<void(std::string_view)>& ended) {
+    for (const char c : bytes) {
+        const bool ends = state_ == State::text && c == '\n' && !open_.empty();
+        take(c);
+        if (ends && ended) ended(ended_);
+    }
 }
 
 void LastLine::take(char c) {
@@ -62,15 +73,14 @@ bool is_prompt(std::string_view line) {
     return ends.find(line[line.size() - 2]) != std::string_view::npos;
 }
 
+std::optional<std::string> panic_reason(std::string_view line) {
+    line = without_time(line);
+    if (!line.starts_with("Kernel panic - not syncing")) return std::nullopt;
+    return std::string{line};
+}
+
 bool is_panic_end(std::string_view line) {
-    constexpr std::string_view mark = "---[ end Kernel panic - not syncing";
-    // "[    1.234567] " may stand before it, and nothing else.
-    if (line.starts_with('[')) {
-        const auto stamp = line.find("] ");
-        if (stamp == std::string_view::npos) return false;
-        line.remove_prefix(stamp + 2);
-    }
-    return line.starts_with(mark);
+    return without_time(line).starts_with("---[ end Kernel panic - not syncing");
 }
 
 bool is_nothing_to_boot(std::string_view line) {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -9,7 +11,8 @@ namespace qvm {
 /// Keeps the last line of a text, without escape sequences (ECMA-48) and other control characters.
 class LastLine {
   public:
-    void feed(std::string_view bytes);
+    /// `ended` is told every line that ends, empty ones left out.
+    void feed(std::string_view bytes, const std::function<void(std::string_view)>& ended = {});
     /// The line that is not ended yet.
     [[nodiscard]] const std::string& open() const noexcept { return open_; }
     /// The last line that was ended and not empty.
@@ -27,6 +30,10 @@ class LastLine {
 
 /// Whether an unfinished line looks like somebody waiting for input: a shell's or a login prompt.
 bool is_prompt(std::string_view line);
+
+/// What a Linux kernel says first when it panics ("Kernel panic - not syncing: ..."), without the
+/// time before it; nothing for other lines.
+std::optional<std::string> panic_reason(std::string_view line);
 
 /// Whether a line is the last that a Linux kernel prints when it panics and stays so
 /// (kernel/panic.c, "---[ end Kernel panic - not syncing").

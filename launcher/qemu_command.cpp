@@ -51,7 +51,7 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
     command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
     command.add("-device", "virtio-rng-pci");
-    command.add("-device", "pvpanic");
+    command.add("-device", "pvpanic-pci");
 }
 
 /// The image underneath, read-only, and the overlay that takes the writes. Both are descriptors:
@@ -69,7 +69,7 @@ void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fd
                 "discard=unmap,cache.no-flush=on");
 }
 
-void add_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
+void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds& fds) {
     if (disk.persist) {
         command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
         command.add("-blockdev",
@@ -80,7 +80,8 @@ void add_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
     } else {
         add_overlaid_disk(command, disk, fds);
     }
-    command.add("-device", "virtio-blk-pci,drive=disk,bootindex=0");
+    // -kernel takes bootindex 0 for itself.
+    command.add("-device", fmt::format("virtio-blk-pci,drive=disk{}", boots ? ",bootindex=0" : ""));
 }
 
 std::string fd_list(int first, unsigned count) {
@@ -128,7 +129,7 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     Command command{"qemu-system-x86_64"};
     add_machine(command, spec);
     add_channels(command, fds);
-    if (spec.disk) add_disk(command, *spec.disk, fds);
+    if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
     if (spec.nic) add_nic(command, *spec.nic, fds);
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
     if (!spec.initrd.empty()) command.add("-initrd", escape_commas(spec.initrd));

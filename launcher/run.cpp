@@ -47,9 +47,6 @@ PreparedRun prepare(const RunOptions& options) {
     const auto host = read_host_facts();
     check_host(options, host);
     const auto accel = choose_accel(options.accel, host);
-    if (!accel.why_not_kvm.empty() && !options.quiet)
-        fmt::print(stderr, "qvm: no KVM here ({}): QEMU's TCG runs the guest, much slower\n",
-                   accel.why_not_kvm);
     if (options.kernel) check_readable_file("--kernel", *options.kernel);
     if (options.initrd) check_readable_file("--initrd", *options.initrd);
     if (options.timings_file) check_writable(*options.timings_file);
@@ -69,6 +66,10 @@ PreparedRun prepare(const RunOptions& options) {
     const bool vhost = network && !netns::open_vhost(1).empty();
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(options, accel, name, facts, network, vhost);
+    // Last, so that an error stands alone.
+    if (!accel.why_not_kvm.empty() && !options.quiet)
+        fmt::print(stderr, "qvm: no KVM here ({}): QEMU's TCG runs the guest, much slower\n",
+                   accel.why_not_kvm);
     return prepared;
 }
 

@@ -125,11 +125,12 @@ class Supervisor {
     void set_up() {
         directory_.emplace(run_.directories.run, run_.plan.name);
         if (run_.plan.network) {
-            auto space = timings_.measure("namespace", netns::Namespace::create);
-            timings_.measure("network", [&] {
-                network_.emplace(*run_.plan.network, std::move(space), std::move(run_.claims),
-                                 run_.host, run_.directories.run / "forwarding");
-            });
+            const auto start = Clock::now();
+            Clock::time_point ready;
+            network_.emplace(*run_.plan.network, std::move(run_.claims), run_.host,
+                             run_.directories.run / "forwarding", [&] { ready = Clock::now(); });
+            timings_.add("namespace", start, ready);
+            timings_.add("network", ready, Clock::now());
             debug_("network is up");
         }
         UniqueFd overlay;
@@ -294,8 +295,8 @@ class Supervisor {
     }
 
     void panicked() {
-        const auto last = console_ ? console_->last_line() : std::string{};
-        end(status::guest_died, "the guest panicked" + (last.empty() ? "" : ": " + last));
+        const auto why = console_ ? console_->panic_text() : std::string{};
+        end(status::guest_died, "the guest panicked" + (why.empty() ? "" : ": " + why));
     }
 
     void port_changed(const qmp::Event& event) {

@@ -17,7 +17,6 @@ UniqueFd open_own_namespace() {
                           "open '/proc/thread-self/ns/net'")};
 }
 
-// Asio's io_context of the caller is not touched: the thread lives only within this call.
 void on_own_thread(const std::function<void()>& work) {
     std::exception_ptr failure;
     std::thread([&] {
@@ -32,11 +31,12 @@ void on_own_thread(const std::function<void()>& work) {
 
 }  // namespace
 
-Namespace Namespace::create() {
+Namespace Namespace::create(const std::function<void()>& inside) {
     UniqueFd fd;
     on_own_thread([&] {
         check(::unshare(CLONE_NEWNET), "create network namespace");
         fd = open_own_namespace();
+        if (inside) inside();
     });
     return Namespace{std::move(fd)};
 }

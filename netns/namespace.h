@@ -11,8 +11,9 @@ namespace qvm::netns {
 /// See network_namespaces(7).
 class Namespace {
   public:
-    /// Makes a new, empty namespace. Needs CAP_SYS_ADMIN. Throws Error.
-    static Namespace create();
+    /// Makes a new, empty namespace and runs `inside` in it at once, as run() would, but on the
+    /// thread that made it (a thread costs 0.2 ms). Needs CAP_SYS_ADMIN. Throws Error.
+    static Namespace create(const std::function<void()>& inside = {});
     /// The namespace of the calling thread. Throws Error.
     static Namespace current();
 

@@ -4,6 +4,8 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <thread>
+
 #include "netns/error.h"
 #include "netns/links.h"
 #include "netns/tap.h"
@@ -55,12 +57,20 @@ UniqueFd bind_dns(int type) {
 
 }  // namespace
 
-Network::Network(const NetworkPlan& plan, Namespace space, Claims claims, RouteSocket& host,
-                 const std::filesystem::path& forwarding_directory)
-    : space_(std::move(space)), claims_(std::move(claims)), host_(host) {
-    const auto host_space = Namespace::current();
-    space_.run([&] { build_inside(plan, host_space); });
+Network::Network(const NetworkPlan& plan, Claims claims, RouteSocket& host,
+                 const std::filesystem::path& forwarding_directory,
+                 const std::function<void()>& namespace_ready)
+    : claims_(std::move(claims)), host_(host), space_(create_space(plan, namespace_ready)) {
     if (plan.uplink) build_uplink(plan, forwarding_directory);
+}
+
+Namespace Network::create_space(const NetworkPlan& plan,
+                                const std::function<void()>& namespace_ready) {
+    const auto host_space = Namespace::current();
+    return Namespace::create([&] {
+        if (namespace_ready) namespace_ready();
+        build_inside(plan, host_space);
+    });
 }
 
 void Network::build_inside(const NetworkPlan& plan, const Namespace& host_space) {
@@ -69,7 +79,7 @@ void Network::build_inside(const NetworkPlan& plan, const Namespace& host_space)
     RouteSocket inside;
     inside.transact(inside_requests(plan, interface_index(tap_name), host_space.fd()));
     enable_forwarding();
-    if (auto table = inner_table(plan)) nft::Socket{}.commit(*table);
+    if (auto table = inner_table(plan)) inner_rules_.emplace().commit(*table);
     if (!plan.uplink) return;
     dns_udp_ = bind_dns(SOCK_DGRAM);
     dns_tcp_ = bind_dns(SOCK_STREAM);
@@ -92,8 +102,12 @@ void Network::build_uplink(const NetworkPlan& plan,
 
 void Network::detach() noexcept {
     forwarding_.reset();
-    host_rules_.reset();
     if (host_link_index_ == 0) return;
+    // Each of these waits for the kernel's RCU, and none for another.
+    const std::jthread rules([this] {
+        host_rules_.reset();
+        inner_rules_.reset();
+    });
     try {
         std::vector<Request> requests;
         requests.push_back(delete_link(host_link_, std::exchange(host_link_index_, 0)));

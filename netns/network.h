@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -20,11 +21,13 @@ namespace qvm::netns {
 /// back. Only a forwarding setting of the host is left to the next sweep_forwarding() then.
 class Network {
   public:
-    /// Carries out `plan` in `space`, a namespace that is empty. `host` belongs to the host's
-    /// namespace and must outlive this object; `forwarding_directory` is ForwardingLease's.
-    /// Throws Error, and then nothing is left.
-    Network(const NetworkPlan& plan, Namespace space, Claims claims, RouteSocket& host,
-            const std::filesystem::path& forwarding_directory);
+    /// Carries out `plan` in a new namespace. `host` belongs to the host's namespace and must
+    /// outlive this object; `forwarding_directory` is ForwardingLease's; `namespace_ready` is
+    /// called, on another thread, when the namespace exists and is still empty. Throws Error, and
+    /// then nothing is left.
+    Network(const NetworkPlan& plan, Claims claims, RouteSocket& host,
+            const std::filesystem::path& forwarding_directory,
+            const std::function<void()>& namespace_ready = {});
     Network(const Network&) = delete;
     Network& operator=(const Network&) = delete;
     ~Network();
@@ -46,10 +49,10 @@ class Network {
     void detach() noexcept;
 
   private:
+    Namespace create_space(const NetworkPlan& plan, const std::function<void()>& namespace_ready);
     void build_inside(const NetworkPlan& plan, const Namespace& host_space);
     void build_uplink(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
 
-    Namespace space_;
     Claims claims_;
     RouteSocket& host_;
     std::vector<UniqueFd> tap_;
@@ -58,8 +61,11 @@ class Network {
     UniqueFd dns_tcp_;
     std::string host_link_;
     int host_link_index_ = 0;  ///< 0 while there is none
+    /// Inside; kept because closing it after a commit waits for an RCU grace period (8 ms).
+    std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
     std::optional<ForwardingLease> forwarding_;
+    Namespace space_;  ///< last: what is made inside is stored in the members above
 };
 
 }  // namespace qvm::netns

@@ -42,7 +42,7 @@ struct Made {
         : host_facts(read_host_network(host)),
           claims(claim_networks(spec, host_facts)),
           plan(make_plan(spec, host_facts, claims)),
-          network(plan, Namespace::create(), std::move(claims), host, directory) {}
+          network(plan, std::move(claims), host, directory) {}
     RouteSocket host;
     HostNetwork host_facts;
     Claims claims;
@@ -263,7 +263,7 @@ TEST_CASE("a step that fails is named, and nothing is left") {
     auto claims = claim_networks(spec, facts);
     const auto plan = make_plan(spec, facts, claims);
     try {
-        const Network network{plan, Namespace::create(), std::move(claims), host, directory.path};
+        const Network network{plan, std::move(claims), host, directory.path};
         FAIL("must not adopt an interface that it did not create");
     } catch (const Error& error) {
         CHECK(error.error() == EEXIST);

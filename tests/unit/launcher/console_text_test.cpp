@@ -47,6 +47,16 @@ TEST_CASE("a panic is its last line, and nothing that merely mentions it") {
     CHECK(!is_panic_end(""));
 }
 
+TEST_CASE("what a panic was about") {
+    CHECK(panic_reason("[    3.1] Kernel panic - not syncing: sysrq triggered crash") ==
+          "Kernel panic - not syncing: sysrq triggered crash");
+    CHECK(!panic_reason("dmesg | grep Kernel panic - not syncing"));
+    std::vector<std::string> ended;
+    LastLine lines;
+    lines.feed("one\r\n\r\ntwo\nthr", [&](auto line) { ended.emplace_back(line); });
+    CHECK(ended == std::vector<std::string>{"one", "two"});
+}
+
 TEST_CASE("firmware that gives up") {
     CHECK(is_nothing_to_boot(after("Booting from Floppy...\nNo bootable device.").open()));
     CHECK(is_nothing_to_boot(after("No bootable device.  Retrying in 60 seconds.\n").ended()));

@@ -42,7 +42,7 @@ TEST_CASE("the whole command of a plain VM") {
     -chardev socket,id=firmware,fd=6 \
     -device isa-debugcon,iobase=0x402,chardev=firmware \
     -device virtio-rng-pci \
-    -device pvpanic \
+    -device pvpanic-pci \
     -add-fd fd=7,set=1 \
     -add-fd fd=8,set=2 \
     -blockdev driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on \
@@ -103,6 +103,7 @@ TEST_CASE("a kernel, KVM, and the user's own arguments last") {
     spec.append = "console=ttyS0 root=/dev/vda";
     spec.extra = {"-device", "usb-ehci"};
     const auto argv = qemu_command(spec);
+    CHECK(has(argv, "virtio-blk-pci,drive=disk"));  // -kernel has bootindex 0 itself
     CHECK(has(argv, "kvm"));
     CHECK(has(argv, "host"));
     CHECK(has(argv, "/boot/a,b"));
