@@ -34,11 +34,7 @@ constexpr std::chrono::milliseconds panic_pause{1000};
 constexpr char leave_key = 0x1d;  // Ctrl-]
 
 UniqueFd open_log(const std::filesystem::path& path) {
-    UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
-    if (!fd)
-        throw Failure(
-            fmt::format("create '{}': {}", path.string(), std::generic_category().message(errno)));
-    return fd;
+    return UniqueFd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
 }
 
 }  // namespace
@@ -54,6 +50,9 @@ Console::Console(const asio::any_io_executor& executor, UniqueFd socket,
       raw_(RawTerminal::available() ? std::make_unique<RawTerminal>() : nullptr),
       quiet_(executor, Clock::time_point::max()),
       panic_(executor, Clock::time_point::max()) {
+    if (!log_)
+        throw Failure(
+            fmt::format("create '{}': {}", log.string(), std::generic_category().message(errno)));
     socket_.assign(asio::local::stream_protocol{}, socket.release());
 }
 

@@ -79,10 +79,15 @@ void make_private_directory(const fs::path& path) {
     if (error) throw Failure(fmt::format("{}: {}", what, error.message()));
     if (::mkdir(path.c_str(), 0700) == 0) return;
     if (errno != EEXIST) throw Failure(fmt::format("{}: {}", what, reason()));
-    struct stat status {};
-    if (::lstat(path.c_str(), &status) != 0) throw Failure(fmt::format("{}: {}", what, reason()));
-    if (!S_ISDIR(status.st_mode) || status.st_uid != ::geteuid())
-        throw Failure(what + ": something there belongs to somebody else");
+    // A link is followed only if nobody else can have put it there.
+    struct stat link {
+    }, status{};
+    if (::lstat(path.c_str(), &link) != 0 || ::stat(path.c_str(), &status) != 0)
+        throw Failure(fmt::format("{}: {}", what, reason()));
+    if (!S_ISDIR(status.st_mode)) throw Failure(what + ": a file is in its place");
+    const bool link_is_safe = link.st_uid == ::geteuid() || link.st_uid == 0;
+    if (status.st_uid != ::geteuid() || !link_is_safe)
+        throw Failure(what + ": it belongs to somebody else");
 }
 
 void sweep(const Directories& directories) {

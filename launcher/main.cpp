@@ -1,5 +1,7 @@
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include "launcher/commands.h"
 #include "launcher/failure.h"
@@ -19,9 +21,16 @@ struct Execute {
     }
 };
 
+/// A descriptor of ours must not become the stdin, stdout or stderr that our caller closed.
+void open_missing_stdio() {
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd)
+        if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", O_RDWR);  // takes the lowest: this one
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+    open_missing_stdio();
     qvm::Timings timings{qvm::time_of_exec()};
     ::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of the write
     try {

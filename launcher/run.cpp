@@ -73,12 +73,16 @@ PreparedRun prepare(const RunOptions& options) {
     return prepared;
 }
 
-Debug debug_printer(const RunOptions& options, const Timings& timings) {
-    if (!options.debug) return [](const std::string&) {};
-    return [&timings](const std::string& text) {
-        const std::chrono::duration<double, std::milli> since = Clock::now() - timings.exec();
-        fmt::print(stderr, "qvm: {:8.2f} ms: {}\n", since.count(), text);
-    };
+Reports reports(const RunOptions& options, const Timings& timings) {
+    Reports result{[](const std::string&) {}, [](const std::string&) {}};
+    if (!options.quiet)
+        result.note = [](const std::string& text) { fmt::print(stderr, "qvm: {}\n", text); };
+    if (options.debug)
+        result.debug = [&timings](const std::string& text) {
+            const std::chrono::duration<double, std::milli> since = Clock::now() - timings.exec();
+            fmt::print(stderr, "qvm: {:8.2f} ms: {}\n", since.count(), text);
+        };
+    return result;
 }
 
 void write_timings(const RunOptions& options, const Timings& timings) {
@@ -100,7 +104,7 @@ int run(const RunOptions& options, Timings& timings) {
         fmt::print("{}", describe(prepared.plan));
         return status::ok;
     }
-    const auto result = supervise(std::move(prepared), timings, debug_printer(options, timings));
+    const auto result = supervise(std::move(prepared), timings, reports(options, timings));
     timings.add("total", timings.exec(), Clock::now());
     if (!result.message.empty()) fmt::print(stderr, "qvm: {}\n", result.message);
     if (options.timings) write_timings(options, timings);

@@ -25,6 +25,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
+#include <memory>
 #include <system_error>
 
 #include "launcher/console.h"
@@ -48,6 +49,7 @@ constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host tha
 constexpr auto command_timeout = 10s;  // of one QMP command
 constexpr auto powerdown_grace = 10s;  // docker's, too
 constexpr auto quit_grace = 3s;        // from "quit" to SIGKILL
+constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
 
 struct SocketPair {
     UniqueFd ours;
@@ -74,7 +76,7 @@ class LastWords {
     [[nodiscard]] int write_end() const noexcept { return write_end_.get(); }
     void close_write_end() { write_end_.reset(); }
 
-    awaitable<void> collect(Debug debug) {
+    awaitable<void> collect(Report debug) {
         std::array<char, 1024> buffer;
         for (;;) {
             const auto [error, size] =
@@ -105,8 +107,8 @@ struct Process {
 
 class Supervisor {
   public:
-    Supervisor(PreparedRun run, Timings& timings, const Debug& debug)
-        : run_(std::move(run)), timings_(timings), debug_(debug) {}
+    Supervisor(PreparedRun run, Timings& timings, const Reports& reports)
+        : run_(std::move(run)), timings_(timings), debug_(reports.debug), note_(reports.note) {}
 
     RunResult operator()() {
         set_up();
@@ -119,10 +121,15 @@ class Supervisor {
         return std::move(result_);
     }
 
+    /// When the VM's end began.
+    [[nodiscard]] Clock::time_point ended_at() const noexcept { return ended_at_; }
+
   private:
     // --- set-up: nothing is waited for ------------------------------------------------------
 
     void set_up() {
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT})
+            signals_.add(number);
         directory_.emplace(run_.directories.run, run_.plan.name);
         if (run_.plan.network) {
             const auto start = Clock::now();
@@ -191,16 +198,11 @@ class Supervisor {
     awaitable<void> live() {
         spawn(qemu_.words.collect(debug_));
         if (dnsmasq_.child) spawn(dnsmasq_.words.collect(debug_));
-        co_await start_cpus();
-        spawn(watch_qemu());
-        if (dnsmasq_.child) spawn(watch_dnsmasq());
-        spawn(watch_firmware());
         spawn(watch_signals());
         if (run_.options.timeout) spawn(watch_timeout(*run_.options.timeout));
-        open_console();
-        spawn(console_->pump_output());
-        spawn(console_->pump_input());
-        co_await ended_.async_wait(no_throw);
+        spawn(watch_qemu());
+        spawn(start_cpus());
+        if (!over_) co_await ended_.async_wait(no_throw);
         co_await take_down();
     }
 
@@ -226,32 +228,33 @@ class Supervisor {
 
     awaitable<void> start_cpus() {
         const auto spawned = Clock::now();
-        std::exception_ptr failure;
         try {
             co_await monitor_->handshake(start_timeout);
             timings_.add("qmp-ready", spawned, Clock::now());
             const auto ready = Clock::now();
             co_await monitor_->execute("cont", {}, command_timeout);
             timings_.add("running", ready, Clock::now());
-            running_ = Clock::now();
-            debug_("CPUs run");
-            co_return;
-        } catch (const std::exception&) {
-            failure = std::current_exception();
+        } catch (const std::system_error&) {
+            if (monitor_->closed()) co_return;  // watch_qemu() says why
+            throw;
         }
-        co_await explain_failed_start(failure);
+        if (over_) co_return;
+        running_ = Clock::now();
+        debug_("CPUs run");
+        if (dnsmasq_.child) spawn(watch_dnsmasq());
+        spawn(watch_firmware());
+        open_console();
+        spawn(show_console());
+        spawn(console_->pump_input());
     }
 
-    /// QEMU that ends before its CPUs run has said why on stderr; anything else is as it was.
-    awaitable<void> explain_failed_start(std::exception_ptr failure) {
-        const auto ended = co_await (qemu_.child->wait() || delay(quit_grace));
-        if (ended.index() == 1) std::rethrow_exception(failure);
-        co_await asio::post(context_, asio::use_awaitable);  // the last of its stderr
-        auto words = qemu_.words.text_or(std::get<0>(ended).describe());
-        constexpr std::string_view prefix = "qemu-system-x86_64: ";
-        if (words.starts_with(prefix)) words.erase(0, prefix.size());
-        throw Failure("start QEMU: " + words);
+    awaitable<void> show_console() {
+        co_await console_->pump_output();
+        shown_ = true;
+        drained_.cancel();
     }
+
+    [[nodiscard]] bool is_running() const { return running_ != Clock::time_point{}; }
 
     static awaitable<void> delay(Clock::duration duration) {
         asio::steady_timer timer{co_await asio::this_coro::executor, duration};
@@ -263,7 +266,7 @@ class Supervisor {
         if (over_) return;
         over_ = true;
         result_ = {exit_status, std::move(message)};
-        teardown_ = Clock::now();
+        ended_at_ = Clock::now();
         ended_.cancel();
     }
 
@@ -278,11 +281,21 @@ class Supervisor {
             if (event->name == "VSERPORT_CHANGE") port_changed(*event);
         }
         const auto gone = co_await (qemu_.child->wait() || delay(quit_grace));
-        qemu_.child.reset();
         const auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
-        end(status::guest_died, "QEMU died: " + qemu_.words.text_or(how));
+        co_await asio::post(context_, asio::use_awaitable);  // the last of its stderr
+        qemu_ended(qemu_.words.text_or(how));
         qemu_gone_ = true;
         gone_.cancel();
+    }
+
+    /// Without an event before it, QEMU's end is a failure: of its start, or of the guest.
+    void qemu_ended(std::string words) {
+        constexpr std::string_view prefix = "qemu-system-x86_64: ";
+        if (words.starts_with(prefix)) words.erase(0, prefix.size());
+        if (is_running())
+            end(status::guest_died, "QEMU died: " + words);
+        else
+            end(status::failed, "start QEMU: " + words);
     }
 
     void guest_is_off(const qmp::Event& event) {
@@ -294,9 +307,10 @@ class Supervisor {
         end(signal_ != 0 ? status::signalled + signal_ : status::ok, {});
     }
 
+    /// Why, is on the console, and perhaps not read yet: take_down() adds it.
     void panicked() {
-        const auto why = console_ ? console_->panic_text() : std::string{};
-        end(status::guest_died, "the guest panicked" + (why.empty() ? "" : ": " + why));
+        panicked_ = panicked_ || !over_;
+        end(status::guest_died, {});
     }
 
     void port_changed(const qmp::Event& event) {
@@ -360,21 +374,24 @@ class Supervisor {
     }
 
     awaitable<void> watch_signals() {
-        asio::signal_set signals{context_, SIGINT, SIGTERM, SIGHUP};
-        signals.add(SIGQUIT);
-        signals.add(SIGWINCH);
-        signals.add(SIGCONT);
         for (;;) {
-            const int number = co_await signals.async_wait(asio::use_awaitable);
+            const int number = co_await signals_.async_wait(asio::use_awaitable);
             if (number == SIGCONT && console_) console_->resume();
-            if (number == SIGWINCH || number == SIGCONT) {
+            if (number == SIGWINCH || number == SIGCONT)
                 spawn(resize_console());
-                continue;
-            }
-            if (signal_ != 0) end(status::signalled + signal_, {});
-            signal_ = number;
-            ask_to_power_down();
+            else
+                handle(number);
         }
+    }
+
+    /// The first signal asks the guest, the second does not; nor is there one to ask before it
+    /// runs.
+    void handle(int number) {
+        const bool ask = signal_ == 0 && is_running();
+        if (signal_ == 0) signal_ = number;
+        if (!ask) return end(status::signalled + signal_, {});
+        note_("asking the guest to power down; a second signal ends it at once");
+        ask_to_power_down();
     }
 
     awaitable<void> watch_timeout(std::chrono::milliseconds timeout) {
@@ -408,30 +425,37 @@ class Supervisor {
 
     // --- teardown -----------------------------------------------------------------------------
 
+    /// What takes time, at the same time; the destructors do the rest. Children that are waited for
+    /// by a watcher are not taken from under it.
     awaitable<void> take_down() {
         debug_("taking down");
         asio::co_spawn(context_, quit(), asio::detached);
         co_await asio::post(context_, asio::use_awaitable);  // sends it
-        // What the host can see of the network goes while QEMU is on its way out.
         relay_.reset();
-        dnsmasq_.child.reset();
+        if (dnsmasq_.child) dnsmasq_.child->signal(SIGKILL);
+        // What the host can see of the network goes while QEMU is on its way out.
         if (network_) network_->detach();
         if (!qemu_gone_) {
             gone_.expires_after(quit_grace);
             co_await gone_.async_wait(no_throw);
         }
+        // What the guest printed last is still on its way to whoever reads our stdout.
+        if (console_ && !shown_) {
+            drained_.expires_after(drain_grace);
+            co_await drained_.async_wait(no_throw);
+        }
+        if (panicked_) {
+            const auto why = console_ ? console_->panic_text() : std::string{};
+            result_.message = "the guest panicked" + (why.empty() ? "" : ": " + why);
+        }
         if (console_) console_->release_terminal();
-        qemu_.child.reset();  // kills it where it has not gone by itself
-        network_.reset();
-        directory_.reset();
-        timings_.add("teardown", teardown_, Clock::now());
     }
 
     awaitable<void> quit() {
         try {
             co_await monitor_->execute("quit", {}, quit_grace);
         } catch (const std::exception&) {
-            // It is gone already, or it is killed.
+            qemu_.child->signal(SIGKILL);  // nothing happens where it is gone already
         }
     }
 
@@ -439,8 +463,11 @@ class Supervisor {
 
     PreparedRun run_;
     Timings& timings_;
-    Debug debug_;
+    Report debug_;
+    Report note_;
     asio::io_context context_{1};
+    // From the start, so that no signal ends us with a setting of the host changed.
+    asio::signal_set signals_{context_};
 
     std::optional<VmDirectory> directory_;
     std::optional<netns::Network> network_;
@@ -454,10 +481,13 @@ class Supervisor {
     std::optional<Console> console_;
 
     Clock::time_point running_;
-    Clock::time_point teardown_;
+    Clock::time_point ended_at_;
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()
     asio::steady_timer gone_{context_, Clock::time_point::max()};   ///< cancelled when QEMU is gone
+    asio::steady_timer drained_{context_, Clock::time_point::max()};  ///< cancelled when shown_
     bool over_ = false;
+    bool shown_ = false;  ///< all that the guest printed
+    bool panicked_ = false;
     bool qemu_gone_ = false;
     bool agent_seen_ = false;
     bool agent_ready_ = false;
@@ -469,8 +499,13 @@ class Supervisor {
 
 }  // namespace
 
-RunResult supervise(PreparedRun run, Timings& timings, const Debug& debug) {
-    return Supervisor{std::move(run), timings, debug}();
+RunResult supervise(PreparedRun run, Timings& timings, const Reports& reports) {
+    auto supervisor = std::make_unique<Supervisor>(std::move(run), timings, reports);
+    auto result = (*supervisor)();
+    const auto ended = supervisor->ended_at();
+    supervisor.reset();
+    timings.add("teardown", ended, Clock::now());
+    return result;
 }
 
 }  // namespace qvm

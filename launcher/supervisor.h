@@ -29,11 +29,16 @@ struct RunResult {
     std::string message;  ///< one line for the user; empty when there is nothing to say
 };
 
-/// Takes a debug line ("network ready").
-using Debug = std::function<void(const std::string&)>;
+/// Takes a line for the user ("network is up").
+using Report = std::function<void(const std::string&)>;
+
+struct Reports {
+    Report note;   ///< for everybody, but for --quiet
+    Report debug;  ///< for --debug
+};
 
 /// Boots the VM, minds it until its end and takes everything down again. Blocks. Throws
 /// std::exception for what fails before the guest's CPUs run.
-RunResult supervise(PreparedRun run, Timings& timings, const Debug& debug);
+RunResult supervise(PreparedRun run, Timings& timings, const Reports& reports);
 
 }  // namespace qvm
