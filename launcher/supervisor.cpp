@@ -429,8 +429,13 @@ class Supervisor {
     /// by a watcher are not taken from under it.
     awaitable<void> take_down() {
         debug_("taking down");
-        asio::co_spawn(context_, quit(), asio::detached);
-        co_await asio::post(context_, asio::use_awaitable);  // sends it
+        if (run_.options.persist) {
+            asio::co_spawn(context_, quit(), asio::detached);
+            co_await asio::post(context_, asio::use_awaitable);  // sends it
+        } else {
+            // Nothing of a throw-away guest is worth QEMU's 20 ms of good manners.
+            qemu_.child->signal(SIGKILL);
+        }
         relay_.reset();
         if (dnsmasq_.child) dnsmasq_.child->signal(SIGKILL);
         // What the host can see of the network goes while QEMU is on its way out.
@@ -451,6 +456,7 @@ class Supervisor {
         if (console_) console_->release_terminal();
     }
 
+    /// Lets QEMU write to the image what it still holds.
     awaitable<void> quit() {
         try {
             co_await monitor_->execute("quit", {}, quit_grace);

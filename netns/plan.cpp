@@ -234,8 +234,9 @@ std::vector<std::string> dnsmasq_command(const NetworkPlan& plan) {
         "--dhcp-authoritative",
         "--dhcp-ignore-clid",
         fmt::format("--dhcp-range={},static,{},12h", subnet, mask),
-        fmt::format("--dhcp-host={},{},{}", plan.guest_mac, plan.guest_address.to_string(),
-                    plan.guest_name),
+        // With its domain, since a bare name can be a keyword there ("ignore").
+        fmt::format("--dhcp-host={},{},{}.{}", plan.guest_mac, plan.guest_address.to_string(),
+                    plan.guest_name, domain),
         fmt::format("--dhcp-option=option:router,{}", plan.gateway.to_string()),
         fmt::format("--dhcp-option=option:dns-server,{}", plan.bridge.to_string()),
         fmt::format("--dhcp-option=option:mtu,{}", plan.mtu),

@@ -180,7 +180,7 @@ TEST_CASE("what does not fit together is refused with the reason") {
 
 TEST_CASE("dnsmasq: the guest's lease, its MTU, and the relay where there is an outside") {
     const auto isolated = dnsmasq_command(plan_of(spec_of(Mode::isolated)));
-    CHECK(has(isolated, "--dhcp-host=52:54:00:a8:1a:0a,192.168.26.10,web"));
+    CHECK(has(isolated, "--dhcp-host=52:54:00:a8:1a:0a,192.168.26.10,web.qvm"));
     CHECK(has(isolated, "--dhcp-option=option:mtu,1500"));
     CHECK(has(isolated, "--host-record=web,web.qvm,192.168.26.10"));
     CHECK(has(isolated, "--host-record=gateway,gateway.qvm,192.168.26.1"));
