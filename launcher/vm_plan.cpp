@@ -26,6 +26,7 @@ std::string indented(std::string_view text, std::size_t columns) {
 std::optional<QemuNic> make_nic(const NetOption& net,
                                 const std::optional<netns::NetworkPlan>& network, bool vhost) {
     if (net.mode == NetOption::Mode::none) return std::nullopt;
+    if (!network && net.mac) netns::check_mac(*net.mac);
     if (!network) return QemuNic{.mac = net.mac.value_or("")};
     return QemuNic{
         .mac = network->guest_mac, .mtu = network->mtu, .queues = network->queues, .vhost = vhost};

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <sstream>
 
 #include "netns/error.h"
@@ -117,16 +118,13 @@ std::string default_mac(const ip::address_v4& address) {
     return fmt::format("52:54:00:{:02x}:{:02x}:{:02x}", bytes[1], bytes[2], bytes[3]);
 }
 
-std::string checked_mac(const std::string& mac) {
-    std::array<unsigned, 6> bytes{};
-    int end = 0;
-    if (std::sscanf(mac.c_str(), "%2x:%2x:%2x:%2x:%2x:%2x%n", &bytes[0], &bytes[1], &bytes[2],
-                    &bytes[3], &bytes[4], &bytes[5], &end) != 6 ||
-        static_cast<std::size_t>(end) != mac.size() || mac.size() != 17)
-        throw Error(fmt::format("mac '{}'", mac), "must look like 52:54:00:12:34:56");
-    if (bytes[0] & 1) throw Error(fmt::format("mac '{}'", mac), "is a multicast address");
-    if (mac == "00:00:00:00:00:00") throw Error(fmt::format("mac '{}'", mac), "is all zeros");
-    return mac;
+bool looks_like_mac(std::string_view mac) {
+    constexpr std::size_t length = 17;
+    if (mac.size() != length) return false;
+    for (std::size_t i = 0; i < length; ++i)
+        if (i % 3 == 2 ? mac[i] != ':' : !std::isxdigit(static_cast<unsigned char>(mac[i])))
+            return false;
+    return true;
 }
 
 UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const Claims& claims) {
@@ -150,6 +148,14 @@ UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const C
 
 }  // namespace
 
+void check_mac(const std::string& mac) {
+    const auto step = fmt::format("mac '{}'", mac);
+    if (!looks_like_mac(mac)) throw Error(step, "must look like 52:54:00:12:34:56");
+    // The lowest bit of the first byte (IEEE 802, group address).
+    if (std::stoi(mac.substr(0, 2), nullptr, 16) & 1) throw Error(step, "is a multicast address");
+    if (mac == "00:00:00:00:00:00") throw Error(step, "is all zeros");
+}
+
 Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host) {
     Claims claims;
     if (spec.mode == Mode::nat) claims.link = claim_link(spec, host);
@@ -170,7 +176,8 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     const std::uint32_t first_guest = plan.subnet.prefix_length() <= 28 ? 10 : 3;
     plan.guest_address = spec.address.value_or(nth(plan.subnet, first_guest));
     check_guest_address(plan);
-    plan.guest_mac = spec.mac ? checked_mac(*spec.mac) : default_mac(plan.guest_address);
+    if (spec.mac) check_mac(*spec.mac);
+    plan.guest_mac = spec.mac.value_or(default_mac(plan.guest_address));
     plan.queues = spec.queues;
     if (plan.queues < 1 || plan.queues > most_queues)
         throw Error(fmt::format("queues {}", plan.queues),

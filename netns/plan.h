@@ -66,6 +66,9 @@ inline constexpr unsigned short dns_relay_port = 5300;
 /// The domain of guests' names.
 inline constexpr const char* domain = "qvm";
 
+/// Throws Error unless `mac` is a NIC's own address, written as 52:54:00:12:34:56.
+void check_mac(const std::string& mac);
+
 /// Takes the networks that `spec` needs on this host. Throws Error where none is free.
 Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host);
 

@@ -40,6 +40,15 @@ TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
     CHECK(text.find(",mac=52:54:00:a8:1a:0a\n") != std::string::npos);
 }
 
+TEST_CASE("a MAC is checked in every mode that has one") {
+    RunOptions options;
+    options.net = parse_net("user,mac=nonsense");
+    CHECK_THROWS_WITH(make_vm_plan(options, {}, "vm", {}, {}, false),
+                      "mac 'nonsense': must look like 52:54:00:12:34:56");
+    options.net = parse_net("user,mac=52:54:00:00:00:09");
+    CHECK(make_vm_plan(options, {}, "vm", {}, {}, false).qemu.nic->mac == "52:54:00:00:00:09");
+}
+
 TEST_CASE("a kernel gets the serial console unless it is told otherwise") {
     RunOptions options;
     options.net = parse_net("none");

@@ -169,7 +169,9 @@ TEST_CASE("what does not fit together is refused with the reason") {
           "mac '52:54:00': must look like 52:54:00:12:34:56");
     CHECK(failure([](auto& s) { s.mac = "01:00:5e:00:00:01"; }) ==
           "mac '01:00:5e:00:00:01': is a multicast address");
-    CHECK(failure([](auto& s) { s.mac = "52:54:00:aa:bb:cc,x"; }).starts_with("mac '"));
+    for (const char* mac :
+         {"52:54:00:aa:bb:cc,x", "52:54:00:aa:bb: c", "52-54-00-aa-bb-cc", "", "52:54:00:aa:bb:cg"})
+        CHECK(failure([&](auto& s) { s.mac = mac; }).starts_with("mac '"));
     CHECK(failure([](auto& s) { s.mtu = 100; }) == "mtu 100: must be 576 to 65520");
     CHECK(failure([](auto& s) { s.queues = 0; }) == "queues 0: must be 1 to 256");
     auto flat = spec_of(Mode::flat);
