@@ -95,7 +95,8 @@ void check_host(const RunOptions& options, const HostFacts& host) {
     if (options.memory_mib > host.memory_mib)
         throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
                                   options.memory_mib, host.memory_mib));
-    if (!needs_namespace(options.net)) return;
+    // A dry run creates nothing, so it needs no privilege.
+    if (options.dry_run || !needs_namespace(options.net)) return;
     if (!host.may_make_namespaces)
         throw Failure(fmt::format("--net {}: creating a network namespace needs root",
                                   to_string(options.net.mode)),

@@ -34,6 +34,20 @@ UniqueFd open_file(const std::string& what, const fs::path& path, int access) {
     return fd;
 }
 
+/// QEMU's image lock: whoever writes holds byte 100 + 1, whoever lets nobody else write holds byte
+/// 200 + 1 (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE and BLK_PERM_WRITE in QEMU's block layer).
+bool is_in_use(int fd, bool persist) {
+    const auto is_locked = [fd](off_t byte) {
+        struct flock lock {};
+        lock.l_type = F_WRLCK;
+        lock.l_whence = SEEK_SET;
+        lock.l_start = byte;
+        lock.l_len = 1;
+        return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    };
+    return is_locked(101) || (persist && is_locked(201));
+}
+
 images::ImageInfo probe(const fs::path& path) {
     const auto result = run_tool(images::probe_command(fs::absolute(path)));
     if (result.status.signal != 0)
@@ -58,6 +72,9 @@ ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool t
     const std::string what = "open image";
     ImageFile image;
     image.fd = open_file(what, path, persist ? O_RDWR : O_RDONLY);
+    if (is_in_use(image.fd.get(), persist))
+        throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
+                                  path.string(), persist ? "has it open" : "writes to it"));
     try {
         images::check_header(image.fd.get(), trust_backing);
         const auto info = probe(path);

@@ -17,27 +17,32 @@ UniqueFd open_own_namespace() {
                           "open '/proc/thread-self/ns/net'")};
 }
 
-void on_own_thread(const std::function<void()>& work) {
+void on_own_thread(const std::function<void()>& work, const std::function<void()>& meanwhile = {}) {
     std::exception_ptr failure;
-    std::thread([&] {
-        try {
-            work();
-        } catch (...) {
-            failure = std::current_exception();
-        }
-    }).join();
+    {
+        const std::jthread thread([&] {
+            try {
+                work();
+            } catch (...) {
+                failure = std::current_exception();
+            }
+        });
+        if (meanwhile) meanwhile();
+    }
     if (failure) std::rethrow_exception(failure);
 }
 
 }  // namespace
 
-Namespace Namespace::create(const std::function<void()>& inside) {
+Namespace Namespace::create(const std::function<void()>& inside,
+                            const std::function<void()>& meanwhile) {
     UniqueFd fd;
-    on_own_thread([&] {
+    const auto work = [&] {
         check(::unshare(CLONE_NEWNET), "create network namespace");
         fd = open_own_namespace();
         if (inside) inside();
-    });
+    };
+    on_own_thread(work, meanwhile);
     return Namespace{std::move(fd)};
 }
 

@@ -12,8 +12,10 @@ namespace qvm::netns {
 class Namespace {
   public:
     /// Makes a new, empty namespace and runs `inside` in it at once, as run() would, but on the
-    /// thread that made it (a thread costs 0.2 ms). Needs CAP_SYS_ADMIN. Throws Error.
-    static Namespace create(const std::function<void()>& inside = {});
+    /// thread that made it (a thread costs 0.2 ms). The calling thread does `meanwhile`. Returns
+    /// when both are done. Needs CAP_SYS_ADMIN. Throws Error.
+    static Namespace create(const std::function<void()>& inside = {},
+                            const std::function<void()>& meanwhile = {});
     /// The namespace of the calling thread. Throws Error.
     static Namespace current();
 

@@ -60,17 +60,29 @@ UniqueFd bind_dns(int type) {
 Network::Network(const NetworkPlan& plan, Claims claims, RouteSocket& host,
                  const std::filesystem::path& forwarding_directory,
                  const std::function<void()>& namespace_ready)
-    : claims_(std::move(claims)), host_(host), space_(create_space(plan, namespace_ready)) {
-    if (plan.uplink) build_uplink(plan, forwarding_directory);
+    : claims_(std::move(claims)),
+      host_(host),
+      space_(create_space(plan, forwarding_directory, namespace_ready)) {
+    if (plan.uplink) build_uplink(*plan.uplink);
 }
 
 Namespace Network::create_space(const NetworkPlan& plan,
+                                const std::filesystem::path& forwarding_directory,
                                 const std::function<void()>& namespace_ready) {
     const auto host_space = Namespace::current();
-    return Namespace::create([&] {
+    const auto inside = [&] {
         if (namespace_ready) namespace_ready();
         build_inside(plan, host_space);
-    });
+    };
+    return Namespace::create(inside, [&] { prepare_host(plan, forwarding_directory); });
+}
+
+/// What the host needs and what does not wait for the veth: rules name it before it is there.
+void Network::prepare_host(const NetworkPlan& plan,
+                           const std::filesystem::path& forwarding_directory) {
+    if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
+    if (plan.uplink && !plan.uplink->interface.empty())
+        forwarding_.emplace(forwarding_directory, plan.uplink->interface);
 }
 
 void Network::build_inside(const NetworkPlan& plan, const Namespace& host_space) {
@@ -85,9 +97,7 @@ void Network::build_inside(const NetworkPlan& plan, const Namespace& host_space)
     dns_tcp_ = bind_dns(SOCK_STREAM);
 }
 
-void Network::build_uplink(const NetworkPlan& plan,
-                           const std::filesystem::path& forwarding_directory) {
-    const auto& uplink = *plan.uplink;
+void Network::build_uplink(const UplinkPlan& uplink) {
     host_link_ = uplink.host_link;
     host_link_index_ = interface_index(uplink.host_link);
     std::vector<Request> requests;
@@ -95,9 +105,7 @@ void Network::build_uplink(const NetworkPlan& plan,
         add_address(uplink.host_link, host_link_index_, uplink.host_address, uplink.prefix_length));
     requests.push_back(set_up(uplink.host_link, host_link_index_));
     host_.transact(std::move(requests));
-    host_rules_.emplace().commit(*host_table(plan));
     enable_forwarding(uplink.host_link);
-    if (!uplink.interface.empty()) forwarding_.emplace(forwarding_directory, uplink.interface);
 }
 
 void Network::detach() noexcept {

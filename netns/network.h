@@ -49,9 +49,12 @@ class Network {
     void detach() noexcept;
 
   private:
-    Namespace create_space(const NetworkPlan& plan, const std::function<void()>& namespace_ready);
+    Namespace create_space(const NetworkPlan& plan,
+                           const std::filesystem::path& forwarding_directory,
+                           const std::function<void()>& namespace_ready);
+    void prepare_host(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
     void build_inside(const NetworkPlan& plan, const Namespace& host_space);
-    void build_uplink(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
+    void build_uplink(const UplinkPlan& uplink);
 
     Claims claims_;
     RouteSocket& host_;

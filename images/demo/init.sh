@@ -40,6 +40,10 @@ trap 'end reboot' TERM
 
 echo "demo: busybox on Linux $(uname -r); 'poweroff' or the end of this shell ends it"
 cd /root
-setsid cttyhack /bin/sh </dev/console &
-wait $!
-end poweroff
+# Not with '&': a shell's background jobs, and all that they start, ignore Ctrl-C.
+start-stop-daemon -S -b -p /run/console.pid -x /bin/sh -- \
+    -c 'setsid cttyhack /bin/sh </dev/console >/dev/console 2>&1; kill -USR2 1'
+while :; do
+    sleep 86400 &
+    wait $!
+done

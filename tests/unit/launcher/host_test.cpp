@@ -74,6 +74,9 @@ TEST_CASE("what the host cannot do is said, with the remedy") {
     CHECK(std::string{failure_of(nat, host).what()} ==
           "--net nat: creating a network namespace needs root");
     CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());
+    auto dry = nat;
+    dry.dry_run = true;
+    CHECK(std::string{failure_of(dry, host).what()}.empty());
 
     host = able();
     host.tun_problem = "No such file or directory";

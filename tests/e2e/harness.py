@@ -1,0 +1,210 @@
+"""What every end-to-end test stands on.
+
+    import harness
+
+    class Something(harness.Test):
+        def test_it(self):
+            vm = self.start("--net", "isolated", self.demo)
+            ...
+
+    if __name__ == "__main__":
+        harness.main()
+
+main() runs the file again inside namespaces of its own (network, mount, PID), where PlayedHost
+makes the host that the tests see. Every test compares that host before and after."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import unittest
+
+import picture
+import played_host
+import vm
+
+SKIPPED = 77  # ctest's SKIP_RETURN_CODE
+BASE = "/mnt"  # where this process's own file system is mounted; nobody else sees it
+INSIDE = "QVM_E2E_INSIDE"
+GONE = 5  # seconds: the kernel takes namespaces back one after another
+QVM = os.environ.get("QVM", "")
+DEMO = os.environ.get("QVM_DEMO", "")
+
+STARTED = "guest started"  # what the boot sectors print
+
+
+def boot_sector(then):
+    """A disk whose boot sector writes a line to the serial port and goes on with `then`."""
+    code = bytes.fromhex("fc 31c0 8ed8 baf803 be177c"  # cld; ds = 0; dx = 0x3f8; si = the text
+                         "ac 84c0 7403 ee ebf8") + then  # lodsb; test al,al; jz; out dx,al; jmp
+    sector = code.ljust(0x17, b"\x90") + STARTED.encode() + b"\r\n\0"
+    return sector.ljust(510, b"\0") + b"\x55\xaa" + bytes(1024 * 1024 - 512)
+
+
+HANG = boot_sector(b"\xfb\xf4\xeb\xfd")  # sti; hlt; jmp to hlt
+BABBLE = boot_sector(b"\xeb\xf0")  # the line again, for ever
+
+host = None  # the PlayedHost, once main() has made it
+
+
+class Test(unittest.TestCase):
+    maxDiff = 4000
+
+    def setUp(self):
+        self.host = host
+        self.before = picture.Picture(host)
+        self.addCleanup(self._compare)  # the last of the cleanups
+
+    def _compare(self):
+        self.assert_host_as_before(GONE)
+
+    def assert_host_as_before(self, seconds, *sections):
+        difference = picture.difference_to(self.before, host, seconds, sections or None)
+        self.assertFalse(difference, f"the host is not as it was after {seconds} s:\n{difference}")
+
+    def diff(self):
+        """What is different on the host just now."""
+        return self.before.diff(picture.Picture(host))
+
+    # --- guests ---------------------------------------------------------------------------------
+
+    demo = DEMO
+
+    @property
+    def hang(self):
+        """An image that boots and then does nothing."""
+        path = host.files / "hang.raw"
+        if not path.exists():
+            path.write_bytes(HANG)
+        return path
+
+    @property
+    def babble(self):
+        """An image that boots and prints for ever."""
+        path = host.files / "babble.raw"
+        path.write_bytes(BABBLE)
+        return path
+
+    def boot_files(self):
+        """The options that boot the demo disk's kernel without its boot loader."""
+        kernel, initrd = host.files / "vmlinuz", host.files / "initrd"
+        if not initrd.exists():
+            raw = self.copy_of_demo("raw", "boot.raw")
+            for file in (kernel, initrd):
+                self.tool("mcopy", "-i", f"{raw}@@1048576", f"::{file.name}", file)
+            raw.unlink()
+        return ["--kernel", kernel, "--initrd", initrd, "--append", "console=ttyS0 quiet"]
+
+    def copy_of_demo(self, format, name):
+        path = host.files / name
+        self.tool("qemu-img", "convert", "-O", format, DEMO, path)
+        return path
+
+    def start(self, *options, **more):
+        """`qvm run` with pipes; it is ended with the test."""
+        return self._ended_with_test(vm.Vm([QVM, "run", *map(str, options)], host, **more))
+
+    def start_on_terminal(self, *options):
+        return self._ended_with_test(vm.TerminalVm([QVM, "run", *map(str, options)], host))
+
+    def _ended_with_test(self, started):
+        def end():
+            # A test that failed in the middle must not take the next ones with it.
+            if started.end():
+                self.sweep()
+        self.addCleanup(end)
+        return started
+
+    def sweep(self):
+        """Any qvm command puts back what a killed one could not."""
+        done = self.qvm("run", "-q", "--dry-run", "--net", "none", self.hang)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def boot(self, *options):
+        """`qvm run` up to the demo guest's prompt."""
+        started = self.start(*options)
+        started.wait_for_prompt()
+        return started
+
+    def power_off(self, guest):
+        guest.type("poweroff\n")
+        self.assertEqual(guest.wait(), 0, guest.err.text)
+
+    def interrupt(self, guest):
+        """SIGINT until it is gone: once for the guest, again for qvm. Two that come close
+        together are one to the kernel."""
+        for _ in range(300):
+            guest.signal(signal.SIGINT)
+            try:
+                guest.process.wait(0.1)
+                break
+            except subprocess.TimeoutExpired:
+                pass
+        self.assertEqual(guest.wait(), 130)
+
+    # --- commands -------------------------------------------------------------------------------
+
+    def tool(self, *command):
+        subprocess.run([str(word) for word in command], check=True, timeout=60,
+                       stdout=subprocess.DEVNULL)
+
+    def qvm(self, *words, before=(), stdin=subprocess.DEVNULL, seconds=vm.SOON):
+        """Runs qvm to its end; `before` are words before it, such as nsenter's."""
+        command = [str(word) for word in (*before, QVM, *words)]
+        return subprocess.run(command, cwd=host.cwd, stdin=stdin, capture_output=True, text=True,
+                              timeout=seconds)
+
+    def assert_refused(self, done, why, hint=None):
+        """One line `qvm: ...`, perhaps one of `hint: ...`, exit status 125, and nothing else."""
+        self.assertEqual(done.returncode, 125, done.stderr)
+        self.assertEqual(done.stdout, "")
+        lines = done.stderr.splitlines()
+        self.assertTrue(lines, "nothing on stderr")
+        self.assertRegex(lines[0], rf"^qvm: .*(?:{why})")
+        self.assertLessEqual(len(lines), 2, done.stderr)
+        if len(lines) == 2:
+            self.assertRegex(lines[1], "^hint: .")
+        if hint:
+            self.assertRegex(lines[-1], f"^hint: .*{hint}")
+
+    def sha256(self, path):
+        return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+
+
+def _skip(reason):
+    print(f"skipped: {reason}")
+    sys.exit(SKIPPED)
+
+
+def main():
+    if not os.environ.get(INSIDE):
+        _enter()
+    global host
+    try:
+        host = played_host.PlayedHost(BASE)
+    except (OSError, subprocess.SubprocessError) as error:
+        _skip(f"cannot play a host: {error}")
+    os.environ.update(QVM_RUN_DIR=str(host.run), QVM_CACHE_DIR=str(host.cache),
+                      QVM_DATA_DIR=str(host.base / "data"))
+    unittest.main(module="__main__", verbosity=2)
+
+
+def _enter():
+    if os.geteuid() != 0:
+        _skip("namespaces of the host's kind need root")
+    if not QVM or not DEMO:
+        _skip("QVM and QVM_DEMO must name the program and the demo disk")
+    for program in ("unshare", "nsenter", "ip", "nft", "setpriv", "setsid", "lsns", "mcopy",
+                    "qemu-img", "qemu-system-x86_64", "dnsmasq"):
+        if not shutil.which(program):
+            _skip(f"there is no {program}")
+    # --kill-child: when this process is killed, all that the tests started goes with it.
+    spaces = ["unshare", "--net", "--mount", "--propagation=private", "--pid", "--fork",
+              "--kill-child", "--mount-proc"]
+    if subprocess.run([*spaces, "true"], timeout=20).returncode != 0:
+        _skip("this kernel or container makes no namespaces")
+    os.environ[INSIDE] = "1"
+    os.execvp("unshare", [*spaces, sys.executable, "-B", *sys.argv])

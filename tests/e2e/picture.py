@@ -1,0 +1,150 @@
+"""A picture of the (played) host: everything that a VM could leave behind, as text to compare."""
+
+import difflib
+import os
+import pathlib
+import re
+import subprocess
+import time
+
+# What the run directory always has, once the first VM has run.
+STANDING = {"vm", "forwarding"}
+
+
+def _lines(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout.splitlines()
+
+
+def processes():
+    """{pid: command name} of all that live in this PID namespace; a zombie holds nothing."""
+    found = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        name, state = re.search(r"\((.*)\) (\S)", text, re.DOTALL).groups()
+        if state not in "ZX":
+            found[int(path.parent.name)] = name
+    return found
+
+
+def open_files(pid):
+    """{descriptor: what it is} of a process."""
+    found = {}
+    try:
+        for fd in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                found[int(fd.name)] = os.readlink(fd)
+            except OSError:
+                pass
+    except OSError:
+        pass
+    return found
+
+
+def _namespaces():
+    """Network namespaces that a process is in, that a descriptor or a mount holds, or that lsns
+    or ip finds."""
+    found = set(_lines("ip", "netns", "list"))
+    found |= {f"net:[{ns}]" for ns in _lines("lsns", "-t", "net", "-n", "-r", "-o", "NS")}
+    for pid in processes():
+        try:
+            found.add(os.readlink(f"/proc/{pid}/ns/net"))
+        except OSError:
+            pass
+        found |= {path for path in open_files(pid).values() if path.startswith("net:[")}
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        if " nsfs " in line:
+            found.add(line.split()[3])
+    return sorted(found)
+
+
+def _sysctls():
+    found = []
+    for family in ("ipv4", "ipv6"):
+        for path in pathlib.Path(f"/proc/sys/net/{family}").rglob("*"):
+            try:
+                if path.is_file():
+                    found.append(f"{path} = {path.read_text().strip()}")
+            except OSError:
+                pass
+    return sorted(found)
+
+
+def _tree(directory, standing=()):
+    if not directory.exists():
+        return []
+    paths = (path.relative_to(directory) for path in directory.rglob("*"))
+    return sorted(str(path) for path in paths if str(path) not in standing)
+
+
+def _deleted_files(directory):
+    found = []
+    for pid, name in processes().items():
+        for fd, path in open_files(pid).items():
+            if path.startswith(str(directory)) and path.endswith(" (deleted)"):
+                found.append(f"{name}: descriptor {fd}: {path}")
+    return sorted(found)
+
+
+def _disk_space(directory):
+    status = os.statvfs(directory)
+    return [f"{status.f_blocks - status.f_bfree} blocks used"]
+
+
+def _abstract_sockets():
+    lines = pathlib.Path("/proc/net/unix").read_text().splitlines()
+    return sorted(line.split()[-1] for line in lines if line.split()[-1].startswith("@qvm"))
+
+
+class Picture:
+    """Sections of lines. `host` has the directories run, cache and cwd."""
+
+    def __init__(self, host, sections=None):
+        take = {
+            "links": lambda: _lines("ip", "-o", "link", "show"),
+            "addresses": lambda: _lines("ip", "-o", "address", "show"),
+            "routes": lambda: _lines("ip", "-4", "route", "show", "table", "all")
+            + _lines("ip", "-6", "route", "show", "table", "all"),
+            "policy rules": lambda: _lines("ip", "-4", "rule") + _lines("ip", "-6", "rule"),
+            "nft ruleset": lambda: _lines("nft", "list", "ruleset"),
+            "network namespaces": _namespaces,
+            "processes": lambda: [f"{pid} {name}" for pid, name in sorted(processes().items())],
+            "sysctls": _sysctls,
+            "run directory": lambda: _tree(host.run, STANDING),
+            "cache directory": lambda: _tree(host.cache),
+            "working directory": lambda: _tree(host.cwd),
+            "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),
+            "deleted files": lambda: _deleted_files(host.cache),
+            "disk space": lambda: _disk_space(host.cache),
+            "abstract sockets": _abstract_sockets,
+        }
+        self.sections = {name: take[name]() for name in sections or take}
+
+    def diff(self, other):
+        """What `other` has differently, as text; empty where nothing."""
+        text = []
+        for name, lines in self.sections.items():
+            changes = difflib.unified_diff(lines, other.sections[name], name, name, n=0, lineterm="")
+            text += changes
+        return "\n".join(text)
+
+
+def difference_to(before, host, seconds, sections=None):
+    """The difference between the picture `before` and the host, once it is empty or after
+    `seconds`: the kernel takes namespaces back behind the scenes."""
+    deadline = time.monotonic() + seconds
+    while True:
+        text = before if sections is None else _part(before, sections)
+        difference = text.diff(Picture(host, sections))
+        if not difference or time.monotonic() > deadline:
+            return difference
+        time.sleep(0.05)
+
+
+def _part(picture, sections):
+    part = Picture.__new__(Picture)
+    part.sections = {name: picture.sections[name] for name in sections}
+    return part

@@ -1,0 +1,121 @@
+"""The host that the tests play: this process's own network, mount and PID namespaces, with an
+uplink to another namespace that plays the internet. Nothing of it outlives this process."""
+
+import os
+import pathlib
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+UPLINK = "uplink0"
+ADDRESS = "203.0.113.2"  # TEST-NET-3 and TEST-NET-2 of RFC 5737: routed nowhere
+ROUTER = "203.0.113.1"
+SERVICE = "198.51.100.7"
+SERVICE_NAME = "service.example"
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def ip(*words, pid=None):
+    enter = ["nsenter", f"--net=/proc/{pid}/ns/net"] if pid else []
+    subprocess.run([*enter, "ip", *words], check=True, timeout=20)
+
+
+def _output(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+
+
+def sysctl(name, value):
+    pathlib.Path("/proc/sys", *name.split(".")).write_text(str(value))
+
+
+class PlayedHost:
+    def __init__(self, base):
+        self.base = pathlib.Path(base)
+        subprocess.run(["mount", "-t", "tmpfs", "e2e", base], check=True, timeout=20)
+        self.base.chmod(0o755)
+        self.run, self.cache, self.cwd, self.files = (
+            self._directory(name) for name in ("run", "cache", "cwd", "files"))
+        # A file system of its own shows every block that is not given back.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "cache", str(self.cache)],
+                       check=True, timeout=20)
+        self._connect()
+        self._serve_names()
+
+    def _directory(self, name):
+        path = self.base / name
+        path.mkdir(mode=0o700 if name in ("run", "cache") else 0o755)
+        return path
+
+    def _connect(self):
+        self.internet = subprocess.Popen(
+            ["unshare", "--net", sys.executable, "-B", str(HERE / "internet.py")],
+            stdout=subprocess.PIPE)
+        if self.internet.stdout.readline() != b"ready\n":
+            raise RuntimeError("the internet did not start")
+        other = self.internet.pid
+        sysctl("net.ipv4.conf.all.forwarding", 0)
+        sysctl("net.ipv6.conf.default.accept_dad", 0)  # no address is tentative at first
+        ip("link", "set", "lo", "up")
+        ip("link", "add", UPLINK, "type", "veth", "peer", "name", "wan0", "netns", str(other))
+        ip("address", "add", f"{ROUTER}/24", "dev", "wan0", pid=other)
+        ip("address", "add", f"{SERVICE}/32", "dev", "lo", pid=other)
+        ip("link", "set", "lo", "up", pid=other)
+        ip("link", "set", "wan0", "up", pid=other)
+        ip("address", "add", f"{ADDRESS}/24", "dev", UPLINK)
+        ip("link", "set", UPLINK, "up")
+        ip("route", "add", "default", "via", ROUTER)
+        self._settle()
+
+    @staticmethod
+    def _settle():
+        """The carrier comes a moment later, and the IPv6 address with it."""
+        deadline = time.monotonic() + 20
+        wanted = f"fe80::/64 dev {UPLINK}" if os.path.exists("/proc/net/if_inet6") else ""
+        while time.monotonic() < deadline:
+            link = _output("ip", "-o", "link", "show", UPLINK)
+            if "state UP" in link and wanted in _output("ip", "-6", "route", "show"):
+                return
+            time.sleep(0.02)
+        raise RuntimeError("the uplink does not come up")
+
+    def set_mtu(self, mtu):
+        ip("link", "set", "wan0", "mtu", str(mtu), pid=self.internet.pid)
+        ip("link", "set", UPLINK, "mtu", str(mtu))
+        self._settle()
+
+    def _serve_names(self):
+        """As systemd-resolved does: a stub that only the host itself can reach."""
+        resolv_conf = self.base / "resolv.conf"
+        resolv_conf.write_text("nameserver 127.0.0.53\n")
+        target = os.path.realpath("/etc/resolv.conf")
+        subprocess.run(["mount", "--bind", str(resolv_conf), target], check=True, timeout=20)
+        self.stub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.stub.bind(("127.0.0.53", 53))
+        threading.Thread(target=self._answer_names, daemon=True).start()
+
+    def _answer_names(self):
+        while True:
+            query, client = self.stub.recvfrom(4096)
+            try:
+                self.stub.sendto(answer(query), client)
+            except (IndexError, struct.error):
+                pass
+
+
+def answer(query):
+    """A DNS answer (RFC 1035, section 4.1): SERVICE_NAME has SERVICE, other names do not exist."""
+    at, labels = 12, []
+    while query[at]:
+        labels.append(query[at + 1:at + 1 + query[at]].decode("ascii", "replace"))
+        at += 1 + query[at]
+    question = query[12:at + 5]
+    (kind,) = struct.unpack("!H", query[at + 1:at + 3])
+    known = ".".join(labels).lower() == SERVICE_NAME
+    records = b""
+    if known and kind == 1:
+        records = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 60, 4) + socket.inet_aton(SERVICE)
+    flags = 0x8180 | (0 if known else 3)
+    return query[:2] + struct.pack("!HHHHH", flags, 1, 1 if records else 0, 0, 0) + question + records

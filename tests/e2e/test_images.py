@@ -1,0 +1,80 @@
+"""What is written to the image, and the other ways to boot."""
+
+import harness
+
+LAST_SECTOR = 64 * 2048 - 1  # of the demo disk, 64 MiB; no file reaches there
+
+
+def write_last_sector(vm, text):
+    said, status = vm.sh(f"echo {text} | dd of=/dev/vda bs=512 seek={LAST_SECTOR} conv=fsync 2>&1")
+    assert status == 0, said
+
+
+def read_last_sector(vm):
+    return vm.sh(f"dd if=/dev/vda bs=512 skip={LAST_SECTOR} 2>/dev/null | tr -d '\\000'")[0].strip()
+
+
+class Images(harness.Test):
+    def boot_fast(self, *options):
+        vm = self.start("-q", "--net", "none", *self.boot_files(), *options)
+        vm.wait_for_prompt()
+        return vm
+
+    def test_persist_writes_a_raw_image(self):
+        image = self.copy_of_demo("raw", "persist.raw")
+        self.addCleanup(image.unlink)
+        vm = self.boot_fast("--persist", image)
+        write_last_sector(vm, "marker-of-raw")
+        self.power_off(vm)
+        with open(image, "rb") as file:
+            file.seek(LAST_SECTOR * 512)
+            self.assertEqual(file.read(512).rstrip(b"\0"), b"marker-of-raw\n")
+
+    def test_persist_writes_a_qcow2_image_and_a_plain_run_does_not(self):
+        image = self.copy_of_demo("qcow2", "persist.qcow2")
+        self.addCleanup(image.unlink)
+        vm = self.boot_fast("--persist", image)
+        write_last_sector(vm, "marker-of-qcow2")
+        self.power_off(vm)
+        before = self.sha256(image)
+        vm = self.boot_fast(image)
+        self.assertEqual(read_last_sector(vm), "marker-of-qcow2")
+        write_last_sector(vm, "written-to-the-overlay")
+        self.assertEqual(read_last_sector(vm), "written-to-the-overlay")
+        self.assertIn("disk space", self.diff())
+        self.power_off(vm)
+        self.assertEqual(self.sha256(image), before)
+
+    def test_persist_locks_the_image(self):
+        image = self.host.files / "locked.raw"
+        image.write_bytes(harness.HANG)
+        self.addCleanup(image.unlink)
+        vm = self.start("-q", "--net", "none", "--persist", image)
+        vm.out.expect(harness.STARTED, 60)
+        for more in (["--persist"], []):
+            with self.subTest(more):
+                done = self.qvm("run", "-q", "--net", "none", *more, image)
+                self.assert_refused(done, f"'{image}'.*(lock|in use|another process)")
+        self.interrupt(vm)
+        self.assertEqual(image.read_bytes(), harness.HANG)
+
+    def test_two_plain_runs_share_an_image(self):
+        vms = [self.start("-q", "--net", "none", self.hang) for _ in range(2)]
+        for vm in vms:
+            vm.out.expect(harness.STARTED, 60)
+        for vm in vms:
+            self.interrupt(vm)
+
+    def test_kernel_initrd_append(self):
+        words = self.boot_files()
+        vm = self.start("-q", "--net", "none", *words[:-1], "console=ttyS0 quiet word=a,b 'two words'",
+                        "--qemu-arg=-smbios", "--qemu-arg=type=1,serial=from-qemu-arg")
+        vm.wait_for_prompt()
+        self.assertIn("console=ttyS0 quiet word=a,b 'two words'", vm.sh("cat /proc/cmdline")[0])
+        self.assertEqual(vm.sh("cat /sys/class/dmi/id/product_serial")[0].strip(), "from-qemu-arg")
+        self.assertNotEqual(vm.sh("ls /dev/vda")[1], 0)
+        self.power_off(vm)
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,127 @@
+"""nat, flat, user and none: what the guest reaches, and how it is seen from there."""
+
+import json
+import socket
+import struct
+import subprocess
+import time
+
+import harness
+import played_host
+from played_host import ADDRESS, SERVICE, SERVICE_NAME
+
+MTU = 1400
+
+
+def host_links():
+    """The names of qvm's links on the host."""
+    told = subprocess.run(["ip", "-j", "link"], capture_output=True, check=True, timeout=20)
+    return [link["ifname"] for link in json.loads(told.stdout) if link["ifname"].startswith("qvm-")]
+
+
+def read_from(address, port):
+    """What a TCP server says that is just starting."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with socket.create_connection((address, port), 20) as connection:
+                return connection.makefile().read()
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def answers_ping(address):
+    """Whether an ICMP echo request (RFC 792) from the host is answered."""
+    header = struct.pack("!BBHHH", 8, 0, 0, 0x716d, 1)
+    checksum = 0xffff - sum(struct.unpack("!4H", header)) % 0xffff
+    request = header[:2] + struct.pack("!H", checksum) + header[4:]
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(10)
+        raw.sendto(request, (address, 0))
+        answer, (sender, _) = raw.recvfrom(1500)
+    return sender == address and answer[20] == 0
+
+
+class Uplink(harness.Test):
+    def assert_reaches_outside(self, vm):
+        """By address and by name; and the server sees the host, not the guest."""
+        for target in (SERVICE, SERVICE_NAME):
+            said, status = vm.sh(f"wget -q -O - http://{target}/")
+            self.assertEqual((said, status), (f"you are {ADDRESS}\n", 0))
+        self.assertIn("NXDOMAIN", vm.sh("nslookup no-such-name.example 2>&1")[0])
+
+    def assert_host_reaches(self, vm, address, port):
+        vm.sh(f"(echo this is $(hostname) | nc -l -p {port} &)")
+        name = vm.sh("hostname")[0].strip()
+        self.assertEqual(read_from(address, port), f"this is {name}\n")
+
+    def assert_own_network(self, vm, mtu):
+        self.assertIn("inet 192.168.26.10/24", vm.sh("ip -4 addr show eth0")[0])
+        self.assertIn(f"mtu {mtu} ", vm.sh("ip link show eth0")[0])
+        self.assertEqual(vm.sh("ping -c 1 -W 5 192.168.26.1")[1], 0)
+        self.assertEqual(vm.sh("ping -c 1 -W 5 gateway")[1], 0)
+        name = vm.sh("hostname")[0].strip()
+        self.assertIn("192.168.26.10", vm.sh(f"nslookup {name} $(sed -n 's/nameserver //p' "
+                                             "/etc/resolv.conf)")[0])
+
+    def test_two_nat_guests_with_one_inner_address(self):
+        self.host.set_mtu(MTU)
+        self.addCleanup(self.host.set_mtu, 1500)
+        first = self.start("--net", "nat", "--name", "first", self.demo)
+        first.out.expect(".", 60)  # it has taken its /31
+        second = self.start("--net", "nat", "--name", "second", self.demo)
+        for vm in (first, second):
+            vm.wait_for_prompt()
+        for vm, host_address in ((first, "10.213.0.1"), (second, "10.213.0.3")):
+            self.assert_own_network(vm, MTU)
+            self.assert_reaches_outside(vm)
+            self.assert_host_reaches(vm, host_address, 7000)
+            # A full packet passes.
+            self.assertEqual(vm.sh(f"ping -c 1 -W 5 -s {MTU - 28} {SERVICE}")[1], 0)
+        self.assertEqual(len(host_links()), 2)
+        self.power_off(first)
+        self.assertEqual(len(host_links()), 1)  # at once
+        self.assert_reaches_outside(second)
+        self.power_off(second)
+        self.assertEqual(host_links(), [])
+
+    def test_flat(self):
+        vm = self.boot("--net", "flat", "--name", "box", self.demo)
+        self.assert_own_network(vm, 1500)
+        self.assert_reaches_outside(vm)
+        self.assertTrue(answers_ping("192.168.26.10"))
+        self.assert_host_reaches(vm, "192.168.26.10", 7000)
+        self.assertIn("192.168.26.1/24", _address_of(host_links()[0]))
+        bridge = vm.sh("ping -c 1 -W 5 192.168.26.2")
+        self.assertEqual(bridge[1], 0, bridge[0])
+        # The subnet is the host's now: a second flat guest takes the next one.
+        plan = self.qvm("run", "-q", "--dry-run", "--net", "flat", self.demo)
+        self.assertIn("192.168.27.2/24", plan.stdout)
+        self.power_off(vm)
+        self.assert_host_as_before(0, "links", "addresses", "routes", "nft ruleset", "sysctls",
+                                   "processes", "run directory")
+
+    def test_user(self):
+        vm = self.start("--net", "user", *self.boot_files())
+        vm.wait_for_prompt()
+        self.assertIn("inet 10.0.2.15/24", vm.sh("ip -4 addr show eth0")[0])
+        self.assertEqual(vm.sh(f"wget -q -O - http://{SERVICE}/")[0], f"you are {ADDRESS}\n")
+        self.assertEqual(host_links(), [])
+        self.power_off(vm)
+
+    def test_none(self):
+        vm = self.start("--net", "none", *self.boot_files())
+        vm.wait_for_prompt()
+        self.assertEqual(vm.sh("ls /sys/class/net")[0].split(), ["lo"])
+        self.power_off(vm)
+
+
+def _address_of(link):
+    return subprocess.run(["ip", "-o", "-4", "address", "show", "dev", link], capture_output=True,
+                          text=True, check=True, timeout=20).stdout
+
+
+if __name__ == "__main__":
+    harness.main()
