@@ -90,9 +90,11 @@ awaitable<void> Console::pump_output() {
         const std::string_view bytes{buffer.data(), size};
         log(bytes);
         watch(bytes);
-        if (co_await output_.write(bytes)) continue;
+        // Without a reader the guest goes on: it is still logged, watched, and perhaps on its way
+        // out.
+        if (discarding_ || co_await output_.write(bytes)) continue;
+        discarding_ = true;
         handlers_.stdout_gone();
-        co_return;
     }
 }
 

@@ -64,6 +64,7 @@ class Console {
     std::string panic_reason_;
     boost::asio::steady_timer quiet_;  ///< runs while the guest prints nothing
     boost::asio::steady_timer panic_;  ///< the same, after a panic's last line
+    bool discarding_ = false;          ///< stdout is gone
     bool asking_ = false;              ///< Ctrl-] was typed; the next key is the answer
 };
 

@@ -26,7 +26,9 @@ std::string reason() {
 /// The variable's value as an absolute path, or nothing.
 fs::path from_environment(const char* variable) {
     const char* value = ::getenv(variable);
-    return value != nullptr && *value != '\0' ? fs::absolute(value) : fs::path{};
+    if (value == nullptr || *value == '\0') return {};
+    const auto path = fs::absolute(value).lexically_normal();
+    return path.has_filename() ? path : path.parent_path();  // without a slash at the end
 }
 
 fs::path run_directory() {
@@ -44,14 +46,28 @@ fs::path cache_directory() {
     throw Failure("find the cache directory: HOME is not set", "set QVM_CACHE_DIR");
 }
 
-/// Takes the lock of a VM's directory; nothing while somebody else has it.
-UniqueFd try_lock(const fs::path& directory) {
-    UniqueFd fd{::open((directory / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)};
-    if (fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) fd.reset();
-    struct stat status {};
-    // Whoever removed the directory in between removed this lock with it.
-    if (fd && (::fstat(fd.get(), &status) != 0 || status.st_nlink == 0)) fd.reset();
+/// Held while VMs' directories are made and swept: one at a time, and never for long.
+UniqueFd lock_all(const fs::path& directory) {
+    UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+    if (!fd || ::flock(fd.get(), LOCK_EX) != 0)
+        throw Failure(fmt::format("lock '{}': {}", directory.string(), reason()));
     return fd;
+}
+
+/// Takes the lock of a VM's directory; nothing while somebody else has it, or without O_CREAT in
+/// `create` where there is none.
+UniqueFd try_lock(const fs::path& directory, int create) {
+    const auto file = directory / "lock";
+    UniqueFd fd{::open(file.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | create, 0600)};
+    if (fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) fd.reset();
+    return fd;
+}
+
+/// A directory, not a link to one, that belongs to us.
+bool is_our_directory(const fs::path& path) {
+    struct stat status {};
+    return ::lstat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
+           status.st_uid == ::geteuid();
 }
 
 std::string pid_in(const fs::path& lock) {
@@ -61,9 +77,11 @@ std::string pid_in(const fs::path& lock) {
     return size > 0 ? std::string{text.data(), static_cast<std::size_t>(size)} : "?";
 }
 
+/// Only what a supervisor makes: somebody may have pointed QVM_RUN_DIR at something else.
 void remove_vm_directory(const fs::path& directory) {
-    std::error_code ignored;
-    fs::remove_all(directory, ignored);
+    for (const char* name : {"console.log", "console.log.1", "lock"})
+        ::unlink((directory / name).c_str());
+    ::rmdir(directory.c_str());
 }
 
 }  // namespace
@@ -91,21 +109,24 @@ void make_private_directory(const fs::path& path) {
 }
 
 void sweep(const Directories& directories) {
-    netns::sweep_forwarding(directories.run / "forwarding");
+    const auto vms = directories.run / "vm";
+    const auto forwarding = directories.run / "forwarding";
+    if (is_our_directory(forwarding)) netns::sweep_forwarding(forwarding);
+    if (!is_our_directory(vms)) return;
+    const auto guard = lock_all(vms);
     std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(directories.run / "vm", ignored))
-        if (const auto lock = try_lock(entry.path())) remove_vm_directory(entry.path());
+    for (const auto& entry : fs::directory_iterator(vms, ignored))
+        if (is_our_directory(entry.path()))
+            if (const auto lock = try_lock(entry.path(), 0)) remove_vm_directory(entry.path());
 }
 
 VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(run / "vm" / name) {
     make_private_directory(run);
     make_private_directory(run / "forwarding");
     make_private_directory(run / "vm");
-    // A sweep may remove the directory between these two; then it is made again.
-    for (int attempt = 0; attempt < 3 && !lock_; ++attempt) {
-        make_private_directory(path_);
-        lock_ = try_lock(path_);
-    }
+    const auto guard = lock_all(run / "vm");
+    make_private_directory(path_);
+    lock_ = try_lock(path_, O_CREAT);
     if (!lock_)
         throw Failure(fmt::format("--name '{}': is in use by a running VM (pid {})", name,
                                   pid_in(path_ / "lock")));

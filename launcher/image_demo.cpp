@@ -5,6 +5,7 @@
 #include "launcher/commands.h"
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/output.h"
 #include "launcher/process.h"
 
 namespace qvm {
@@ -28,14 +29,14 @@ int image_demo(const ImageDemoOptions& options) {
     make_private_directory(packages.parent_path());
     make_private_directory(packages);
     const images::Progress progress = [&](std::string_view step) {
-        if (!options.quiet) fmt::print(stderr, "qvm: {}\n", step);
+        if (!options.quiet) say(fmt::format("qvm: {}", step));
     };
     try {
         images::build_demo(options.path, packages, run_for_images, progress);
     } catch (const images::Error& error) {
         throw Failure(fmt::format("build '{}': {}", options.path.string(), error.what()));
     }
-    fmt::print("{}\n", options.path.string());
+    print(options.path.string() + "\n");
     return status::ok;
 }
 

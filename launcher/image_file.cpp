@@ -25,12 +25,15 @@ std::string reason(int error) {
 }
 
 UniqueFd open_file(const std::string& what, const fs::path& path, int access) {
-    UniqueFd fd{::open(path.c_str(), access | O_CLOEXEC)};
+    // Not to wait for the other end of a pipe.
+    UniqueFd fd{::open(path.c_str(), access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
     struct stat status {};
     if (!fd || ::fstat(fd.get(), &status) != 0)
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), reason(errno)));
     if (S_ISDIR(status.st_mode))
         throw Failure(fmt::format("{} '{}': is a directory", what, path.string()));
+    if (!S_ISREG(status.st_mode))
+        throw Failure(fmt::format("{} '{}': is not a regular file", what, path.string()));
     return fd;
 }
 

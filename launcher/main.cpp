@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include "launcher/commands.h"
+#include "launcher/directories.h"
 #include "launcher/failure.h"
 #include "launcher/options.h"
+#include "launcher/output.h"
 #include "launcher/timings.h"
 
 namespace {
@@ -16,7 +18,7 @@ struct Execute {
     int operator()(const qvm::RunOptions& options) const { return qvm::run(options, timings); }
     int operator()(const qvm::ImageDemoOptions& options) const { return qvm::image_demo(options); }
     int operator()(const qvm::PrintText& print) const {
-        fmt::print("{}", print.text);
+        qvm::print(print.text);
         return qvm::status::ok;
     }
 };
@@ -27,6 +29,15 @@ void open_missing_stdio() {
         if (::fcntl(fd, F_GETFD) < 0) ::open("/dev/null", O_RDWR);  // takes the lowest: this one
 }
 
+/// Every command clears away what dead supervisors left; none fails for want of that.
+void sweep_first() noexcept {
+    try {
+        qvm::sweep(qvm::find_directories());
+    } catch (const std::exception&) {
+        // It stays for the next.
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -34,13 +45,15 @@ int main(int argc, char** argv) {
     qvm::Timings timings{qvm::time_of_exec()};
     ::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of the write
     try {
-        return std::visit(Execute{timings}, qvm::parse_command_line(argc, argv));
+        const auto command = qvm::parse_command_line(argc, argv);
+        sweep_first();
+        return std::visit(Execute{timings}, command);
     } catch (const qvm::Failure& failure) {
-        fmt::print(stderr, "qvm: {}\n", failure.what());
-        if (!failure.hint().empty()) fmt::print(stderr, "hint: {}\n", failure.hint());
+        qvm::say(fmt::format("qvm: {}", failure.what()));
+        if (!failure.hint().empty()) qvm::say("hint: " + failure.hint());
         return failure.exit_status();
     } catch (const std::exception& error) {
-        fmt::print(stderr, "qvm: {}\n", error.what());
+        qvm::say(fmt::format("qvm: {}", error.what()));
         return qvm::status::failed;
     }
 }

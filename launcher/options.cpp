@@ -125,10 +125,17 @@ void add_image_demo(CLI::App& qvm, ImageDemoOptions& options) {
     options.path = "demo.qcow2";
 }
 
-/// CLI11's help of the innermost command that was named.
-std::string help_of(CLI::App& app) {
+/// CLI11's help of the innermost command that was named; `path` is the commands before it.
+std::string help_of(CLI::App& app, const std::string& path = {}) {
     const auto commands = app.get_subcommands();
-    return commands.empty() ? app.help() : help_of(*commands.front());
+    const auto name = path.empty() ? app.get_name() : path + " " + app.get_name();
+    if (!commands.empty()) return help_of(*commands.front(), name);
+    auto text = app.help(path);
+    // How CLI11 shows the value of an option that was given none.
+    constexpr std::string_view mark = "--timings{-}";
+    if (const auto at = text.find(mark); at != std::string::npos)
+        text.replace(at, mark.size(), "--timings");
+    return text;
 }
 
 }  // namespace
@@ -151,7 +158,7 @@ Command parse_command_line(int argc, const char* const* argv) {
         return PrintText{help_of(app)};
     } catch (const CLI::ParseError& error) {
         if (version_flag) return PrintText{"qvm " QVM_VERSION "\n"};
-        throw Failure(error.what(), "qvm --help");
+        throw Failure(error.what(), run.app->parsed() ? "qvm run --help" : "qvm --help");
     }
     if (version->parsed() || version_flag) return PrintText{"qvm " QVM_VERSION "\n"};
     if (run.app->parsed()) return finish(run);

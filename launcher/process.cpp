@@ -107,23 +107,6 @@ int child_main(void* argument) {
     ::_exit(127);
 }
 
-/// Blocks every signal for as long as it lives: a handler of ours must not run in the child, which
-/// shares our memory.
-class BlockedSignals {
-  public:
-    BlockedSignals() {
-        sigset_t all;
-        ::sigfillset(&all);
-        ::sigprocmask(SIG_SETMASK, &all, &saved_);
-    }
-    BlockedSignals(const BlockedSignals&) = delete;
-    BlockedSignals& operator=(const BlockedSignals&) = delete;
-    ~BlockedSignals() { ::sigprocmask(SIG_SETMASK, &saved_, nullptr); }
-
-  private:
-    sigset_t saved_;
-};
-
 struct Pipe {
     UniqueFd read;
     UniqueFd write;
@@ -145,7 +128,7 @@ std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
 
     std::vector<char> stack(child_stack_size);
     int pidfd = -1;
-    const BlockedSignals blocked;
+    const BlockedSignals blocked;  // a handler of ours must not run in the child's memory, ours
     const int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
     const pid_t pid = ::clone(child_main, stack.data() + stack.size(), flags, &launch, &pidfd);
     if (pid < 0) throw Failure(fmt::format("start '{}': {}", name, reason(errno)));
@@ -187,6 +170,16 @@ void exchange(Pipe& in, Pipe& out, Pipe& err, std::string_view input, ToolResult
 }
 
 }  // namespace
+
+BlockedSignals::BlockedSignals() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::sigprocmask(SIG_SETMASK, &all, &saved_);
+}
+
+BlockedSignals::~BlockedSignals() {
+    ::sigprocmask(SIG_SETMASK, &saved_, nullptr);
+}
 
 std::string ExitStatus::describe() const {
     if (signal != 0) return fmt::format("signal {} ({})", signal, ::strsignal(signal));

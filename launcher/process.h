@@ -1,5 +1,6 @@
 #pragma once
 
+#include <signal.h>
 #include <sys/types.h>
 
 #include <boost/asio/any_io_executor.hpp>
@@ -12,6 +13,18 @@
 #include "netns/unique_fd.h"
 
 namespace qvm {
+
+/// Blocks every signal for as long as it lives; what comes meanwhile is delivered after it.
+class BlockedSignals {
+  public:
+    BlockedSignals();
+    BlockedSignals(const BlockedSignals&) = delete;
+    BlockedSignals& operator=(const BlockedSignals&) = delete;
+    ~BlockedSignals();
+
+  private:
+    sigset_t saved_;
+};
 
 /// How a child is started.
 struct SpawnSpec {

@@ -54,14 +54,24 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-device", "pvpanic-pci");
 }
 
+/// The image's own node. Unless it is trusted, it has no backing file whatever it says of itself,
+/// also if somebody exchanged it since it was looked at; null can be said in JSON only.
+std::string image_node(const QemuDisk& disk, const char* name, const char* file,
+                       const char* access) {
+    if (disk.format == "qcow2" && !disk.trust_backing)
+        return fmt::format(R"({{"driver":"qcow2","node-name":"{}","file":"{}",{},"backing":null}})",
+                           name, file, access);
+    return fmt::format(R"({{"driver":"{}","node-name":"{}","file":"{}",{}}})", disk.format, name,
+                       file, access);
+}
+
 /// The image underneath, read-only, and the overlay that takes the writes. Both are descriptors:
 /// QEMU opens no path, and the format of each is fixed (qapi/block-core.json, BlockdevOptions).
 void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
     command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
     command.add("-add-fd", fmt::format("fd={},set=2", fds.overlay));
     command.add("-blockdev", "driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on");
-    command.add("-blockdev",
-                fmt::format("driver={},node-name=base,file=base-file,read-only=on", disk.format));
+    command.add("-blockdev", image_node(disk, "base", "base-file", R"("read-only":true)"));
     command.add("-blockdev", "driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap");
     // What is thrown away need not survive a power cut: flushes are left out.
     command.add("-blockdev",
@@ -74,9 +84,7 @@ void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds&
         command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
         command.add("-blockdev",
                     "driver=file,node-name=disk-file,filename=/dev/fdset/1,discard=unmap");
-        command.add(
-            "-blockdev",
-            fmt::format("driver={},node-name=disk,file=disk-file,discard=unmap", disk.format));
+        command.add("-blockdev", image_node(disk, "disk", "disk-file", R"("discard":"unmap")"));
     } else {
         add_overlaid_disk(command, disk, fds);
     }
@@ -132,7 +140,7 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
     if (spec.nic) add_nic(command, *spec.nic, fds);
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
-    if (!spec.initrd.empty()) command.add("-initrd", escape_commas(spec.initrd));
+    if (!spec.initrd.empty()) command.add("-initrd", spec.initrd);
     if (!spec.append.empty()) command.add("-append", spec.append);
     for (const auto& word : spec.extra) command.add(word);
     return command.take();

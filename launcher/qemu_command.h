@@ -30,6 +30,7 @@ struct QemuNic {
 struct QemuDisk {
     std::string format;  ///< "qcow2" or "raw"
     bool persist = false;
+    bool trust_backing = false;  ///< QEMU may open the files that the image names
 };
 
 struct QemuSpec {

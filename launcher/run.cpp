@@ -3,12 +3,12 @@
 #include <sys/random.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <fstream>
 
 #include "launcher/commands.h"
 #include "launcher/failure.h"
 #include "launcher/host.h"
+#include "launcher/output.h"
 #include "launcher/supervisor.h"
 #include "netns/error.h"
 #include "netns/tap.h"
@@ -49,12 +49,11 @@ PreparedRun prepare(const RunOptions& options) {
     const auto accel = choose_accel(options.accel, host);
     if (options.kernel) check_readable_file("--kernel", *options.kernel);
     if (options.initrd) check_readable_file("--initrd", *options.initrd);
-    if (options.timings_file) check_writable(*options.timings_file);
+    if (options.timings_file && !options.dry_run) check_writable(*options.timings_file);
 
     PreparedRun prepared;
     prepared.options = options;
     prepared.directories = find_directories();
-    sweep(prepared.directories);
     if (options.image)
         prepared.image = open_image(*options.image, options.persist, options.kernel.has_value(),
                                     options.trust_backing);
@@ -68,27 +67,27 @@ PreparedRun prepare(const RunOptions& options) {
     prepared.plan = make_vm_plan(options, accel, name, facts, network, vhost);
     // Last, so that an error stands alone.
     if (!accel.why_not_kvm.empty() && !options.quiet)
-        fmt::print(stderr, "qvm: no KVM here ({}): QEMU's TCG runs the guest, much slower\n",
-                   accel.why_not_kvm);
+        say(fmt::format("qvm: no KVM here ({}): QEMU's TCG runs the guest, much slower",
+                        accel.why_not_kvm));
     return prepared;
 }
 
 Reports reports(const RunOptions& options, const Timings& timings) {
     Reports result{[](const std::string&) {}, [](const std::string&) {}};
-    if (!options.quiet)
-        result.note = [](const std::string& text) { fmt::print(stderr, "qvm: {}\n", text); };
+    if (!options.quiet) result.note = [](const std::string& text) { say("qvm: " + text); };
     if (options.debug)
         result.debug = [&timings](const std::string& text) {
             const std::chrono::duration<double, std::milli> since = Clock::now() - timings.exec();
-            fmt::print(stderr, "qvm: {:8.2f} ms: {}\n", since.count(), text);
+            say(fmt::format("qvm: {:8.2f} ms: {}", since.count(), text));
         };
     return result;
 }
 
 void write_timings(const RunOptions& options, const Timings& timings) {
     if (!options.timings_file) {
-        fmt::print(stderr, "{}", timings.to_text());
-        return;
+        auto text = timings.to_text();
+        text.pop_back();
+        return say(text);
     }
     std::ofstream file{*options.timings_file, std::ios::trunc};
     file << timings.to_json() << std::flush;
@@ -101,12 +100,12 @@ void write_timings(const RunOptions& options, const Timings& timings) {
 int run(const RunOptions& options, Timings& timings) {
     auto prepared = prepare(options);
     if (options.dry_run) {
-        fmt::print("{}", describe(prepared.plan));
+        print(describe(prepared.plan));
         return status::ok;
     }
     const auto result = supervise(std::move(prepared), timings, reports(options, timings));
     timings.add("total", timings.exec(), Clock::now());
-    if (!result.message.empty()) fmt::print(stderr, "qvm: {}\n", result.message);
+    if (!result.message.empty()) say("qvm: " + result.message);
     if (options.timings) write_timings(options, timings);
     return result.exit_status;
 }

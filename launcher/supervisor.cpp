@@ -48,7 +48,8 @@ constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host that is very busy
 constexpr auto command_timeout = 10s;  // of one QMP command
 constexpr auto powerdown_grace = 10s;  // docker's, too
-constexpr auto quit_grace = 3s;        // from "quit" to SIGKILL
+constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
+constexpr auto write_grace = 5min;     // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
 
 struct SocketPair {
@@ -99,6 +100,23 @@ class LastWords {
     LastLine lines_;
 };
 
+bool is_ignored(int number) {
+    struct sigaction action {};
+    return ::sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
+}
+
+/// True for as long as it lives.
+class Flag {
+  public:
+    explicit Flag(bool& flag) : flag_(flag) { flag_ = true; }
+    Flag(const Flag&) = delete;
+    Flag& operator=(const Flag&) = delete;
+    ~Flag() { flag_ = false; }
+
+  private:
+    bool& flag_;
+};
+
 struct Process {
     explicit Process(const asio::any_io_executor& executor) : words(executor) {}
     std::optional<Child> child;
@@ -113,7 +131,7 @@ class Supervisor {
     RunResult operator()() {
         set_up();
         asio::co_spawn(context_, live(), [this](std::exception_ptr failure) {
-            failure_ = failure;
+            if (failure && !failure_) failure_ = failure;
             context_.stop();
         });
         context_.run();
@@ -129,7 +147,8 @@ class Supervisor {
 
     void set_up() {
         for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT})
-            signals_.add(number);
+            if (!is_ignored(number)) signals_.add(number);
+        const BlockedSignals blocked;  // no call of the set-up is to be interrupted
         directory_.emplace(run_.directories.run, run_.plan.name);
         if (run_.plan.network) {
             const auto start = Clock::now();
@@ -215,7 +234,9 @@ class Supervisor {
     void open_console() {
         Console::Handlers handlers;
         handlers.panicked = [this] { panicked(); };
-        handlers.stdout_gone = [this] { end(status::signalled + SIGPIPE, {}); };
+        handlers.stdout_gone = [this] {
+            if (!powering_down_) end(status::signalled + SIGPIPE, {});
+        };
         handlers.stop = [this](bool now) {
             if (now)
                 end(status::ok, {});
@@ -280,7 +301,7 @@ class Supervisor {
             if (event->name == "GUEST_PANICKED") panicked();
             if (event->name == "VSERPORT_CHANGE") port_changed(*event);
         }
-        const auto gone = co_await (qemu_.child->wait() || delay(quit_grace));
+        const auto gone = co_await (qemu_.child->wait() || delay(grace()));
         const auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
         co_await asio::post(context_, asio::use_awaitable);  // the last of its stderr
         qemu_ended(qemu_.words.text_or(how));
@@ -317,19 +338,19 @@ class Supervisor {
         const auto* id = event.data.if_contains("id");
         const auto* open = event.data.if_contains("open");
         if (id == nullptr || open == nullptr || *id != agent_port || *open != true) return;
-        if (!agent_seen_) spawn(greet_agent());
-        agent_seen_ = true;
+        if (!greeting_agent_) spawn(greet_agent());
     }
 
     /// The agent is a guest's program: whatever goes wrong with it is no failure of ours.
     awaitable<void> greet_agent() {
+        const Flag greeting{greeting_agent_};
         try {
             co_await agent_->handshake(command_timeout);
         } catch (const std::system_error& error) {
             debug_(std::string{"guest agent: "} + error.what());
             co_return;
         }
-        timings_.add("guest-ready", running_, Clock::now());
+        if (!agent_ready_) timings_.add("guest-ready", running_, Clock::now());
         debug_("guest agent answers");
         agent_ready_ = true;
         co_await resize_console();
@@ -387,11 +408,18 @@ class Supervisor {
     /// The first signal asks the guest, the second does not; nor is there one to ask before it
     /// runs.
     void handle(int number) {
+        if (over_) return hurry();
         const bool ask = signal_ == 0 && is_running();
         if (signal_ == 0) signal_ = number;
         if (!ask) return end(status::signalled + signal_, {});
         note_("asking the guest to power down; a second signal ends it at once");
         ask_to_power_down();
+    }
+
+    /// Cuts short whatever take_down() waits for.
+    void hurry() {
+        qemu_.child->signal(SIGKILL);
+        drained_.cancel();
     }
 
     awaitable<void> watch_timeout(std::chrono::milliseconds timeout) {
@@ -441,7 +469,7 @@ class Supervisor {
         // What the host can see of the network goes while QEMU is on its way out.
         if (network_) network_->detach();
         if (!qemu_gone_) {
-            gone_.expires_after(quit_grace);
+            gone_.expires_after(grace());
             co_await gone_.async_wait(no_throw);
         }
         // What the guest printed last is still on its way to whoever reads our stdout.
@@ -456,12 +484,18 @@ class Supervisor {
         if (console_) console_->release_terminal();
     }
 
+    [[nodiscard]] Clock::duration grace() const {
+        return run_.options.persist ? Clock::duration{write_grace} : Clock::duration{exit_grace};
+    }
+
     /// Lets QEMU write to the image what it still holds.
     awaitable<void> quit() {
         try {
-            co_await monitor_->execute("quit", {}, quit_grace);
+            co_await monitor_->execute("quit", {}, command_timeout);
         } catch (const std::exception&) {
-            qemu_.child->signal(SIGKILL);  // nothing happens where it is gone already
+            // "quit" may be carried out before it is answered.
+            if (!monitor_->closed())
+                qemu_.child->signal(SIGKILL);  // nothing happens where it is gone already
         }
     }
 
@@ -495,7 +529,7 @@ class Supervisor {
     bool shown_ = false;  ///< all that the guest printed
     bool panicked_ = false;
     bool qemu_gone_ = false;
-    bool agent_seen_ = false;
+    bool greeting_agent_ = false;
     bool agent_ready_ = false;
     bool powering_down_ = false;
     int signal_ = 0;

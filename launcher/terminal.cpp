@@ -13,6 +13,8 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 
+#include "launcher/process.h"
+
 namespace qvm {
 
 namespace asio = boost::asio;
@@ -105,10 +107,12 @@ RawTerminal::RawTerminal() {
 }
 
 void RawTerminal::reapply() const noexcept {
-    ::tcsetattr(STDIN_FILENO, TCSADRAIN, &raw_);
+    // From the background the kernel would stop us (SIGTTOU).
+    if (available()) ::tcsetattr(STDIN_FILENO, TCSADRAIN, &raw_);
 }
 
 RawTerminal::~RawTerminal() {
+    const BlockedSignals blocked;  // SIGTTOU would stop us in the background, before it is done
     ::tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_terminal);
     for (const int fault : faults) ::signal(fault, SIG_DFL);
 }

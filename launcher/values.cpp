@@ -153,7 +153,7 @@ std::chrono::milliseconds parse_duration(std::string_view text) {
         milliseconds = value * 86400e3;
     else
         throw Failure(fmt::format("has an unknown unit '{}'", unit), "units are ms, s, m, h and d");
-    constexpr double largest = 1e13;  // 300 years
+    constexpr double largest = 3e12;  // 95 years; nanoseconds of it fit in 64 bits
     if (milliseconds > largest) throw Failure("is too long");
     if (milliseconds < 1) throw Failure("must be more than 0");
     return std::chrono::milliseconds{static_cast<std::int64_t>(milliseconds)};

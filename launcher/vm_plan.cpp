@@ -45,7 +45,10 @@ VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const s
     qemu.memory_mib = options.memory_mib;
     qemu.cpus = options.cpus;
     qemu.kvm = accel.kvm;
-    if (image) qemu.disk = QemuDisk{.format = image->format, .persist = options.persist};
+    if (image)
+        qemu.disk = QemuDisk{.format = image->format,
+                             .persist = options.persist,
+                             .trust_backing = options.trust_backing};
     qemu.nic = make_nic(options.net, network, vhost);
     if (options.kernel) qemu.kernel = options.kernel->string();
     if (options.initrd) qemu.initrd = options.initrd->string();

@@ -23,7 +23,6 @@ struct VmPlan {
     std::string name;
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
     QemuSpec qemu;
-    bool vhost_wanted = false;
 };
 
 /// Pure. Throws std::exception for what does not fit together.

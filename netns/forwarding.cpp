@@ -49,9 +49,9 @@ UniqueFd lock_directory(const fs::path& directory) {
     return fd;
 }
 
-/// Puts the setting back and removes the file, if no other lease shares it.
+/// Puts the setting back and removes the file, if no other lease shares it. The directory's lock
+/// must be held, and from before `fd` was opened where that is not a lease of ours.
 void release(const fs::path& file, const std::string& interface, int fd) {
-    const auto guard = lock_directory(file.parent_path());
     if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return;
     // The interface may be gone by now; then there is nothing to put back.
     std::error_code ignored;
@@ -81,6 +81,7 @@ ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& i
 ForwardingLease::~ForwardingLease() {
     if (!lock_) return;
     try {
+        const auto guard = lock_directory(file_.parent_path());
         const auto name = file_.filename().string();
         release(file_, name.substr(0, name.rfind('@')), lock_.get());
     } catch (const Error&) {
@@ -90,6 +91,8 @@ ForwardingLease::~ForwardingLease() {
 
 void sweep_forwarding(const fs::path& directory) {
     std::error_code ignored;
+    if (!fs::exists(directory, ignored)) return;
+    const auto guard = lock_directory(directory);
     const auto suffix = namespace_suffix();
     for (const auto& entry : fs::directory_iterator(directory, ignored)) {
         const auto name = entry.path().filename().string();

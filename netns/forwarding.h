@@ -30,8 +30,8 @@ class ForwardingLease {
     UniqueFd lock_;  ///< none where forwarding was on already
 };
 
-/// Puts back what leases of dead processes left on, in this network namespace. Never throws for a
-/// file that it cannot handle: it stays for the next sweep.
+/// Puts back what leases of dead processes left on, in this network namespace. A file that it
+/// cannot handle stays for the next sweep. Throws Error where `directory` cannot be locked.
 void sweep_forwarding(const std::filesystem::path& directory);
 
 }  // namespace qvm::netns

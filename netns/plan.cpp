@@ -17,6 +17,7 @@ namespace {
 
 constexpr unsigned smallest_mtu = 576;   // RFC 791: what every IPv4 host must take
 constexpr unsigned largest_mtu = 65520;  // a TAP's largest, with the Ethernet header
+constexpr unsigned shortest_prefix = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
 constexpr unsigned most_queues = 256;    // MAX_TAP_QUEUES of the kernel
 
@@ -36,14 +37,29 @@ bool is_free(const ip::network_v4& network, const HostNetwork& host) {
                         [&](const auto& used) { return overlap(network, used); });
 }
 
-void check_subnet(const ip::network_v4& subnet) {
-    if (subnet.canonical() != subnet)
+bool is_unicast(const ip::network_v4& network) {
+    const auto& address = network.address();
+    return address.to_bytes()[0] != 0 && !address.is_loopback() && address.to_uint() < 0xe0000000;
+}
+
+/// `what` is "subnet" or "pool".
+void check_network(std::string_view what, const ip::network_v4& network, unsigned longest) {
+    const auto step = fmt::format("{} {}", what, network.to_string());
+    if (network.canonical() != network)
+        throw Error(step, fmt::format("has host bits set (the network is {})",
+                                      network.canonical().to_string()));
+    if (network.prefix_length() > longest || network.prefix_length() < shortest_prefix)
+        throw Error(step,
+                    fmt::format("a prefix of {} to {} bits is needed", shortest_prefix, longest));
+    if (!is_unicast(network)) throw Error(step, "is not for hosts (RFC 6890)");
+}
+
+void check_subnet(const ip::network_v4& subnet, const Claims& claims) {
+    check_network("subnet", subnet, longest_prefix);
+    if (claims.link && overlap(subnet, claims.link->network()))
         throw Error(
             fmt::format("subnet {}", subnet.to_string()),
-            fmt::format("has host bits set (the network is {})", subnet.canonical().to_string()));
-    if (subnet.prefix_length() > longest_prefix || subnet.prefix_length() < 8)
-        throw Error(fmt::format("subnet {}", subnet.to_string()),
-                    fmt::format("a prefix of 8 to {} bits is needed", longest_prefix));
+            fmt::format("overlaps the link to the host, {}", claims.link->network().to_string()));
 }
 
 /// The subnets to try, the preferred one first: .26 to .255, then .0 to .25.
@@ -67,6 +83,7 @@ ip::network_v4 choose_subnet(const NetworkSpec& spec, const HostNetwork& host) {
 
 Claim claim_link(const NetworkSpec& spec, const HostNetwork& host) {
     if (spec.pool) {
+        check_network("pool", *spec.pool, 31);
         if (auto claim = claim_from(*spec.pool, 31, host.used)) return std::move(*claim);
         throw Error(fmt::format("pool {}", spec.pool->to_string()),
                     "no /31 in it is free of the host's routes");
@@ -78,7 +95,7 @@ Claim claim_link(const NetworkSpec& spec, const HostNetwork& host) {
 
 Claim claim_flat_subnet(const NetworkSpec& spec, const HostNetwork& host) {
     if (spec.subnet) {
-        check_subnet(*spec.subnet);
+        check_network("subnet", *spec.subnet, longest_prefix);
         if (is_free(*spec.subnet, host))
             if (auto claim = Claim::take(*spec.subnet)) return std::move(*claim);
         throw Error(fmt::format("subnet {}", spec.subnet->to_string()),
@@ -169,7 +186,7 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     plan.id = spec.id;
     plan.mtu = choose_mtu(spec, host);
     plan.subnet = claims.subnet ? claims.subnet->network() : choose_subnet(spec, host);
-    check_subnet(plan.subnet);
+    check_subnet(plan.subnet, claims);
     plan.gateway = nth(plan.subnet, 1);
     plan.bridge = spec.mode == Mode::flat ? nth(plan.subnet, 2) : plan.gateway;
     plan.guest_name = spec.guest_name;
@@ -210,10 +227,13 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
             ? Rule{SourceNetwork{plan.subnet}, OutputInterface{uplink.interface}, Masquerade{}}
             : Rule{SourceNetwork{{uplink.inner_address, 32}},
                    OutputInterface{uplink.host_link, true}, Masquerade{}};
+    const SourceNetwork ours{plan.mode == Mode::flat ? plan.subnet
+                                                     : ip::network_v4{uplink.inner_address, 32}};
     return Table{.name = uplink.host_link,
                  .owned = true,
                  .chains = {{Chain::Hook::forward_filter,
-                             {{InputInterface{uplink.host_link}, Accept{}},
+                             {{InputInterface{uplink.host_link}, ours, Accept{}},
+                              {InputInterface{uplink.host_link}, Drop{}},  // a source made up
                               {OutputInterface{uplink.host_link}, Established{}, Accept{}},
                               {OutputInterface{uplink.host_link}, Drop{}}}},
                             {Chain::Hook::postrouting_nat, {masquerade}}}};
@@ -251,8 +271,10 @@ std::vector<std::string> dnsmasq_command(const NetworkPlan& plan) {
         fmt::format("--local=/{}/", domain),
         fmt::format("--host-record={0},{0}.{1},{2}", plan.guest_name, domain,
                     plan.guest_address.to_string()),
-        fmt::format("--host-record=gateway,gateway.{},{}", domain, plan.gateway.to_string()),
     };
+    if (plan.guest_name != "gateway")
+        command.push_back(
+            fmt::format("--host-record=gateway,gateway.{},{}", domain, plan.gateway.to_string()));
     if (plan.uplink) command.push_back(fmt::format("--server=127.0.0.1#{}", dns_relay_port));
     return command;
 }

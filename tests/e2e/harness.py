@@ -103,9 +103,10 @@ class Test(unittest.TestCase):
         self.tool("qemu-img", "convert", "-O", format, DEMO, path)
         return path
 
-    def start(self, *options, **more):
-        """`qvm run` with pipes; it is ended with the test."""
-        return self._ended_with_test(vm.Vm([QVM, "run", *map(str, options)], host, **more))
+    def start(self, *options, before=(), **more):
+        """`qvm run` with pipes, `before` before it; it is ended with the test."""
+        command = [*before, QVM, "run", *map(str, options)]
+        return self._ended_with_test(vm.Vm(command, host, **more))
 
     def start_on_terminal(self, *options):
         return self._ended_with_test(vm.TerminalVm([QVM, "run", *map(str, options)], host))

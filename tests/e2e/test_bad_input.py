@@ -43,6 +43,20 @@ class BadInput(harness.Test):
             self.assert_refused(self.qvm(*words, before=before), why, hint)
             self.assertEqual([path for path in self.host.run.glob("vm/*")], [])
 
+    def test_a_pipe_is_no_file(self):
+        """Nobody ever opens its other end."""
+        fifo = self.host.files / "fifo"
+        os.mkfifo(fifo)
+        self.addCleanup(fifo.unlink)
+        self.refused("not a regular file", "run", "-q", "--net", "none", fifo)
+        self.refused("not a regular file", "run", "-q", "--net", "none", "--kernel", fifo)
+
+    def test_output_that_cannot_be_written(self):
+        full = ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
+        self.refused("write to stdout: No space left", "version", before=full)
+        full_error = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh"]
+        self.assertEqual(self.qvm("run", "missing.qcow2", before=full_error).returncode, 125)
+
     def test_images(self):
         demo = pathlib.Path(self.demo).read_bytes()
         directory = self.host.files

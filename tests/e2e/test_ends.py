@@ -25,6 +25,19 @@ class Ends(harness.Test):
         for said, line in zip(vm.errors(), lines):
             self.assertRegex(said, f"^qvm: {line}$")
 
+    def test_ignored_signals_stay_ignored(self):
+        """As nohup and a script's background jobs have them."""
+        vm = self.start("-q", "--net", "none", self.hang,
+                        before=["sh", "-c", 'trap "" HUP INT; exec "$@"', "sh"])
+        vm.out.expect(harness.STARTED, 60)
+        vm.signal(signal.SIGHUP)
+        vm.signal(signal.SIGINT)
+        vm.signal(signal.SIGTERM)
+        vm.signal(signal.SIGTERM)
+        time.sleep(0.1)
+        vm.signal(signal.SIGTERM)
+        self.assertEqual(vm.wait(), 128 + signal.SIGTERM)
+
     # --- kill -9 --------------------------------------------------------------------------------
 
     def test_kill_in_mid_run(self):

@@ -49,6 +49,15 @@ json_lib::value json(const Namespace& space, const std::string& command) {
     return json_lib::parse(sh(space, command));
 }
 
+bool answers(const Namespace& space, const std::string& address, const std::string& source) {
+    std::pair<int, std::string> result;
+    space.run([&] {
+        result = run(fmt::format("ping -c 20 -i 0.2 -w 5 -I {} {} | grep -m1 'bytes from'", source,
+                                 address));
+    });
+    return result.first == 0;
+}
+
 json_lib::value find(const json_lib::value& values, const char* key, const char* value) {
     for (const auto& object : values.as_array()) {
         const auto* member = object.as_object().if_contains(key);

@@ -16,6 +16,11 @@ std::string sh(const qvm::netns::Namespace& space, const std::string& command);
 boost::json::value json(const std::string& command);
 boost::json::value json(const qvm::netns::Namespace& space, const std::string& command);
 
+/// Whether `address` answers a ping from `source` within a few seconds; the first packets may be
+/// lost until the links have their carrier.
+bool answers(const qvm::netns::Namespace& space, const std::string& address,
+             const std::string& source);
+
 /// The object of array `values` whose `key` is `value`; a null value when there is none.
 boost::json::value find(const boost::json::value& values, const char* key, const char* value);
 

@@ -46,7 +46,7 @@ TEST_CASE("the whole command of a plain VM") {
     -add-fd fd=7,set=1 \
     -add-fd fd=8,set=2 \
     -blockdev driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on \
-    -blockdev driver=qcow2,node-name=base,file=base-file,read-only=on \
+    -blockdev '{"driver":"qcow2","node-name":"base","file":"base-file","read-only":true,"backing":null}' \
     -blockdev driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap \
     -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap,cache.no-flush=on \
     -device virtio-blk-pci,drive=disk,bootindex=0 \
@@ -58,7 +58,7 @@ TEST_CASE("the image's format is fixed, and a base is read-only") {
     auto spec = example();
     spec.disk->format = "raw";
     const auto argv = qemu_command(spec);
-    CHECK(has(argv, "driver=raw,node-name=base,file=base-file,read-only=on"));
+    CHECK(has(argv, R"({"driver":"raw","node-name":"base","file":"base-file","read-only":true})"));
     CHECK(has(argv, "driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on"));
 }
 
@@ -66,11 +66,17 @@ TEST_CASE("--persist: the image itself, with its flushes") {
     auto spec = example();
     spec.disk->persist = true;
     const auto text = shell_text(qemu_command(spec));
-    CHECK(text.find("driver=qcow2,node-name=disk,file=disk-file,discard=unmap") !=
+    CHECK(text.find(R"("node-name":"disk","file":"disk-file","discard":"unmap","backing":null)") !=
           std::string::npos);
     CHECK(text.find("set=2") == std::string::npos);
     CHECK(text.find("no-flush") == std::string::npos);
     CHECK(text.find("read-only") == std::string::npos);
+}
+
+TEST_CASE("only a trusted image may name its backing file") {
+    auto spec = example();
+    spec.disk->trust_backing = true;
+    CHECK(shell_text(qemu_command(spec)).find("null") == std::string::npos);
 }
 
 TEST_CASE("several queues and vhost are several descriptors") {
@@ -107,7 +113,7 @@ TEST_CASE("a kernel, KVM, and the user's own arguments last") {
     CHECK(has(argv, "kvm"));
     CHECK(has(argv, "host"));
     CHECK(has(argv, "/boot/a,b"));
-    CHECK(has(argv, "/boot/c,,d"));  // -initrd takes a list of files, -kernel does not
+    CHECK(has(argv, "/boot/c,d"));
     CHECK(has(argv, "console=ttyS0 root=/dev/vda"));
     CHECK(argv.at(argv.size() - 2) == "-device");
     CHECK(argv.back() == "usb-ehci");

@@ -80,7 +80,8 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
     flags owner
     chain forward {
         type filter hook forward priority filter; policy accept;
-        iifname "qvm-1a2b3c4d" accept
+        iifname "qvm-1a2b3c4d" ip saddr 10.213.1.1 accept
+        iifname "qvm-1a2b3c4d" drop
         oifname "qvm-1a2b3c4d" ct state established,related accept
         oifname "qvm-1a2b3c4d" drop
     }
@@ -158,6 +159,18 @@ TEST_CASE("what does not fit together is refused with the reason") {
           "subnet 10.1.2.0/30: a prefix of 8 to 29 bits is needed");
     CHECK(failure([&](auto& s) { s.subnet = net("0.0.0.0/0"); }) ==
           "subnet 0.0.0.0/0: a prefix of 8 to 29 bits is needed");
+    CHECK(failure([&](auto& s) { s.subnet = net("127.0.0.0/24"); }) ==
+          "subnet 127.0.0.0/24: is not for hosts (RFC 6890)");
+    CHECK(failure([&](auto& s) { s.subnet = net("224.0.0.0/24"); }) ==
+          "subnet 224.0.0.0/24: is not for hosts (RFC 6890)");
+    auto nat = spec_of(Mode::nat);
+    nat.pool = net("10.9.0.0/32");
+    CHECK(failure_of(nat) == "pool 10.9.0.0/32: a prefix of 8 to 31 bits is needed");
+    nat.pool = net("10.9.0.5/24");
+    CHECK(failure_of(nat) == "pool 10.9.0.5/24: has host bits set (the network is 10.9.0.0/24)");
+    nat = spec_of(Mode::nat);
+    nat.subnet = net("10.213.0.0/16");
+    CHECK(failure_of(nat) == "subnet 10.213.0.0/16: overlaps the link to the host, 10.213.0.0/31");
     const auto address = [](const char* text) { return ip::make_address_v4(text); };
     CHECK(failure([&](auto& s) { s.address = address("10.0.0.1"); }) ==
           "address 10.0.0.1: is not in the subnet 192.168.26.0/24");

@@ -1,0 +1,23 @@
+#include "launcher/output.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <string>
+#include <system_error>
+
+#include "launcher/failure.h"
+
+namespace qvm {
+
+void say(std::string_view line) noexcept {
+    std::fwrite(line.data(), 1, line.size(), stderr);
+    std::fputc('\n', stderr);
+}
+
+void print(std::string_view text) {
+    const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
+    if (std::fflush(stdout) != 0 || !written)
+        throw Failure("write to stdout: " + std::generic_category().message(errno));
+}
+
+}  // namespace qvm

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <string_view>
+
+namespace qvm {
+
+/// A line for the user, on stderr. Never fails: there is nowhere to say so.
+void say(std::string_view line) noexcept;
+
+/// What was asked for, on stdout. Throws Failure when it cannot be written.
+void print(std::string_view text);
+
+}  // namespace qvm
