@@ -132,9 +132,10 @@ std::string help_of(CLI::App& app, const std::string& path = {}) {
     if (!commands.empty()) return help_of(*commands.front(), name);
     auto text = app.help(path);
     // How CLI11 shows the value of an option that was given none.
-    constexpr std::string_view mark = "--timings{-}";
-    if (const auto at = text.find(mark); at != std::string::npos)
-        text.replace(at, mark.size(), "--timings");
+    constexpr std::string_view shown = "--timings{-} [=FILE]";
+    constexpr std::string_view meant = "--timings[=FILE]    ";
+    if (const auto at = text.find(shown); at != std::string::npos)
+        text.replace(at, shown.size(), meant);
     return text;
 }
 

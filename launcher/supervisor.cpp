@@ -157,7 +157,9 @@ class Supervisor {
                              run_.directories.run / "forwarding", [&] { ready = Clock::now(); });
             timings_.add("namespace", start, ready);
             timings_.add("network", ready, Clock::now());
-            debug_("network is up");
+            const auto& uplink = run_.plan.network->uplink;
+            debug_(uplink ? "network is up, host address " + uplink->inner_address.to_string()
+                          : "network is up");
         }
         UniqueFd overlay;
         if (run_.image && !run_.options.persist)
@@ -467,7 +469,10 @@ class Supervisor {
         relay_.reset();
         if (dnsmasq_.child) dnsmasq_.child->signal(SIGKILL);
         // What the host can see of the network goes while QEMU is on its way out.
-        if (network_) network_->detach();
+        if (network_) {
+            const BlockedSignals blocked;  // no call of it is to be interrupted
+            network_->detach();
+        }
         if (!qemu_gone_) {
             gone_.expires_after(grace());
             co_await gone_.async_wait(no_throw);

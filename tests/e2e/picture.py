@@ -61,22 +61,26 @@ def _namespaces():
     return sorted(found)
 
 
+def _below(directory, directories=True):
+    """Without what goes while one looks: os.walk passes over it, pathlib's rglob does not."""
+    for parent, inner, files in os.walk(directory):
+        for name in (*inner, *files) if directories else files:
+            yield pathlib.Path(parent, name)
+
+
 def _sysctls():
     found = []
     for family in ("ipv4", "ipv6"):
-        for path in pathlib.Path(f"/proc/sys/net/{family}").rglob("*"):
+        for path in _below(f"/proc/sys/net/{family}", directories=False):
             try:
-                if path.is_file():
-                    found.append(f"{path} = {path.read_text().strip()}")
+                found.append(f"{path} = {path.read_text().strip()}")
             except OSError:
                 pass
     return sorted(found)
 
 
 def _tree(directory, standing=()):
-    if not directory.exists():
-        return []
-    paths = (path.relative_to(directory) for path in directory.rglob("*"))
+    paths = (path.relative_to(directory) for path in _below(directory))
     return sorted(str(path) for path in paths if str(path) not in standing)
 
 
