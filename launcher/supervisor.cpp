@@ -548,7 +548,13 @@ RunResult supervise(PreparedRun run, Timings& timings, const Reports& reports) {
     auto supervisor = std::make_unique<Supervisor>(std::move(run), timings, reports);
     auto result = (*supervisor)();
     const auto ended = supervisor->ended_at();
-    supervisor.reset();
+    {
+        // Asio gives the signals back to their default, and a third Ctrl-C would change the exit
+        // status of what is over already.
+        const BlockedSignals blocked;
+        supervisor.reset();
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) ::signal(number, SIG_IGN);
+    }
     timings.add("teardown", ended, Clock::now());
     return result;
 }
