@@ -24,6 +24,10 @@ class LineBuffer {
     /// or when it is too long. To be called until it gives nothing after each append().
     std::optional<std::string_view> next();
 
+    /// Whether what next() has not given out is more than the longest line; a caller who does not
+    /// call next() at the moment stops reading then.
+    bool full() const { return buffer_.size() - begin_ > max_line_; }
+
     /// Whether next() stopped at a line (finished or not) above the cap. It stays so.
     bool too_long() const { return too_long_; }
 

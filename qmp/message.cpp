@@ -1,5 +1,6 @@
 #include "qmp/message.h"
 
+#include <algorithm>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <utility>
@@ -97,6 +98,43 @@ std::optional<Message> to_message(json::object& message) {
     return to_greeting(message);
 }
 
+// The words for what is wrong are those of QEMU's qapi/qmp-dispatch.c. Gives no words when all is
+// well.
+std::string read_request(json::object& message, Request& request) {
+    if (auto* id = message.if_contains("id")) request.id = std::move(*id);
+    for (auto& [name, value] : message) {
+        if (name == "execute") {
+            if (!value.is_string()) return "QMP input member 'execute' must be a string";
+            read(message, "execute", request.command);
+        } else if (name == "arguments") {
+            if (!value.is_object()) return "QMP input member 'arguments' must be an object";
+            request.arguments = std::move(value.get_object());
+        } else if (name != "id") {
+            return "QMP input member '" + std::string(name) + "' is unexpected";
+        }
+    }
+    return message.contains("execute") ? "" : "QMP input lacks member 'execute'";
+}
+
+// `what`: for the error's text.
+std::string encode(const json::object& message, std::string_view what) {
+    auto line = json::serialize(message);
+    boost::system::error_code ec;
+    parse_json(line, ec);
+    if (ec) throw std::system_error(Errc::not_encodable, std::string(what));
+    return line + '\n';
+}
+
+json::string as_utf8(std::string_view text) {
+    json::string result(text);
+    boost::system::error_code ec;
+    parse_json(json::serialize(result), ec);
+    if (ec)
+        std::replace_if(
+            result.begin(), result.end(), [](char c) { return (c & 0x80) != 0; }, '?');
+    return result;
+}
+
 }  // namespace
 
 Message parse_message(std::string_view line, std::error_code& error) {
@@ -117,11 +155,61 @@ std::string encode_command(std::uint64_t id, std::string_view command,
     message["execute"] = command;
     if (!arguments.empty()) message["arguments"] = arguments;
     message["id"] = id;
-    auto line = json::serialize(message);
+    return encode(message, command);
+}
+
+Request parse_request(std::string_view line, std::string& problem) {
+    Request request;
     boost::system::error_code ec;
-    parse_json(line, ec);
-    if (ec) throw std::system_error(Errc::not_encodable, std::string(command));
-    return line + '\n';
+    auto document = parse_json(line, ec);
+    auto* message = document.if_object();
+    if (ec)
+        problem = "JSON parse error, " + ec.message();
+    else if (!message)
+        problem = "QMP input must be a JSON object";
+    else
+        problem = read_request(*message, request);
+    return request;
+}
+
+std::string encode_greeting(const Greeting& greeting) {
+    const json::object qemu(
+        {{"micro", greeting.micro}, {"minor", greeting.minor}, {"major", greeting.major}});
+    json::array capabilities;
+    for (const auto& name : greeting.capabilities) capabilities.push_back(as_utf8(name));
+    json::object qmp;
+    qmp["version"] = json::object({{"qemu", qemu}, {"package", as_utf8(greeting.package)}});
+    qmp["capabilities"] = std::move(capabilities);
+    json::object message;
+    message["QMP"] = std::move(qmp);
+    return encode(message, "greeting");
+}
+
+std::string encode_return(const std::optional<json::value>& id, const json::value& value) {
+    json::object message;
+    message["return"] = value;
+    if (id) message["id"] = *id;
+    return encode(message, "return");
+}
+
+std::string encode_error(const std::optional<json::value>& id, std::string_view error_class,
+                         std::string_view desc) {
+    json::object error;
+    error["class"] = as_utf8(error_class);
+    error["desc"] = as_utf8(desc);
+    json::object message;
+    message["error"] = std::move(error);
+    if (id) message["id"] = *id;
+    return encode(message, "error");
+}
+
+std::string encode_event(const Event& event) {
+    json::object message;
+    message["timestamp"] =
+        json::object({{"seconds", event.seconds}, {"microseconds", event.microseconds}});
+    message["event"] = event.name;
+    if (!event.data.empty()) message["data"] = event.data;
+    return encode(message, event.name);
 }
 
 }  // namespace qvm::qmp

@@ -53,6 +53,15 @@ struct Event {
 
 using Message = std::variant<Greeting, Return, ErrorReply, Event>;
 
+/// A client wants a command executed.
+struct Request {
+    /// Whatever the client chose, null included; it belongs into the answer. Missing when the
+    /// client gave none.
+    std::optional<boost::json::value> id;
+    std::string command;
+    boost::json::object arguments;
+};
+
 /// How deeply a message may be nested. QEMU's image information nests once per backing file.
 inline constexpr std::size_t max_depth = 256;
 
@@ -66,5 +75,27 @@ Message parse_message(std::string_view line, std::error_code& error);
 /// its id, and the call would only time out.
 std::string encode_command(std::uint64_t id, std::string_view command,
                            const boost::json::object& arguments);
+
+/// Reads one line from a client, as strictly as QEMU does: members that it does not know are
+/// refused. On failure sets `problem`, empty otherwise, to words for the client; of what it returns
+/// only the id, where it could be read, means anything then.
+Request parse_request(std::string_view line, std::string& problem);
+
+// The lines, with their newline, that a server sends. `id` is the request's.
+
+/// Cannot fail; see encode_error() for text that is not UTF-8.
+std::string encode_greeting(const Greeting& greeting);
+
+/// Throws std::system_error with Errc::not_encodable when the client could not parse the line: the
+/// value has text that is not UTF-8, or is nested too deeply.
+std::string encode_return(const std::optional<boost::json::value>& id,
+                          const boost::json::value& value);
+
+/// Cannot fail: in text that is not UTF-8, '?' takes the place of each byte that is not ASCII.
+std::string encode_error(const std::optional<boost::json::value>& id, std::string_view error_class,
+                         std::string_view desc);
+
+/// Throws as encode_return() does.
+std::string encode_event(const Event& event);
 
 }  // namespace qvm::qmp

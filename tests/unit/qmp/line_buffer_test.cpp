@@ -62,3 +62,13 @@ TEST_CASE("a long line in small parts is not scanned again and again") {
     CHECK(lines == 0);
     REQUIRE(drain(buffer).size() == 1);
 }
+
+TEST_CASE("full when more than the longest line waits") {
+    LineBuffer buffer(4);
+    buffer.append("1\n23");
+    CHECK_FALSE(buffer.full());
+    buffer.append("\n");
+    CHECK(buffer.full());
+    CHECK(buffer.next() == "1");
+    CHECK_FALSE(buffer.full());
+}

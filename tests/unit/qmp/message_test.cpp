@@ -1,8 +1,12 @@
 #include "qmp/message.h"
 
+#include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <catch2/catch.hpp>
+#include <concepts>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "qmp/error.h"
 
@@ -22,6 +26,22 @@ std::error_code error_of(std::string_view line) {
     std::error_code error;
     parse_message(line, error);
     return error;
+}
+
+template <typename Call>
+std::error_code error_of(Call call) requires std::invocable<Call> {
+    try {
+        call();
+    } catch (const std::system_error& e) {
+        return e.code();
+    }
+    return {};
+}
+
+std::vector<boost::json::object> not_encodable() {
+    boost::json::value deep;
+    for (std::size_t i = 0; i < max_depth; ++i) deep = boost::json::array({deep});
+    return {{{"file", "\xff\xfe"}}, {{"\xc0", 1}}, {{"a", deep}}};
 }
 
 std::string nested(std::size_t depth) {
@@ -124,16 +144,102 @@ TEST_CASE("a command is one line") {
 }
 
 TEST_CASE("a command that QEMU could not parse is refused here") {
-    boost::json::value deep;
-    for (std::size_t i = 0; i < max_depth; ++i) deep = boost::json::array({deep});
-    const boost::json::object arguments[] = {{{"file", "\xff\xfe"}}, {{"\xc0", 1}}, {{"a", deep}}};
-    for (const auto& bad : arguments) {
-        std::error_code error;
-        try {
-            encode_command(1, "blockdev-add", bad);
-        } catch (const std::system_error& e) {
-            error = e.code();
-        }
-        CHECK(error == Errc::not_encodable);
+    for (const auto& bad : not_encodable()) {
+        CHECK(error_of([&] { encode_command(1, "blockdev-add", bad); }) == Errc::not_encodable);
+        CHECK(error_of([&] { encode_return({}, bad); }) == Errc::not_encodable);
+        CHECK(error_of([&] { encode_event({"X", bad}); }) == Errc::not_encodable);
     }
+}
+
+TEST_CASE("a request is read") {
+    std::string problem = "of an earlier line";
+    auto request = parse_request(R"({"execute": "a\u0000b", "id": [null, {"x": 1}]})", problem);
+    CHECK(problem.empty());
+    CHECK(request.command == std::string("a\0b", 3));
+    CHECK(request.arguments.empty());
+    CHECK(request.id == boost::json::parse(R"([null, {"x": 1}])"));
+
+    request = parse_request(R"({"arguments": {"a": {"b": 1}}, "execute": "stop"})", problem);
+    CHECK(request.arguments == boost::json::parse(R"({"a": {"b": 1}})").as_object());
+    CHECK_FALSE(request.id);
+    CHECK(parse_request(R"({"execute": "x", "id": null})", problem).id == boost::json::value());
+}
+
+TEST_CASE("what is no request, in QEMU's words") {
+    using Case = std::pair<std::string, std::string>;
+    const auto [line, expected] = GENERATE(
+        Case("1", "QMP input must be a JSON object"),
+        Case("[{\"execute\": \"x\"}]", "QMP input must be a JSON object"),
+        Case("{}", "QMP input lacks member 'execute'"),
+        Case(R"({"id": 1})", "QMP input lacks member 'execute'"),
+        Case(R"({"execute": 1})", "QMP input member 'execute' must be a string"),
+        Case(R"({"execute": "x", "arguments": []})",
+             "QMP input member 'arguments' must be an object"),
+        Case(R"({"execute": "x", "arguments": null})",
+             "QMP input member 'arguments' must be an object"),
+        Case(R"({"exec-oob": "x"})", "QMP input member 'exec-oob' is unexpected"),
+        Case(R"({"execute": "x", "control": {}})", "QMP input member 'control' is unexpected"),
+        Case("{", "JSON parse error, incomplete JSON"),
+        Case("{\"execute\": \"\xff\"}", "JSON parse error, syntax error"),
+        Case(nested(max_depth), "JSON parse error, too deep"));
+    INFO(line);
+    std::string problem;
+    parse_request(line, problem);
+    CHECK(problem == expected);
+}
+
+TEST_CASE("the id of what is no request, wherever it stands") {
+    std::string problem;
+    CHECK(parse_request(R"({"a": 1, "id": 7})", problem).id == 7);
+    CHECK(parse_request(R"({"id": 7, "a": 1})", problem).id == 7);
+    CHECK_FALSE(parse_request(R"({"id": 7)", problem).id);
+}
+
+TEST_CASE("what a server says is what a client reads") {
+    const auto hello =
+        std::get<Greeting>(parse(encode_greeting({7, 2, 22, "Debian \"1:7.2\"", {"oob", "x"}})));
+    CHECK(hello.major == 7);
+    CHECK(hello.minor == 2);
+    CHECK(hello.micro == 22);
+    CHECK(hello.package == "Debian \"1:7.2\"");
+    CHECK(hello.capabilities == std::vector<std::string>{"oob", "x"});
+
+    const auto value = std::get<Return>(parse(encode_return(7, {{"a", "\n"}})));
+    CHECK(value.id == 7);
+    CHECK(value.value == boost::json::value{{"a", "\n"}});
+
+    const auto error = std::get<ErrorReply>(parse(encode_error(8, "DeviceNotFound", "no 'x'")));
+    CHECK(error.id == 8);
+    CHECK(error.error_class == "DeviceNotFound");
+    CHECK(error.desc == "no 'x'");
+
+    const auto event = std::get<Event>(parse(encode_event({"STOP", {{"a", 1}}, 12, 34})));
+    CHECK(event.name == "STOP");
+    CHECK(event.data == boost::json::object({{"a", 1}}));
+    CHECK(event.seconds == 12);
+    CHECK(event.microseconds == 34);
+}
+
+TEST_CASE("a server's lines, to the letter") {
+    CHECK(encode_return({}, boost::json::object()) == "{\"return\":{}}\n");
+    CHECK(encode_return(boost::json::value(), 1) == "{\"return\":1,\"id\":null}\n");
+    CHECK(encode_error({}, "GenericError", "no") ==
+          R"({"error":{"class":"GenericError","desc":"no"}})"
+          "\n");
+    CHECK(encode_event({"STOP", {}}) ==
+          R"({"timestamp":{"seconds":-1,"microseconds":-1},"event":"STOP"})"
+          "\n");
+    CHECK(encode_greeting({}) ==
+          R"({"QMP":{"version":{"qemu":{"micro":0,"minor":0,"major":0},"package":""},)"
+          R"("capabilities":[]}})"
+          "\n");
+}
+
+TEST_CASE("an error can be told whatever its text") {
+    CHECK(encode_error({}, "GenericError", "no '\xff\xc3\xa4'") ==
+          R"({"error":{"class":"GenericError","desc":"no '???'"}})"
+          "\n");
+    CHECK(encode_error({}, "GenericError", "\xc3\xa4") ==
+          "{\"error\":{\"class\":\"GenericError\",\"desc\":\"\xc3\xa4\"}}\n");
+    CHECK(std::get<Greeting>(parse(encode_greeting({7, 2, 0, "\xff", {"\xff"}}))).package == "?");
 }
