@@ -56,7 +56,7 @@ void measure_qvm(bench::Table& up, bench::Table& down, const fs::path& forwardin
                const auto facts = read_host_network(*host);
                auto claims = claim_networks(spec, facts);
                const auto plan = make_plan(spec, facts, claims);
-               network.emplace(plan, std::move(claims), *host, forwarding);
+               network.emplace(plan, make_guest(spec, plan), std::move(claims), *host, forwarding);
            }));
     const auto tap = network->take_tap();  // QEMU's to close, in its own exit
     down.add("qvm", bench::time_of([&] { network.reset(); }));

@@ -8,6 +8,19 @@
 namespace qvm {
 
 int run(const RunOptions& options, Timings& timings);
+int create(const CreateOptions& options);
+int start(const StartOptions& options, Timings& timings);
+int remove(const RemoveOptions& options);
+int verb(const VerbOptions& options);
+int ps(const PsOptions& options);
+int inspect(const InspectOptions& options);
+int logs(const LogsOptions& options);
+int console(const ConsoleOptions& options);
+int events(const EventsOptions& options);
+int qmp_command(const QmpOptions& options);
+int net_ls(const NetLsOptions& options);
+int net_inspect(const NetInspectOptions& options);
+int net_exec(const NetExecOptions& options);
 int image_demo(const ImageDemoOptions& options);
 
 }  // namespace qvm

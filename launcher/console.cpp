@@ -39,15 +39,25 @@ UniqueFd open_log(const std::filesystem::path& path) {
 
 }  // namespace
 
-Console::Console(const asio::any_io_executor& executor, UniqueFd socket,
-                 const std::filesystem::path& log, Handlers handlers)
+Console::Local::Local(const asio::any_io_executor& executor)
+    : input(executor, STDIN_FILENO),
+      output(executor, STDOUT_FILENO),
+      raw(RawTerminal::available() ? std::make_unique<RawTerminal>() : nullptr) {}
+
+Console::Console(const asio::any_io_executor& executor, UniqueFd socket, UniqueFd listener,
+                 const std::filesystem::path& log, bool use_stdio, Handlers handlers)
     : socket_(executor),
       log_path_(log),
       log_(open_log(log)),
       handlers_(std::move(handlers)),
-      input_(executor, STDIN_FILENO),
-      output_(executor, STDOUT_FILENO),
-      raw_(RawTerminal::available() ? std::make_unique<RawTerminal>() : nullptr),
+      local_(use_stdio ? std::make_shared<Local>(executor) : nullptr),
+      clients_(executor, std::move(listener),
+               {.first_words = [this] { return lines_.open(); },
+                .input = [this](std::string_view bytes) -> awaitable<bool> {
+                    // Two at one keyboard: the terminal that the VM was started from comes first.
+                    if (on_terminal()) co_return true;
+                    co_return co_await send(bytes);
+                }}),
       quiet_(executor, Clock::time_point::max()),
       panic_(executor, Clock::time_point::max()) {
     if (!log_)
@@ -90,12 +100,18 @@ awaitable<void> Console::pump_output() {
         const std::string_view bytes{buffer.data(), size};
         log(bytes);
         watch(bytes);
-        // Without a reader the guest goes on: it is still logged, watched, and perhaps on its way
-        // out.
-        if (discarding_ || co_await output_.write(bytes)) continue;
-        discarding_ = true;
-        handlers_.stdout_gone();
+        clients_.show(bytes);
+        co_await show(bytes);
     }
+}
+
+/// Without a reader the guest goes on: it is still logged, watched, and perhaps on its way out.
+awaitable<void> Console::show(std::string_view bytes) {
+    const auto local = local_;
+    if (!local || discarding_ || co_await local->output.write(bytes)) co_return;
+    if (local != local_) co_return;  // left meanwhile
+    discarding_ = true;
+    handlers_.stdout_gone();
 }
 
 awaitable<void> Console::wait_for_prompt() {
@@ -113,17 +129,19 @@ awaitable<bool> Console::send(std::string_view bytes) {
 }
 
 awaitable<void> Console::pump_input() {
-    if (!raw_) {
+    const auto local = local_;
+    if (!local) co_return;
+    if (!local->raw) {
         // A terminal whose foreground is somebody else's must not be read.
         if (::isatty(STDIN_FILENO)) co_return;
         co_await wait_for_prompt();
     }
     std::array<char, buffer_size> buffer;
     for (;;) {
-        const auto size = co_await input_.read_some(asio::buffer(buffer));
-        if (size == 0) co_return;
+        const auto size = co_await local->input.read_some(asio::buffer(buffer));
+        if (size == 0 || local != local_) co_return;
         const std::string_view bytes{buffer.data(), size};
-        if (raw_)
+        if (local->raw)
             co_await type(bytes);
         else if (!co_await send(bytes))
             co_return;
@@ -142,7 +160,8 @@ awaitable<void> Console::type(std::string_view keys) {
         if (leave == std::string_view::npos) co_return;
         keys.remove_prefix(leave + 1);
         asking_ = true;
-        std::fputs("\nqvm: [s]top the VM, [k]ill it, or [c]ontinue? ", stderr);
+        std::fprintf(stderr, "\nqvm: %s[s]top the VM, [k]ill it, or [c]ontinue? ",
+                     handlers_.detach ? "[d]etach, " : "");
     }
 }
 
@@ -150,6 +169,7 @@ void Console::answer(char key) {
     asking_ = false;
     std::fprintf(stderr, "%c\n", key >= ' ' && key < 0x7f ? key : ' ');
     if (key == 's' || key == 'k') handlers_.stop(key == 'k');
+    if (key == 'd' && handlers_.detach) handlers_.detach();
 }
 
 std::string Console::panic_text() const {
@@ -161,7 +181,15 @@ std::string Console::last_line() const {
 }
 
 void Console::resume() const {
-    if (raw_) raw_->reapply();
+    if (on_terminal()) local_->raw->reapply();
+}
+
+void Console::leave_stdio() {
+    const auto local = std::exchange(local_, nullptr);
+    if (!local) return;
+    local->raw.reset();
+    local->input.close();
+    local->output.close();
 }
 
 }  // namespace qvm

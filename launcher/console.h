@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "launcher/console_clients.h"
 #include "launcher/console_text.h"
 #include "launcher/terminal.h"
 #include "launcher/timings.h"
@@ -14,19 +15,22 @@
 
 namespace qvm {
 
-/// The guest's serial console: to stdout and to a log, from stdin.
+/// The guest's serial console: to a log and to whoever is attached: this process's own stdin and
+/// stdout, and clients of a Unix socket.
 class Console {
   public:
     struct Handlers {
         std::function<void()> panicked;      ///< the kernel said so and stays so
         std::function<void()> stdout_gone;   ///< nobody reads what the guest prints
         std::function<void(bool now)> stop;  ///< the user asked for it, after Ctrl-]
+        std::function<void()> detach;        ///< the same; may be empty
     };
 
-    /// Takes over `socket`, the far end of QEMU's serial chardev. The log is made new.
-    /// Throws std::exception where stdin, stdout or the log cannot be used.
-    Console(const boost::asio::any_io_executor& executor, UniqueFd socket,
-            const std::filesystem::path& log, Handlers handlers);
+    /// Takes over `socket`, the far end of QEMU's serial chardev, and `listener`, a listening Unix
+    /// socket. The log is made new. Without `use_stdio` stdin and stdout are left alone. Throws
+    /// std::exception where stdin, stdout or the log cannot be used.
+    Console(const boost::asio::any_io_executor& executor, UniqueFd socket, UniqueFd listener,
+            const std::filesystem::path& log, bool use_stdio, Handlers handlers);
 
     /// Both run until the console or their side of us is closed; spawn each once. With a terminal
     /// on stdin every key goes to the guest as it is typed. Piped input is held back until the
@@ -40,13 +44,25 @@ class Console {
     [[nodiscard]] std::string panic_text() const;
     /// Sets the terminal up again after a stop by job control.
     void resume() const;
-    [[nodiscard]] bool on_terminal() const noexcept { return raw_ != nullptr; }
-    /// Gives the terminal back, for our own last messages.
-    void release_terminal() { raw_.reset(); }
+    [[nodiscard]] bool on_terminal() const noexcept { return local_ && local_->raw; }
+    /// How many see it, and could write.
+    [[nodiscard]] std::size_t attached() const noexcept {
+        return clients_.count() + (on_terminal() ? 1 : 0);
+    }
+    /// Lets go of stdin and stdout, and gives the terminal back as it was.
+    void leave_stdio();
 
   private:
+    struct Local {
+        explicit Local(const boost::asio::any_io_executor& executor);
+        Stdio input;
+        Stdio output;
+        std::unique_ptr<RawTerminal> raw;
+    };
+
     void log(std::string_view bytes);
     void watch(std::string_view bytes);
+    boost::asio::awaitable<void> show(std::string_view bytes);
     boost::asio::awaitable<void> wait_for_prompt();
     boost::asio::awaitable<bool> send(std::string_view bytes);
     boost::asio::awaitable<void> type(std::string_view keys);
@@ -57,9 +73,8 @@ class Console {
     UniqueFd log_;
     std::size_t log_size_ = 0;
     Handlers handlers_;
-    Stdio input_;
-    Stdio output_;
-    std::unique_ptr<RawTerminal> raw_;
+    std::shared_ptr<Local> local_;  ///< shared with the pumps that are under way
+    ConsoleClients clients_;
     LastLine lines_;
     std::string panic_reason_;
     boost::asio::steady_timer quiet_;  ///< runs while the guest prints nothing

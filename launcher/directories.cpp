@@ -6,12 +6,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <system_error>
 
 #include "launcher/failure.h"
-#include "netns/forwarding.h"
 
 namespace qvm {
 
@@ -38,29 +38,20 @@ fs::path run_directory() {
     return fmt::format("/tmp/qvm-{}", ::geteuid());
 }
 
+fs::path data_directory() {
+    if (auto path = from_environment("QVM_DATA_DIR"); !path.empty()) return path;
+    if (::geteuid() == 0) return "/var/lib/qvm";
+    if (auto path = from_environment("XDG_DATA_HOME"); !path.empty()) return path / "qvm";
+    if (auto home = from_environment("HOME"); !home.empty()) return home / ".local/share/qvm";
+    throw Failure("find the data directory: HOME is not set", "set QVM_DATA_DIR");
+}
+
 fs::path cache_directory() {
     if (auto path = from_environment("QVM_CACHE_DIR"); !path.empty()) return path;
     if (::geteuid() == 0) return "/var/cache/qvm";
     if (auto path = from_environment("XDG_CACHE_HOME"); !path.empty()) return path / "qvm";
     if (auto home = from_environment("HOME"); !home.empty()) return home / ".cache/qvm";
     throw Failure("find the cache directory: HOME is not set", "set QVM_CACHE_DIR");
-}
-
-/// Held while VMs' directories are made and swept: one at a time, and never for long.
-UniqueFd lock_all(const fs::path& directory) {
-    UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
-    if (!fd || ::flock(fd.get(), LOCK_EX) != 0)
-        throw Failure(fmt::format("lock '{}': {}", directory.string(), reason()));
-    return fd;
-}
-
-/// Takes the lock of a VM's directory; nothing while somebody else has it, or without O_CREAT in
-/// `create` where there is none.
-UniqueFd try_lock(const fs::path& directory, int create) {
-    const auto file = directory / "lock";
-    UniqueFd fd{::open(file.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | create, 0600)};
-    if (fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) fd.reset();
-    return fd;
 }
 
 /// A directory, not a link to one, that belongs to us.
@@ -70,24 +61,43 @@ bool is_our_directory(const fs::path& path) {
            status.st_uid == ::geteuid();
 }
 
-std::string pid_in(const fs::path& lock) {
-    const UniqueFd fd{::open(lock.c_str(), O_RDONLY | O_CLOEXEC)};
-    std::array<char, 32> text{};
-    const auto size = fd ? ::read(fd.get(), text.data(), text.size()) : 0;
-    return size > 0 ? std::string{text.data(), static_cast<std::size_t>(size)} : "?";
+UniqueFd open_lock(const fs::path& file, int create) {
+    return UniqueFd{::open(file.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC | create, 0600)};
 }
 
-/// Only what a supervisor makes: somebody may have pointed QVM_RUN_DIR at something else.
-void remove_vm_directory(const fs::path& directory) {
-    for (const char* name : {"console.log", "console.log.1", "lock"})
-        ::unlink((directory / name).c_str());
-    ::rmdir(directory.c_str());
+/// Whether the file or directory of this descriptor has still a name.
+bool is_linked(int fd) {
+    struct stat status {};
+    return ::fstat(fd, &status) == 0 && status.st_nlink > 0;
 }
+
+/// Open file description locks, since those can be asked for without being taken.
+struct flock whole_file(short type) {
+    struct flock lock {};
+    lock.l_type = type;
+    lock.l_whence = SEEK_SET;
+    return lock;
+}
+
+bool take_lock(int fd) {
+    auto lock = whole_file(F_WRLCK);
+    return ::fcntl(fd, F_OFD_SETLK, &lock) == 0;
+}
+
+bool is_locked(int fd) {
+    auto lock = whole_file(F_WRLCK);
+    return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+constexpr std::array vm_files{"console.log", "console.log.1",   "console.sock", "control.sock",
+                              "dhcp-hosts",  "dhcp-hosts.new",  "hosts",        "hosts.new",
+                              "resolv.conf", "resolv.conf.new", "state.json",   "state.json.new",
+                              "lock"};
 
 }  // namespace
 
 Directories find_directories() {
-    return {run_directory(), cache_directory()};
+    return {run_directory(), data_directory(), cache_directory()};
 }
 
 void make_private_directory(const fs::path& path) {
@@ -108,28 +118,125 @@ void make_private_directory(const fs::path& path) {
         throw Failure(what + ": it belongs to somebody else");
 }
 
-void sweep(const Directories& directories) {
-    const auto vms = directories.run / "vm";
-    const auto forwarding = directories.run / "forwarding";
-    if (is_our_directory(forwarding)) netns::sweep_forwarding(forwarding);
-    if (!is_our_directory(vms)) return;
-    const auto guard = lock_all(vms);
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(vms, ignored))
-        if (is_our_directory(entry.path()))
-            if (const auto lock = try_lock(entry.path(), 0)) remove_vm_directory(entry.path());
+UniqueFd lock_directory(const fs::path& path) {
+    const auto what = fmt::format("lock '{}'", path.string());
+    for (;;) {
+        make_private_directory(path);
+        UniqueFd fd{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+        if (!fd && errno == ENOENT) continue;  // removed since
+        if (!fd || ::flock(fd.get(), LOCK_EX) != 0)
+            throw Failure(fmt::format("{}: {}", what, reason()));
+        if (is_linked(fd.get())) return fd;
+    }
 }
 
-VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(run / "vm" / name) {
-    make_private_directory(run);
-    make_private_directory(run / "forwarding");
-    make_private_directory(run / "vm");
-    const auto guard = lock_all(run / "vm");
+std::optional<UniqueFd> try_lock_file(const fs::path& file) {
+    for (;;) {
+        auto fd = open_lock(file, O_CREAT);
+        if (!fd) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
+        if (!take_lock(fd.get())) return std::nullopt;
+        if (is_linked(fd.get())) return fd;
+    }
+}
+
+UniqueFd try_lock_existing(const fs::path& file) {
+    auto fd = open_lock(file, 0);
+    if (fd && (!take_lock(fd.get()) || !is_linked(fd.get()))) fd.reset();
+    return fd;
+}
+
+void write_file(const fs::path& path, const std::string& text, bool durable) {
+    const auto what = fmt::format("write '{}'", path.string());
+    const auto fresh = path.string() + ".new";
+    ::unlink(fresh.c_str());
+    const UniqueFd fd{
+        ::open(fresh.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)};
+    const auto failed = [&] {
+        const auto why = reason();
+        if (fd) ::unlink(fresh.c_str());
+        return Failure(fmt::format("{}: {}", what, why));
+    };
+    if (!fd) throw failed();
+    for (std::string_view rest = text; !rest.empty();) {
+        const auto size = ::write(fd.get(), rest.data(), rest.size());
+        if (size < 0 && errno == EINTR) continue;
+        if (size < 0) throw failed();
+        rest.remove_prefix(static_cast<std::size_t>(size));
+    }
+    if (durable && ::fsync(fd.get()) != 0) throw failed();
+    if (::rename(fresh.c_str(), path.c_str()) != 0) throw failed();
+}
+
+std::optional<std::string> read_file(const fs::path& path) {
+    const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!fd) return std::nullopt;
+    std::string text;
+    std::array<char, 16384> buffer;
+    for (;;) {
+        const auto size = ::read(fd.get(), buffer.data(), buffer.size());
+        if (size < 0 && errno == EINTR) continue;
+        if (size < 0) return std::nullopt;
+        if (size == 0) return text;
+        text.append(buffer.data(), static_cast<std::size_t>(size));
+    }
+}
+
+bool remove_directory(const fs::path& directory, std::span<const char* const> names) {
+    for (const char* name : names) ::unlink((directory / name).c_str());
+    return ::rmdir(directory.c_str()) == 0;
+}
+
+std::vector<fs::path> directories_in(const fs::path& directory) {
+    std::vector<fs::path> result;
+    std::error_code ignored;
+    if (is_our_directory(directory))
+        for (const auto& entry : fs::directory_iterator(directory, ignored))
+            if (is_our_directory(entry.path())) result.push_back(entry.path());
+    return result;
+}
+
+std::vector<std::string> sweep_vms(const fs::path& run) {
+    std::vector<std::string> names;
+    if (!is_our_directory(run)) return names;
+    const auto guard = lock_directory(run);
+    for (const auto& directory : directories_in(run)) {
+        auto name = directory.filename().string();
+        if (name.starts_with('.')) continue;
+        const auto lock = try_lock_existing(directory / "lock");
+        if (lock && remove_directory(directory, vm_files)) names.push_back(std::move(name));
+    }
+    return names;
+}
+
+std::optional<pid_t> supervisor_of(const fs::path& run, const std::string& name) {
+    const auto fd = open_lock(run / name / "lock", 0);
+    if (!fd || !is_locked(fd.get())) return std::nullopt;
+    std::array<char, 32> text{};
+    const auto size = ::pread(fd.get(), text.data(), text.size() - 1, 0);
+    const int pid = size > 0 ? std::atoi(text.data()) : 0;
+    return pid > 0 ? std::optional{pid} : std::nullopt;
+}
+
+std::vector<std::string> living_vms(const fs::path& run) {
+    std::vector<std::string> names;
+    for (const auto& directory : directories_in(run)) {
+        auto name = directory.filename().string();
+        if (supervisor_of(run, name)) names.push_back(std::move(name));
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(run / name) {
+    const auto guard = lock_directory(run);
     make_private_directory(path_);
-    lock_ = try_lock(path_, O_CREAT);
-    if (!lock_)
-        throw Failure(fmt::format("--name '{}': is in use by a running VM (pid {})", name,
-                                  pid_in(path_ / "lock")));
+    if (!is_our_directory(path_))
+        throw Failure(fmt::format("create directory '{}': a link is in its place", path_.string()));
+    auto lock = try_lock_file(path_ / "lock");
+    if (!lock)
+        throw Failure(fmt::format("VM '{}': is running already (pid {})", name,
+                                  supervisor_of(run, name).value_or(0)));
+    lock_ = std::move(*lock);
     const auto pid = std::to_string(::getpid());
     if (::ftruncate(lock_.get(), 0) != 0 ||
         ::pwrite(lock_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
@@ -137,7 +244,7 @@ VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(r
 }
 
 VmDirectory::~VmDirectory() {
-    remove_vm_directory(path_);
+    remove_directory(path_, vm_files);
 }
 
 }  // namespace qvm

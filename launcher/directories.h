@@ -1,7 +1,10 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "netns/unique_fd.h"
 
@@ -10,19 +13,57 @@ namespace qvm {
 /// Where qvm keeps things; see docs/architecture.md.
 struct Directories {
     std::filesystem::path run;    ///< of living VMs
+    std::filesystem::path data;   ///< of VMs that were created, and stay
     std::filesystem::path cache;  ///< overlays (without a name) and downloads
+
+    [[nodiscard]] std::filesystem::path groups() const { return run / ".groups"; }
+    [[nodiscard]] std::filesystem::path forwarding() const { return run / ".forwarding"; }
+    [[nodiscard]] std::filesystem::path listeners() const { return run / ".events"; }
+    [[nodiscard]] std::filesystem::path vms() const { return data / "vm"; }
 };
 
-/// From QVM_RUN_DIR, QVM_CACHE_DIR, the XDG variables and who we are. The directories need not
-/// exist yet. Throws Failure.
+/// From QVM_RUN_DIR, QVM_DATA_DIR, QVM_CACHE_DIR, the XDG variables and who we are. The directories
+/// need not exist yet. Throws Failure.
 Directories find_directories();
 
 /// Makes a directory (and its parents) that is ours alone, mode 0700. Throws Failure.
 void make_private_directory(const std::filesystem::path& path);
 
-/// Removes what VMs whose supervisor is dead left in the run directory, and puts back what they
-/// changed of the host. A living one's things are locked, and stay.
-void sweep(const Directories& directories);
+/// Makes a private directory and holds its lock: one process at a time, and never for long. Whoever
+/// has it may remove the directory; those who wait for it then make it anew. Throws Failure.
+UniqueFd lock_directory(const std::filesystem::path& path);
+
+/// Takes the lock that is a file, made if need be; nothing while another process has it. The kernel
+/// drops it with its holder. Throws Failure.
+std::optional<UniqueFd> try_lock_file(const std::filesystem::path& file);
+
+/// Replaces a file as a whole: who reads it sees the old text or the new one, also after a power
+/// cut where `durable`. Throws Failure.
+void write_file(const std::filesystem::path& path, const std::string& text, bool durable = false);
+
+/// The text of a file; nothing where it cannot be read.
+std::optional<std::string> read_file(const std::filesystem::path& path);
+
+/// The same, where the file exists; unset where it does not, too.
+UniqueFd try_lock_existing(const std::filesystem::path& file);
+
+/// Those of a directory's subdirectories that belong to us; links are passed over.
+std::vector<std::filesystem::path> directories_in(const std::filesystem::path& directory);
+
+/// Removes a directory that has no other files than `names`: somebody may have pointed a QVM_*_DIR
+/// at something else. Whether it is gone.
+bool remove_directory(const std::filesystem::path& directory, std::span<const char* const> names);
+
+/// Removes the directories of VMs whose supervisor is dead. A living one's is locked, and stays.
+/// The names of the dead.
+std::vector<std::string> sweep_vms(const std::filesystem::path& run);
+
+/// The pid of the supervisor that holds the lock of VM `name`; nothing where no VM has that name
+/// now.
+std::optional<pid_t> supervisor_of(const std::filesystem::path& run, const std::string& name);
+
+/// The names of all VMs that live, sorted.
+std::vector<std::string> living_vms(const std::filesystem::path& run);
 
 /// The directory of one VM below the run directory, locked for as long as this object lives and
 /// removed with it. After a SIGKILL the next sweep() removes it.

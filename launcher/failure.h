@@ -10,8 +10,10 @@ namespace status {
 inline constexpr int ok = 0;
 inline constexpr int guest_died = 123;  ///< the guest panicked or QEMU died
 inline constexpr int timed_out = 124;
-inline constexpr int failed = 125;     ///< bad arguments, or the host cannot do it
-inline constexpr int signalled = 128;  ///< plus the signal's number
+inline constexpr int failed = 125;        ///< bad arguments, or the host cannot do it
+inline constexpr int not_runnable = 126;  ///< a command that was found
+inline constexpr int not_found = 127;     ///< a command
+inline constexpr int signalled = 128;     ///< plus the signal's number
 }  // namespace status
 
 /// Ends a command: what() is "what failed: why", shown once by main() after "qvm: ", and the hint,

@@ -54,14 +54,15 @@ bool needs_namespace(const NetOption& net) {
     return net.mode != NetOption::Mode::user && net.mode != NetOption::Mode::none;
 }
 
-void check_programs(const RunOptions& options, const HostFacts& host) {
+void check_programs(const VmOptions& options, const HostFacts& host) {
     const auto missing = [](const char* program, const char* package) {
         return Failure(fmt::format("find '{}': it is not installed", program),
                        fmt::format("apt-get install {}", package));
     };
     if (!host.has_qemu) throw missing("qemu-system-x86_64", "qemu-system-x86");
     if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
-    if (needs_namespace(options.net) && !host.has_dnsmasq) throw missing("dnsmasq", "dnsmasq-base");
+    if (needs_namespace(options.net_or_default()) && !host.has_dnsmasq)
+        throw missing("dnsmasq", "dnsmasq-base");
 }
 
 }  // namespace
@@ -90,16 +91,15 @@ AccelChoice choose_accel(Accel wanted, const HostFacts& host) {
     return {.kvm = false, .why_not_kvm = why};
 }
 
-void check_host(const RunOptions& options, const HostFacts& host) {
+void check_host(const VmOptions& options, const HostFacts& host, bool dry_run) {
     check_programs(options, host);
     if (options.memory_mib > host.memory_mib)
         throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
                                   options.memory_mib, host.memory_mib));
-    // A dry run creates nothing, so it needs no privilege.
-    if (options.dry_run || !needs_namespace(options.net)) return;
+    if (dry_run || !needs_namespace(options.net_or_default())) return;
     if (!host.may_make_namespaces)
         throw Failure(fmt::format("--net {}: creating a network namespace needs root",
-                                  to_string(options.net.mode)),
+                                  to_string(options.net_or_default().mode)),
                       "run qvm as root, or with --net user");
     if (!host.tun_problem.empty())
         throw Failure("open '/dev/net/tun': " + host.tun_problem, "modprobe tun");

@@ -31,7 +31,8 @@ struct AccelChoice {
 /// then hangs stock kernels exists. Throws Failure where KVM was asked for and cannot be had.
 AccelChoice choose_accel(Accel wanted, const HostFacts& host);
 
-/// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do.
-void check_host(const RunOptions& options, const HostFacts& host);
+/// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do. A dry
+/// run creates nothing, so it needs no privilege.
+void check_host(const VmOptions& options, const HostFacts& host, bool dry_run);
 
 }  // namespace qvm

@@ -69,6 +69,16 @@ UniqueFd open_unnamed(const fs::path& directory) {
     return fd;
 }
 
+void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
+    try {
+        images::write_overlay(fd, virtual_size);
+    } catch (const std::system_error& error) {
+        throw Failure(fmt::format("{}: {}", what, error.code().message()));
+    } catch (const images::Error& error) {
+        throw Failure(fmt::format("{}: {}", what, error.what()));
+    }
+}
+
 }  // namespace
 
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
@@ -96,14 +106,24 @@ UniqueFd make_overlay(const fs::path& directory, std::uint64_t virtual_size) {
     auto overlay = open_unnamed(directory);
     const auto what = fmt::format("create overlay in '{}'", directory.string());
     if (!overlay) throw Failure(fmt::format("{}: {}", what, reason(errno)));
-    try {
-        images::write_overlay(overlay.get(), virtual_size);
-    } catch (const std::system_error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.code().message()));
-    } catch (const images::Error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.what()));
-    }
+    fill_overlay(what, overlay.get(), virtual_size);
     return overlay;
+}
+
+void make_named_overlay(const fs::path& path, std::uint64_t virtual_size) {
+    const auto what = fmt::format("create overlay '{}'", path.string());
+    const UniqueFd overlay{::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+    fill_overlay(what, overlay.get(), virtual_size);
+    if (::fsync(overlay.get()) != 0) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+}
+
+UniqueFd open_overlay(const fs::path& path) {
+    auto fd = open_file("open overlay", path, O_RDWR);
+    if (is_in_use(fd.get(), true))
+        throw Failure(
+            fmt::format("open overlay '{}': is in use by another process", path.string()));
+    return fd;
 }
 
 void check_readable_file(const std::string& option, const fs::path& path) {

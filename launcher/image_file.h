@@ -22,6 +22,13 @@ ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_k
 /// again when its last descriptor closes. Throws Failure.
 UniqueFd make_overlay(const std::filesystem::path& directory, std::uint64_t virtual_size);
 
+/// An empty overlay of `virtual_size` bytes as the new file `path`, on disk when it returns. Throws
+/// Failure.
+void make_named_overlay(const std::filesystem::path& path, std::uint64_t virtual_size);
+
+/// Opens an overlay that make_named_overlay() made, for QEMU. Throws Failure.
+UniqueFd open_overlay(const std::filesystem::path& path);
+
 /// Throws Failure if `path` is no file that can be read. `option` names it in the message.
 void check_readable_file(const std::string& option, const std::filesystem::path& path);
 

@@ -8,6 +8,7 @@
 #include "launcher/failure.h"
 #include "launcher/options.h"
 #include "launcher/output.h"
+#include "launcher/sweep.h"
 #include "launcher/timings.h"
 
 namespace {
@@ -15,8 +16,22 @@ namespace {
 struct Execute {
     qvm::Timings& timings;
 
-    int operator()(const qvm::RunOptions& options) const { return qvm::run(options, timings); }
-    int operator()(const qvm::ImageDemoOptions& options) const { return qvm::image_demo(options); }
+    int operator()(const qvm::RunOptions& o) const { return qvm::run(o, timings); }
+    int operator()(const qvm::CreateOptions& o) const { return qvm::create(o); }
+    int operator()(const qvm::StartOptions& o) const { return qvm::start(o, timings); }
+    int operator()(const qvm::RemoveOptions& o) const { return qvm::remove(o); }
+    int operator()(const qvm::VerbOptions& o) const { return qvm::verb(o); }
+    int operator()(const qvm::PsOptions& o) const { return qvm::ps(o); }
+    int operator()(const qvm::InspectOptions& o) const { return qvm::inspect(o); }
+    int operator()(const qvm::LogsOptions& o) const { return qvm::logs(o); }
+    int operator()(const qvm::ConsoleOptions& o) const { return qvm::console(o); }
+    int operator()(const qvm::EventsOptions& o) const { return qvm::events(o); }
+    int operator()(const qvm::QmpOptions& o) const { return qvm::qmp_command(o); }
+    int operator()(const qvm::NetLsOptions& o) const { return qvm::net_ls(o); }
+    int operator()(const qvm::NetInspectOptions& o) const { return qvm::net_inspect(o); }
+    int operator()(const qvm::NetExecOptions& o) const { return qvm::net_exec(o); }
+    int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
+    int operator()(const qvm::ImageDemoOptions& o) const { return qvm::image_demo(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);
         return qvm::status::ok;
@@ -46,7 +61,7 @@ int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of the write
     try {
         const auto command = qvm::parse_command_line(argc, argv);
-        sweep_first();
+        if (!std::holds_alternative<qvm::GcOptions>(command)) sweep_first();
         return std::visit(Execute{timings}, command);
     } catch (const qvm::Failure& failure) {
         qvm::say(fmt::format("qvm: {}", failure.what()));

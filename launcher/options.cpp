@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
 
 #include "launcher/failure.h"
@@ -11,16 +12,20 @@ namespace qvm {
 
 namespace {
 
-constexpr const char* run_footer =
+constexpr const char* vm_footer =
     "--net MODE is isolated, nat (the default), flat, user or none; with the first three, keys\n"
     "may follow: subnet=CIDR,address=IP,mac=MAC,mtu=BYTES,queues=N, and for nat pool=CIDR.\n"
+    "VMs of one --group share a network and resolve each other by name.\n";
+
+constexpr const char* run_footer =
     "On a terminal, Ctrl-] leaves the console.\n"
     "\n"
     "Exit status: 0 the guest powered off; 123 it panicked, or QEMU died; 124 --timeout;\n"
     "125 qvm failed; 128+N qvm was ended by signal N.\n"
     "\n"
     "  qvm run --net isolated disk.qcow2\n"
-    "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n";
+    "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"
+    "  qvm run -d --group lab --name web -p 8080:80 web.qcow2\n";
 
 /// Reads one option's value, and says which option it was when the value is bad.
 template <typename Parse>
@@ -32,63 +37,6 @@ auto value_of(std::string_view option, const std::string& text, Parse parse) {
     }
 }
 
-Accel parse_accel(std::string_view text) {
-    if (text == "auto") return Accel::automatic;
-    if (text == "kvm") return Accel::kvm;
-    if (text == "tcg") return Accel::tcg;
-    throw Failure("is not an accelerator", "accelerators are auto, kvm and tcg");
-}
-
-/// The options' texts as CLI11 collects them; they are read after it is done.
-struct RunTexts {
-    std::string image, name, memory = "1G", cpus = "1", net = "nat", accel = "auto", timeout,
-                             timings;
-};
-
-struct Run {
-    RunOptions options;
-    RunTexts texts;
-    CLI::App* app = nullptr;
-};
-
-void add_run(CLI::App& qvm, Run& run) {
-    auto* app =
-        qvm.add_subcommand("run", "Boot IMAGE in a throw-away VM, console in this terminal");
-    run.app = app;
-    auto& options = run.options;
-    auto& texts = run.texts;
-    app->add_option("IMAGE", texts.image, "Disk image, qcow2 or raw; it is not written to");
-    app->add_option("-n,--name", texts.name, "Name of the VM [IMAGE's and a number]");
-    app->add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]");
-    app->add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]");
-    app->add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]");
-    app->add_option("--kernel", options.kernel, "Boot this kernel instead of the disk's");
-    app->add_option("--initrd", options.initrd, "Its initial RAM disk");
-    app->add_option("--append", options.append, "Its command line");
-    app->add_flag("--persist", options.persist, "Write to IMAGE itself");
-    app->add_flag("--trust-backing", options.trust_backing,
-                  "Let IMAGE name other files as its backing");
-    app->add_option("--accel", texts.accel, "auto, kvm or tcg [auto]");
-    app->add_option("--timeout", texts.timeout, "End the VM after this long: 30s, 5m");
-    app->add_option("--qemu-arg", options.qemu_args, "Pass ARG on to QEMU (repeatable)")
-        ->allow_extra_args(false)
-        ->type_name("ARG");
-    app->add_flag("--dry-run", options.dry_run, "Print the network plan and QEMU's command line");
-    app->add_flag("--timings{-}", texts.timings,
-                  "Time of each phase in ms, on stderr or as JSON in FILE")
-        ->type_name("[=FILE]");
-    app->add_flag("-q,--quiet", options.quiet, "No notes on stderr, only errors");
-    app->add_flag("-D,--debug", options.debug, "Say on stderr what is done");
-    app->footer(run_footer);
-}
-
-void check_run(const RunOptions& run) {
-    if (!run.image && !run.kernel) throw Failure("run: IMAGE is missing", "qvm run --help");
-    if (run.initrd && !run.kernel) throw Failure("--initrd: goes with --kernel only");
-    if (run.append && !run.kernel) throw Failure("--append: goes with --kernel only");
-    if (run.persist && !run.image) throw Failure("--persist: there is no IMAGE to write to");
-}
-
 unsigned parse_cpus(std::string_view text) {
     constexpr unsigned most = 255;  // of the q35 machine without an IOMMU
     unsigned value = 0;
@@ -98,72 +46,358 @@ unsigned parse_cpus(std::string_view text) {
     return value;
 }
 
-RunOptions finish(Run& run) {
-    auto& options = run.options;
-    const auto& texts = run.texts;
+/// Of a name that is looked up: what cannot be one is no VM's.
+std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
+    std::vector<std::string> names;
+    for (const auto& text : texts) names.push_back(value_of("VM", text, parse_name));
+    return names;
+}
+
+/// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
+struct VmTexts {
+    std::string image, memory = "1G", cpus = "1", net, group, accel = "auto";
+    std::vector<std::string> publish;
+};
+
+void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
+    app.add_option("IMAGE", texts.image, "Disk image, qcow2 or raw; it is not written to");
+    app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]");
+    app.add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]");
+    app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]");
+    app.add_option("--group", texts.group, "Share the network of group G");
+    app.add_option("-p,--publish", texts.publish,
+                   "Forward a host port: [HOSTIP:]HOSTPORT:GUESTPORT[/udp]; HOSTIP [127.0.0.1],\n"
+                   "HOSTPORT 0: any (repeatable)")
+        ->allow_extra_args(false)
+        ->type_name("PORTS");
+    app.add_option("--kernel", options.kernel, "Boot this kernel instead of the disk's");
+    app.add_option("--initrd", options.initrd, "Its initial RAM disk");
+    app.add_option("--append", options.append, "Its command line");
+    app.add_flag("--trust-backing", options.trust_backing,
+                 "Let IMAGE name other files as its backing");
+    app.add_option("--accel", texts.accel, "auto, kvm or tcg [auto]");
+    app.add_option("--qemu-arg", options.qemu_args, "Pass ARG on to QEMU (repeatable)")
+        ->allow_extra_args(false)
+        ->type_name("ARG");
+}
+
+bool has_namespace(NetOption::Mode mode) {
+    return mode != NetOption::Mode::user && mode != NetOption::Mode::none;
+}
+
+void check_vm(const std::string& command, const VmOptions& vm) {
+    if (!vm.image && !vm.kernel)
+        throw Failure(command + ": IMAGE is missing", "qvm " + command + " --help");
+    if (vm.initrd && !vm.kernel) throw Failure("--initrd: goes with --kernel only");
+    if (vm.append && !vm.kernel) throw Failure("--append: goes with --kernel only");
+    const auto mode = vm.net_or_default().mode;
+    if (vm.group && !has_namespace(mode))
+        throw Failure(
+            fmt::format("--group '{}': VMs of a group share a namespace, and --net {} "
+                        "has none",
+                        *vm.group, to_string(mode)));
+    if (!vm.publish.empty() && mode == NetOption::Mode::none)
+        throw Failure("--publish: a guest with --net none has no address");
+}
+
+void finish_vm(const std::string& command, VmOptions& options, const VmTexts& texts) {
     if (!texts.image.empty()) options.image = texts.image;
-    if (run.app->count("--name") > 0) options.name = value_of("--name", texts.name, parse_name);
     options.memory_mib = value_of("--memory", texts.memory, parse_memory);
     options.cpus = value_of("--cpus", texts.cpus, parse_cpus);
-    options.net = value_of("--net", texts.net, parse_net);
+    if (!texts.net.empty()) options.net = value_of("--net", texts.net, parse_net);
+    if (!texts.group.empty()) options.group = value_of("--group", texts.group, parse_name);
     options.accel = value_of("--accel", texts.accel, parse_accel);
-    if (run.app->count("--timeout") > 0)
-        options.timeout = value_of("--timeout", texts.timeout, parse_duration);
-    options.timings = run.app->count("--timings") > 0;
-    if (options.timings && texts.timings != "-") options.timings_file = texts.timings;
-    check_run(options);
-    return options;
+    for (const auto& text : texts.publish)
+        options.publish.push_back(value_of("--publish", text, parse_publish));
+    check_vm(command, options);
 }
 
-void add_image_demo(CLI::App& qvm, ImageDemoOptions& options) {
-    auto* image = qvm.add_subcommand("image", "Disk images");
-    image->require_subcommand(1);
-    auto* demo =
-        image->add_subcommand("demo", "Build the demo guest's disk from Debian's packages");
-    demo->add_option("PATH", options.path, "Where to put it [demo.qcow2]");
-    demo->add_flag("-q,--quiet", options.quiet, "No progress on stderr");
-    options.path = "demo.qcow2";
+void add_verbosity(CLI::App& app, Verbosity& verbosity) {
+    app.add_flag("-q,--quiet", verbosity.quiet, "No notes on stderr, only errors");
+    app.add_flag("-D,--debug", verbosity.debug, "Say on stderr what is done");
 }
 
-/// CLI11's help of the innermost command that was named; `path` is the commands before it.
-std::string help_of(CLI::App& app, const std::string& path = {}) {
-    const auto commands = app.get_subcommands();
-    const auto name = path.empty() ? app.get_name() : path + " " + app.get_name();
-    if (!commands.empty()) return help_of(*commands.front(), name);
-    auto text = app.help(path);
-    // How CLI11 shows the value of an option that was given none.
-    constexpr std::string_view shown = "--timings{-} [=FILE]";
-    constexpr std::string_view meant = "--timings[=FILE]    ";
-    if (const auto at = text.find(shown); at != std::string::npos)
-        text.replace(at, shown.size(), meant);
-    return text;
-}
+/// One subcommand: how it is declared, and what it means once it was given.
+struct Subcommand {
+    CLI::App* app;
+    std::function<Command()> finish;
+};
+
+class Parser {
+  public:
+    Parser() {
+        app_.require_subcommand(1);
+        app_.set_help_all_flag();
+        app_.add_flag("--version", version_flag_, "Print qvm's version");
+        add_run();
+        add_create();
+        add_start();
+        add_remove();
+        add_verbs();
+        add_ps();
+        add_inspect();
+        add_logs();
+        add_console();
+        add_events();
+        add_qmp();
+        add_net();
+        add_image();
+        add("gc", "Remove what dead VMs left behind", [] { return GcOptions{}; });
+        add("version", "Print qvm's version", [] { return version(); });
+    }
+
+    Command operator()(int argc, const char* const* argv) {
+        // What follows "--" is somebody else's command line.
+        const auto* const* end = std::find(argv, argv + argc, std::string_view{"--"});
+        command_.assign(end == argv + argc ? end : end + 1, argv + argc);
+        try {
+            app_.parse(static_cast<int>(end - argv), argv);
+        } catch (const CLI::CallForHelp&) {
+            return PrintText{help_of(app_)};
+        } catch (const CLI::ParseError& error) {
+            if (version_flag_) return version();
+            throw Failure(error.what(), path_of(app_) + " --help");
+        }
+        if (version_flag_) return version();
+        if (!command_.empty() && !exec_app_->parsed())
+            throw Failure(fmt::format("{} takes no command after '--'", path_of(app_)),
+                          path_of(app_) + " --help");
+        for (const auto& subcommand : subcommands_)
+            if (subcommand.app->parsed()) return subcommand.finish();
+        throw Failure("no command was given", "qvm --help");
+    }
+
+  private:
+    static Command version() { return PrintText{"qvm " QVM_VERSION "\n"}; }
+
+    CLI::App& add(const std::string& name, const std::string& what, std::function<Command()> finish,
+                  CLI::App* parent = nullptr) {
+        auto* app = (parent != nullptr ? parent : &app_)->add_subcommand(name, what);
+        subcommands_.push_back({app, std::move(finish)});
+        return *app;
+    }
+
+    void add_run() {
+        auto& app = add("run", "Boot IMAGE in a throw-away VM, console in this terminal", [this] {
+            finish_vm("run", run_.vm, texts_);
+            if (run_.persist && !run_.vm.image)
+                throw Failure("--persist: there is no IMAGE to write to");
+            if (!name_.empty()) run_.name = value_of("--name", name_, parse_name);
+            if (!timeout_.empty()) run_.timeout = value_of("--timeout", timeout_, parse_duration);
+            run_.timings = !timings_.empty();
+            if (run_.timings && timings_ != "-") run_.timings_file = timings_;
+            return run_;
+        });
+        add_vm_options(app, run_.vm, texts_);
+        app.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        app.add_flag("-d,--detach", run_.detach, "Print the name once the guest runs, and leave");
+        app.add_flag("--persist", run_.persist, "Write to IMAGE itself");
+        app.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m");
+        app.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
+        app.add_flag("--timings{-}", timings_,
+                     "Time of each phase in ms, on stderr or as JSON in FILE")
+            ->type_name("[=FILE]");
+        add_verbosity(app, run_.verbosity);
+        app.footer(std::string{vm_footer} + run_footer);
+    }
+
+    void add_create() {
+        auto& app = add("create", "Define a VM with a disk of its own, to be started", [this] {
+            finish_vm("create", create_.vm, texts_);
+            if (!name_.empty()) create_.name = value_of("--name", name_, parse_name);
+            return create_;
+        });
+        add_vm_options(app, create_.vm, texts_);
+        app.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        app.footer(vm_footer);
+    }
+
+    void add_start() {
+        auto& app = add("start", "Start a VM that was created", [this] {
+            start_.name = parse_names({name_}).front();
+            return start_;
+        });
+        app.add_option("NAME", name_, "The VM")->required();
+        add_verbosity(app, start_.verbosity);
+    }
+
+    void add_remove() {
+        auto& app = add("rm", "Remove VMs that were created, with their disks", [this] {
+            remove_.names = parse_names(names_);
+            return remove_;
+        });
+        app.add_option("NAME", names_, "The VMs")->required();
+        app.add_flag("-f,--force", remove_.force, "Kill those that run");
+    }
+
+    CLI::App& add_verb(const char* name, const char* what, VerbOptions::Verb verb) {
+        auto& app = add(name, what, [this, verb] {
+            verb_.verb = verb;
+            verb_.names = parse_names(names_);
+            if (!timeout_.empty() && timeout_ != "0")
+                verb_.timeout = value_of("--timeout", timeout_, parse_duration);
+            if (timeout_ == "0") verb_.timeout = {};
+            return verb_;
+        });
+        app.add_option("NAME", names_, "The VMs")->required();
+        return app;
+    }
+
+    void add_verbs() {
+        using Verb = VerbOptions::Verb;
+        const char* grace = "Time for the guest to power down: 30, 5m; 0: none [10]";
+        add_verb("stop", "Ask guests to power down; end those that do not", Verb::stop)
+            .add_option("-t,--timeout,--time", timeout_, grace);
+        add_verb("kill", "End VMs at once", Verb::kill);
+        add_verb("wait", "Wait for VMs' end and print their exit statuses", Verb::wait);
+        add_verb("pause", "Stop VMs' CPUs", Verb::pause);
+        add_verb("resume", "Let VMs' CPUs run again", Verb::resume);
+        add_verb("restart", "Power guests down and boot them again", Verb::restart)
+            .add_option("-t,--timeout,--time", timeout_, grace);
+    }
+
+    void add_ps() {
+        auto& app = add("ps", "List VMs", [this] { return ps_; });
+        app.add_flag("-a,--all", ps_.all, "Those that were created and do not run, too");
+        app.add_flag("--json", ps_.json, "As JSON");
+        app.add_flag("-q,--quiet", ps_.names, "Names only");
+    }
+
+    void add_inspect() {
+        auto& app = add("inspect", "All about VMs, as JSON",
+                        [this] { return InspectOptions{parse_names(names_)}; });
+        app.add_option("NAME", names_, "The VMs")->required();
+    }
+
+    void add_logs() {
+        auto& app = add("logs", "Print what a guest wrote to its console", [this] {
+            logs_.name = parse_names({name_}).front();
+            return logs_;
+        });
+        app.add_option("NAME", name_, "The VM")->required();
+        app.add_flag("-f,--follow", logs_.follow, "Go on until the VM ends");
+    }
+
+    void add_console() {
+        auto& app = add("console", "Attach this terminal to a guest's console",
+                        [this] { return ConsoleOptions{parse_names({name_}).front()}; });
+        app.add_option("NAME", name_, "The VM")->required();
+        app.footer("Ctrl-] leaves. Several may watch; the first of them writes.\n");
+    }
+
+    void add_events() {
+        auto& app =
+            add("events", "Print what happens to VMs, as it happens", [this] { return events_; });
+        app.add_flag("--json", events_.json, "One JSON object a line");
+    }
+
+    void add_qmp() {
+        auto& app = add("qmp", "Execute a QMP command and print what it returns", [this] {
+            qmp_.name = parse_names({name_}).front();
+            return qmp_;
+        });
+        app.add_option("NAME", name_, "The VM")->required();
+        app.add_option("COMMAND", qmp_.command, "QEMU's, or one of qvm's own: qvm-*")->required();
+        app.add_option("JSON", qmp_.arguments, "Its arguments: '{\"device\": \"net0\"}'");
+        app.footer("  qvm qmp web query-status\n");
+    }
+
+    void add_net() {
+        auto* net = app_.add_subcommand("net", "Networks of VMs and groups");
+        net->require_subcommand(1);
+        auto& ls = add(
+            "ls", "List networks", [this] { return net_ls_; }, net);
+        ls.add_flag("--json", net_ls_.json, "As JSON");
+        auto& inspect = add(
+            "inspect", "All about one network, as JSON",
+            [this] { return NetInspectOptions{parse_names({name_}).front()}; }, net);
+        inspect.add_option("NAME", name_, "A group, or a VM that is in none")->required();
+        auto& exec = add(
+            "exec", "Run a command of the host inside a network's namespace",
+            [this] {
+                auto command = exec_app_->remaining();
+                command.insert(command.end(), command_.begin(), command_.end());
+                if (command.empty())
+                    throw Failure("net exec: COMMAND is missing", "qvm net exec --help");
+                return NetExecOptions{parse_names({name_}).front(), std::move(command)};
+            },
+            net);
+        exec_app_ = &exec;
+        exec.prefix_command();
+        exec.allow_extras();
+        exec.add_option("NAME", name_, "A VM or a group")->required();
+        exec.footer("  qvm net exec web -- ping -c 1 192.168.26.10\n");
+    }
+
+    void add_image() {
+        auto* image = app_.add_subcommand("image", "Disk images");
+        image->require_subcommand(1);
+        auto& app = add(
+            "demo", "Build the demo guest's disk from Debian's packages", [this] { return demo_; },
+            image);
+        demo_.path = "demo.qcow2";
+        app.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        app.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+    }
+
+    /// "qvm net exec": the commands that were named.
+    static std::string path_of(CLI::App& app) {
+        const auto commands = app.get_subcommands();
+        return commands.empty() ? app.get_name() : app.get_name() + " " + path_of(*commands[0]);
+    }
+
+    /// CLI11's help of the innermost command that was named; `path` is the commands before it.
+    static std::string help_of(CLI::App& app, const std::string& path = {}) {
+        const auto commands = app.get_subcommands();
+        const auto name = path.empty() ? app.get_name() : path + " " + app.get_name();
+        if (!commands.empty()) return help_of(*commands.front(), name);
+        auto text = app.help(path);
+        // How CLI11 shows the value of an option that was given none.
+        constexpr std::string_view shown = "--timings{-} [=FILE]";
+        constexpr std::string_view meant = "--timings[=FILE]    ";
+        if (const auto at = text.find(shown); at != std::string::npos)
+            text.replace(at, shown.size(), meant);
+        return text;
+    }
+
+    CLI::App app_{
+        "qvm boots a QEMU guest inside a network of its own and leaves the host as it was.", "qvm"};
+    std::vector<Subcommand> subcommands_;
+    CLI::App* exec_app_ = nullptr;
+    bool version_flag_ = false;
+
+    VmTexts texts_;
+    std::string name_, timeout_, timings_;
+    std::vector<std::string> names_;
+    std::vector<std::string> command_;
+    RunOptions run_;
+    CreateOptions create_;
+    StartOptions start_;
+    RemoveOptions remove_;
+    VerbOptions verb_;
+    PsOptions ps_;
+    LogsOptions logs_;
+    EventsOptions events_;
+    QmpOptions qmp_;
+    NetLsOptions net_ls_;
+    ImageDemoOptions demo_;
+};
 
 }  // namespace
 
+std::string_view to_string(Accel accel) {
+    if (accel == Accel::automatic) return "auto";
+    return accel == Accel::kvm ? "kvm" : "tcg";
+}
+
+Accel parse_accel(std::string_view text) {
+    for (const auto accel : {Accel::automatic, Accel::kvm, Accel::tcg})
+        if (text == to_string(accel)) return accel;
+    throw Failure("is not an accelerator", "accelerators are auto, kvm and tcg");
+}
+
 Command parse_command_line(int argc, const char* const* argv) {
-    CLI::App app{
-        "qvm boots a QEMU guest inside a network of its own and leaves the host as it was.", "qvm"};
-    app.require_subcommand(1);
-    app.set_help_all_flag();
-    Run run;
-    ImageDemoOptions demo;
-    add_run(app, run);
-    add_image_demo(app, demo);
-    auto* version = app.add_subcommand("version", "Print qvm's version");
-    bool version_flag = false;
-    app.add_flag("--version", version_flag, "Print qvm's version");
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::CallForHelp&) {
-        return PrintText{help_of(app)};
-    } catch (const CLI::ParseError& error) {
-        if (version_flag) return PrintText{"qvm " QVM_VERSION "\n"};
-        throw Failure(error.what(), run.app->parsed() ? "qvm run --help" : "qvm --help");
-    }
-    if (version->parsed() || version_flag) return PrintText{"qvm " QVM_VERSION "\n"};
-    if (run.app->parsed()) return finish(run);
-    return demo;
+    return Parser{}(argc, argv);
 }
 
 }  // namespace qvm

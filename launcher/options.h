@@ -14,26 +14,131 @@ namespace qvm {
 
 enum class Accel { automatic, kvm, tcg };
 
-/// qvm run
-struct RunOptions {
+/// "auto", "kvm" or "tcg".
+std::string_view to_string(Accel accel);
+/// Throws Failure with the reason alone.
+Accel parse_accel(std::string_view text);
+
+/// What makes a VM; `qvm create` keeps it.
+struct VmOptions {
     std::optional<std::filesystem::path> image;  ///< may be missing with a kernel
-    std::optional<std::string> name;
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
-    NetOption net;
+    std::optional<NetOption> net;  ///< unset: nat, or whatever the group has
+    std::optional<std::string> group;
+    std::vector<PublishOption> publish;
     std::optional<std::filesystem::path> kernel;
     std::optional<std::filesystem::path> initrd;
     std::optional<std::string> append;
-    bool persist = false;
     bool trust_backing = false;
     Accel accel = Accel::automatic;
     std::vector<std::string> qemu_args;
+
+    [[nodiscard]] NetOption net_or_default() const { return net.value_or(NetOption{}); }
+};
+
+/// How much is said on stderr.
+struct Verbosity {
+    bool quiet = false;
+    bool debug = false;
+};
+
+/// qvm run
+struct RunOptions {
+    VmOptions vm;
+    std::optional<std::string> name;
+    bool detach = false;
+    bool persist = false;
     bool dry_run = false;
     bool timings = false;
     std::optional<std::filesystem::path> timings_file;
     std::optional<std::chrono::milliseconds> timeout;
-    bool quiet = false;
-    bool debug = false;
+    Verbosity verbosity;
+};
+
+/// qvm create
+struct CreateOptions {
+    VmOptions vm;
+    std::optional<std::string> name;
+};
+
+/// qvm start
+struct StartOptions {
+    std::string name;
+    Verbosity verbosity;
+};
+
+/// qvm rm
+struct RemoveOptions {
+    std::vector<std::string> names;
+    bool force = false;
+};
+
+/// qvm stop, kill, wait, ...: what is done to VMs that live.
+struct VerbOptions {
+    enum class Verb { stop, kill, wait, pause, resume, restart };
+    Verb verb = Verb::stop;
+    std::vector<std::string> names;
+    std::chrono::milliseconds timeout{10'000};  ///< stop, restart: of the guest to power down
+};
+
+/// qvm ps
+struct PsOptions {
+    bool all = false;
+    bool json = false;
+    bool names = false;
+};
+
+/// qvm inspect
+struct InspectOptions {
+    std::vector<std::string> names;
+};
+
+/// qvm logs
+struct LogsOptions {
+    std::string name;
+    bool follow = false;
+};
+
+/// qvm console
+struct ConsoleOptions {
+    std::string name;
+};
+
+/// qvm events
+struct EventsOptions {
+    bool json = false;
+};
+
+/// qvm qmp
+struct QmpOptions {
+    std::string name;
+    std::string command;
+    std::string arguments;  ///< JSON; may be empty
+};
+
+/// qvm net ls
+struct NetLsOptions {
+    bool json = false;
+};
+
+/// qvm net inspect
+struct NetInspectOptions {
+    std::string name;
+};
+
+/// qvm net exec
+struct NetExecOptions {
+    std::string name;
+    std::vector<std::string> command;
+};
+
+/// qvm gc
+struct GcOptions {};
+
+/// qvm doctor
+struct DoctorOptions {
+    bool json = false;
 };
 
 /// qvm image demo [PATH]
@@ -47,7 +152,10 @@ struct PrintText {
     std::string text;
 };
 
-using Command = std::variant<RunOptions, ImageDemoOptions, PrintText>;
+using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
+                             PsOptions, InspectOptions, LogsOptions, ConsoleOptions, EventsOptions,
+                             QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
+                             ImageDemoOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -1,5 +1,7 @@
 #include "launcher/output.h"
 
+#include <signal.h>
+
 #include <cerrno>
 #include <cstdio>
 #include <string>
@@ -16,8 +18,13 @@ void say(std::string_view line) noexcept {
 
 void print(std::string_view text) {
     const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-    if (std::fflush(stdout) != 0 || !written)
-        throw Failure("write to stdout: " + std::generic_category().message(errno));
+    const bool flushed = std::fflush(stdout) == 0;
+    if (flushed && written) return;
+    if (errno == EPIPE) {  // as any program ends whose reader has seen enough
+        ::signal(SIGPIPE, SIG_DFL);
+        ::raise(SIGPIPE);
+    }
+    throw Failure("write to stdout: " + std::generic_category().message(errno));
 }
 
 }  // namespace qvm

@@ -85,6 +85,7 @@ bool place_descriptors(Launch& launch) {
 
 bool prepare_child(Launch& launch) {
     reset_signals();
+    if (launch.spec.ignore_hangup) ::signal(SIGHUP, SIG_IGN);
     ::setsid();  // the terminal's signals are for us, who pass on what is meant for the guest
     if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
     // If we died before that call, nobody will send it.

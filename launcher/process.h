@@ -41,6 +41,7 @@ struct SpawnSpec {
     int stderr_fd = -1;          ///< -1: /dev/null
     int network_namespace = -1;  ///< enters it first; -1: stays in ours
     std::string directory = {};  ///< where it starts; empty: where we are
+    bool ignore_hangup = false;  ///< SIGHUP is ignored, until it says otherwise itself
 };
 
 /// How a child ended.

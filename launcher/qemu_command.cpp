@@ -74,9 +74,9 @@ void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fd
     command.add("-blockdev", image_node(disk, "base", "base-file", R"("read-only":true)"));
     command.add("-blockdev", "driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap");
     // What is thrown away need not survive a power cut: flushes are left out.
-    command.add("-blockdev",
-                "driver=qcow2,node-name=disk,file=disk-file,backing=base,"
-                "discard=unmap,cache.no-flush=on");
+    command.add("-blockdev", fmt::format("driver=qcow2,node-name=disk,file=disk-file,backing=base,"
+                                         "discard=unmap{}",
+                                         disk.keep ? "" : ",cache.no-flush=on"));
 }
 
 void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds& fds) {
@@ -101,7 +101,9 @@ std::string fd_list(int first, unsigned count) {
 void add_nic(Command& command, const QemuNic& nic, const QemuFds& fds) {
     const bool several = nic.queues > 1;
     if (nic.queues == 0) {
-        command.add("-netdev", "user,id=net0");
+        std::string netdev = "user,id=net0";
+        for (const auto& forward : nic.host_forwards) netdev += ",hostfwd=" + forward;
+        command.add("-netdev", std::move(netdev));
     } else {
         auto netdev = fmt::format("tap,id=net0,{}={}", several ? "fds" : "fd",
                                   fd_list(fds.first_tap, nic.queues));

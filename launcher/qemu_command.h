@@ -25,11 +25,13 @@ struct QemuNic {
     unsigned mtu = 1500;
     unsigned queues = 0;  ///< TAP descriptors; 0 is QEMU's user networking
     bool vhost = false;
+    std::vector<std::string> host_forwards = {};  ///< of user networking: "tcp:127.0.0.1:8080-:80"
 };
 
 struct QemuDisk {
-    std::string format;  ///< "qcow2" or "raw"
-    bool persist = false;
+    std::string format;          ///< "qcow2" or "raw"
+    bool persist = false;        ///< the image itself is written to
+    bool keep = false;           ///< what is written outlives QEMU
     bool trust_backing = false;  ///< QEMU may open the files that the image names
 };
 

@@ -1,7 +1,9 @@
 // The life of one VM, as one io_context on one thread:
 //
-//   set-up      namespace and network, overlay, QEMU (stopped), dnsmasq beside it
-//   watching    QMP events until QEMU is gone; the console; dnsmasq; signals; the time-out
+//   set-up      namespace and network (or a place in a group's), overlay, QEMU (stopped), dnsmasq
+//               beside it
+//   watching    QMP events until QEMU is gone; the console; dnsmasq; signals; the time-out; the
+//               control socket's clients; the group's leader
 //   teardown    begins when the guest is off or when one of the watchers ends the VM
 //
 // The first cause of an end is the one that is reported.
@@ -29,11 +31,17 @@
 #include <system_error>
 
 #include "launcher/console.h"
+#include "launcher/control.h"
+#include "launcher/events.h"
 #include "launcher/failure.h"
+#include "launcher/name_service.h"
 #include "launcher/process.h"
-#include "netns/dns_relay.h"
+#include "launcher/publish.h"
+#include "launcher/unix_socket.h"
+#include "launcher/vm_state.h"
 #include "netns/network.h"
 #include "qmp/client.h"
+#include "qmp/server.h"
 
 namespace qvm {
 
@@ -47,7 +55,9 @@ namespace {
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host that is very busy
 constexpr auto command_timeout = 10s;  // of one QMP command
+constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
+constexpr auto farewell = 1s;          // of a client to take its last answers
 constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;     // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
@@ -63,42 +73,6 @@ SocketPair make_socket_pair() {
         throw Failure("make a socket pair: " + std::generic_category().message(errno));
     return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
 }
-
-/// Collects a child's stderr and keeps its end: the words for an error message.
-class LastWords {
-  public:
-    explicit LastWords(const asio::any_io_executor& executor) : pipe_(executor) {
-        std::array<int, 2> ends;
-        if (::pipe2(ends.data(), O_CLOEXEC) != 0)
-            throw Failure("make a pipe: " + std::generic_category().message(errno));
-        pipe_.assign(ends[0]);
-        write_end_.reset(ends[1]);
-    }
-    [[nodiscard]] int write_end() const noexcept { return write_end_.get(); }
-    void close_write_end() { write_end_.reset(); }
-
-    awaitable<void> collect(Report debug) {
-        std::array<char, 1024> buffer;
-        for (;;) {
-            const auto [error, size] =
-                co_await pipe_.async_read_some(asio::buffer(buffer), no_throw);
-            if (error) co_return;
-            const std::string_view bytes{buffer.data(), size};
-            lines_.feed(bytes);
-            debug(std::string{bytes.substr(0, bytes.find_last_not_of('\n') + 1)});
-        }
-    }
-    /// The last line, or `otherwise` when it said nothing.
-    [[nodiscard]] std::string text_or(const std::string& otherwise) const {
-        if (!lines_.open().empty()) return lines_.open();
-        return lines_.ended().empty() ? otherwise : lines_.ended();
-    }
-
-  private:
-    asio::posix::stream_descriptor pipe_;
-    UniqueFd write_end_;
-    LastLine lines_;
-};
 
 bool is_ignored(int number) {
     struct sigaction action {};
@@ -117,16 +91,10 @@ class Flag {
     bool& flag_;
 };
 
-struct Process {
-    explicit Process(const asio::any_io_executor& executor) : words(executor) {}
-    std::optional<Child> child;
-    LastWords words;
-};
-
-class Supervisor {
+class Supervisor final : public Controlled {
   public:
     Supervisor(PreparedRun run, Timings& timings, const Reports& reports)
-        : run_(std::move(run)), timings_(timings), debug_(reports.debug), note_(reports.note) {}
+        : run_(std::move(run)), timings_(timings), reports_(reports) {}
 
     RunResult operator()() {
         set_up();
@@ -150,25 +118,70 @@ class Supervisor {
             if (!is_ignored(number)) signals_.add(number);
         const BlockedSignals blocked;  // no call of the set-up is to be interrupted
         directory_.emplace(run_.directories.run, run_.plan.name);
+        // Both were looked at before, and since then the name was free.
+        if (run_.named != DefinitionStore{run_.directories}.exists(run_.plan.name))
+            throw Failure(fmt::format("VM '{}': was {} by another process", run_.plan.name,
+                                      run_.named ? "removed" : "created"));
+        describe_vm();
+        write_state();
+        if (run_.seat) run_.seat->settled();
+        control_listener_ = listen_on(directory_->path() / "control.sock");
+        console_listener_ = listen_on(directory_->path() / "console.sock");
         if (run_.plan.network) {
-            const auto start = Clock::now();
-            Clock::time_point ready;
-            network_.emplace(*run_.plan.network, std::move(run_.claims), run_.host,
-                             run_.directories.run / "forwarding", [&] { ready = Clock::now(); });
-            timings_.add("namespace", start, ready);
-            timings_.add("network", ready, Clock::now());
-            const auto& uplink = run_.plan.network->uplink;
-            debug_(uplink ? "network is up, host address " + uplink->inner_address.to_string()
-                          : "network is up");
+            set_up_network();
+            state_.namespace_fd = network_->space().fd();
         }
-        UniqueFd overlay;
-        if (run_.image && !run_.options.persist)
+        auto overlay = std::move(run_.overlay);
+        if (run_.image && !run_.options.persist && !overlay)
             timings_.measure("overlay", [&] {
                 make_private_directory(run_.directories.cache);
                 overlay = make_overlay(run_.directories.cache, run_.image->facts.virtual_size);
             });
         timings_.measure("qemu-spawn", [&] { spawn_qemu(std::move(overlay)); });
-        if (network_) spawn_dnsmasq();
+        if (network_ && !run_.seat)
+            serve_names(directory_->path(), {*run_.plan.guest}, network_->take_dns());
+        if (network_) publish_ports();
+    }
+
+    void describe_vm() {
+        state_.name = run_.plan.name;
+        state_.pid = ::getpid();
+        state_.created = run_.created;
+        state_.named = run_.named;
+        state_.vm = run_.options.vm;
+        state_.network = run_.plan.network;
+        state_.guest = run_.plan.guest;
+        state_.ports = state_.vm.publish;
+        for (std::size_t i = 0; i < run_.ports.size(); ++i)
+            state_.ports[i].host_port = run_.ports[i].port;
+        if (!run_.image) return;
+        state_.disk = {{"image", std::filesystem::absolute(*state_.vm.image).string()},
+                       {"format", run_.image->facts.format},
+                       {"virtual_size", run_.image->facts.virtual_size},
+                       {"writes", run_.options.persist ? "image"
+                                  : run_.named         ? "kept overlay"
+                                                       : "overlay"}};
+    }
+
+    void set_up_network() {
+        const auto& plan = *run_.plan.network;
+        const auto start = Clock::now();
+        Clock::time_point ready;
+        const auto leases = run_.directories.forwarding();
+        if (run_.seat && run_.seat->joined()) {
+            network_.emplace(plan, *run_.plan.guest, run_.seat->take_shared(), run_.host, leases);
+        } else {
+            network_.emplace(plan, *run_.plan.guest, std::move(run_.claims), run_.host, leases,
+                             [&] { ready = Clock::now(); });
+            timings_.add("namespace", start, ready);
+        }
+        timings_.add("network", std::max(start, ready), Clock::now());
+        const auto& address = run_.plan.guest->host_address;
+        debug(address ? "network is up, host address " + address->to_string() : "network is up");
+        if (!run_.seat) return;
+        group_.emplace(context_.get_executor(), std::move(*run_.seat), plan, network_->shared(),
+                       Group::Handlers{.lead = [this] { lead_group(); },
+                                       .changed = [this] { update_names(); }});
     }
 
     void spawn_qemu(UniqueFd overlay) {
@@ -192,10 +205,9 @@ class Supervisor {
             for (auto& fd : network_->take_vhost()) devices.push_back(std::move(fd));
         for (std::size_t i = 0; i < devices.size(); ++i)
             spec.inherit.push_back({devices[i].get(), numbers.first_tap + static_cast<int>(i)});
-        spec.stderr_fd = qemu_.words.write_end();
-        debug_(shell_text(spec.argv));
-        qemu_.child = Child::spawn(spec);
-        qemu_.words.close_write_end();
+        debug(shell_text(spec.argv));
+        qemu_.start(std::move(spec));
+        state_.qemu_pid = qemu_.child->pid();
         monitor_.emplace(context_.get_executor(), qmp.ours.release());
         agent_.emplace(context_.get_executor(), agent.ours.release(), qmp::Dialect::guest_agent,
                        agent_line_limit);
@@ -203,22 +215,90 @@ class Supervisor {
         firmware_.assign(asio::local::stream_protocol{}, firmware.ours.release());
     }
 
-    void spawn_dnsmasq() {
-        SpawnSpec spec;
-        spec.argv = netns::dnsmasq_command(*run_.plan.network);
-        spec.network_namespace = network_->space().fd();
-        spec.stderr_fd = dnsmasq_.words.write_end();
-        dnsmasq_.child = Child::spawn(spec);
-        dnsmasq_.words.close_write_end();
-        if (auto udp = network_->take_dns_udp())
-            relay_.emplace(context_.get_executor(), std::move(udp), network_->take_dns_tcp());
+    void publish_ports() {
+        std::vector<netns::Publication> publications;
+        for (std::size_t i = 0; i < run_.ports.size(); ++i)
+            publications.push_back({std::move(run_.ports[i]), run_.plan.guest->address,
+                                    run_.options.vm.publish[i].guest_port});
+        run_.ports.clear();
+        if (!publications.empty())
+            forwards_.emplace(context_.get_executor(), network_->space(), std::move(publications));
+    }
+
+    // --- names --------------------------------------------------------------------------------
+
+    void serve_names(const std::filesystem::path& directory,
+                     const std::vector<netns::GuestPlan>& guests, netns::Network::DnsSockets dns) {
+        names_.emplace(context_.get_executor(), *run_.plan.network, network_->space(),
+                       std::move(dns), directory, guests, reports_.debug,
+                       [this](const std::string& why) { end(status::guest_died, why); });
+    }
+
+    [[nodiscard]] std::vector<netns::GuestPlan> all_guests() const {
+        auto guests = group_guests(run_.directories.run, *state_.vm.group, state_.name);
+        guests.push_back(*run_.plan.guest);
+        return guests;
+    }
+
+    void lead_group() {
+        debug("leading group " + *state_.vm.group);
+        auto dns = network_->take_dns();
+        if (run_.plan.network->uplink && !dns.udp) {
+            network_->bind_dns();
+            dns = network_->take_dns();
+        }
+        serve_names(run_.directories.groups() / *state_.vm.group, all_guests(), std::move(dns));
+    }
+
+    void update_names() {
+        if (names_) names_->update(all_guests());
+    }
+
+    // --- state --------------------------------------------------------------------------------
+
+    void debug(const std::string& text) const { reports_.debug(text); }
+
+    /// What others read of us. A run directory that is full is not the guest's fault.
+    void write_state() noexcept {
+        try {
+            state_.timings = timings_.phases();
+            write_file(directory_->path() / "state.json", serialize(to_json(state_)) + "\n");
+        } catch (const std::exception& error) {
+            debug(error.what());
+        }
+    }
+
+    void enter(const char* state) {
+        if (state_.state == state) return;
+        state_.state = state;
+        write_state();
+    }
+
+    /// To everybody who listens: clients of the control socket, and `qvm events`.
+    void tell(const std::string& event, boost::json::object data = {}) {
+        debug("VM is " + event);
+        if (server_) {
+            auto name = "QVM_" + event;
+            for (char& c : name)
+                c = c == '-' ? '_' : c >= 'a' && c <= 'z' ? static_cast<char>(c - 32) : c;
+            server_->broadcast(timed_event(std::move(name), data));
+        }
+        announce(run_.directories, event, state_.name, std::move(data));
+    }
+
+    static qmp::Event timed_event(std::string name, boost::json::object data) {
+        const auto now = std::chrono::system_clock::now().time_since_epoch();
+        return {.name = std::move(name),
+                .data = std::move(data),
+                .seconds = now / 1s,
+                .microseconds = now % 1s / 1us};
     }
 
     // --- life ---------------------------------------------------------------------------------
 
     awaitable<void> live() {
-        spawn(qemu_.words.collect(debug_));
-        if (dnsmasq_.child) spawn(dnsmasq_.words.collect(debug_));
+        spawn(qemu_.words.collect(reports_.debug));
+        if (group_) spawn(group_->mind());
         spawn(watch_signals());
         if (run_.options.timeout) spawn(watch_timeout(*run_.options.timeout));
         spawn(watch_qemu());
@@ -243,10 +323,25 @@ class Supervisor {
             if (now)
                 end(status::ok, {});
             else
-                ask_to_power_down();
+                ask_to_power_down(powerdown_grace, status::ok);
         };
+        if (reports_.detach) handlers.detach = [this] { detach(); };
         console_.emplace(context_.get_executor(), std::move(console_socket_),
-                         directory_->path() / "console.log", std::move(handlers));
+                         std::move(console_listener_), directory_->path() / "console.log",
+                         !run_.options.detach, std::move(handlers));
+    }
+
+    void detach() {
+        reports_.note(fmt::format("detached; 'qvm console {}' comes back", state_.name));
+        console_->leave_stdio();
+        reports_.detach();
+    }
+
+    void serve_clients() {
+        qmp::Greeting greeting;
+        if (monitor_->greeting()) greeting = *monitor_->greeting();
+        server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
+                        [this](qmp::Request request) { return carry_out(*this, request); });
     }
 
     awaitable<void> start_cpus() {
@@ -257,18 +352,34 @@ class Supervisor {
             const auto ready = Clock::now();
             co_await monitor_->execute("cont", {}, command_timeout);
             timings_.add("running", ready, Clock::now());
+            if (run_.options.vm.net_or_default().mode == NetOption::Mode::user)
+                co_await find_forwarded_ports();
         } catch (const std::system_error&) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
             throw;
         }
         if (over_) co_return;
         running_ = Clock::now();
-        debug_("CPUs run");
-        if (dnsmasq_.child) spawn(watch_dnsmasq());
-        spawn(watch_firmware());
         open_console();
+        serve_clients();
+        enter("running");
+        tell("started");
+        reports_.running();
+        spawn(watch_firmware());
         spawn(show_console());
         spawn(console_->pump_input());
+    }
+
+    /// Which ports QEMU's user networking has bound, where that was left to the kernel.
+    awaitable<void> find_forwarded_ports() {
+        auto& ports = state_.ports;
+        if (std::none_of(ports.begin(), ports.end(),
+                         [](auto& port) { return port.host_port == 0; }))
+            co_return;
+        boost::json::object arguments{{"command-line", "info usernet"}};
+        const auto text = co_await monitor_->execute("human-monitor-command", std::move(arguments),
+                                                     command_timeout);
+        take_forwarded_ports(text.is_string() ? std::string{text.get_string()} : "", ports);
     }
 
     awaitable<void> show_console() {
@@ -298,10 +409,13 @@ class Supervisor {
     /// QMP until its end, which is QEMU's.
     awaitable<void> watch_qemu() {
         while (const auto event = co_await monitor_->next_event()) {
-            debug_("event " + event->name);
+            debug("event " + event->name);
+            if (server_) server_->broadcast(*event);
             if (event->name == "SHUTDOWN") guest_is_off(*event);
             if (event->name == "GUEST_PANICKED") panicked();
             if (event->name == "VSERPORT_CHANGE") port_changed(*event);
+            if (event->name == "STOP") cpus_stopped();
+            if (event->name == "RESUME") cpus_run();
         }
         const auto gone = co_await (qemu_.child->wait() || delay(grace()));
         const auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
@@ -323,16 +437,35 @@ class Supervisor {
 
     void guest_is_off(const qmp::Event& event) {
         const auto* reason = event.data.if_contains("reason");
-        debug_("guest is off: " + (reason ? boost::json::serialize(*reason) : "?"));
+        debug("guest is off: " + (reason ? boost::json::serialize(*reason) : "?"));
+        if (restarting_) {
+            off_.cancel();
+            return;
+        }
+        powered_off_ = reason != nullptr && *reason == "guest-shutdown";
         // "host-signal" is a QEMU that somebody ended with SIGTERM.
         if (reason != nullptr && *reason == "host-signal")
             end(status::guest_died, "QEMU was ended by a signal");
         end(signal_ != 0 ? status::signalled + signal_ : status::ok, {});
     }
 
+    void cpus_stopped() {
+        if (over_ || restarting_ || !is_running()) return;
+        enter("paused");
+        tell("paused");
+    }
+
+    void cpus_run() {
+        if (over_ || restarting_ || state_.state != "paused") return;
+        enter("running");
+        tell("resumed");
+    }
+
     /// Why, is on the console, and perhaps not read yet: take_down() adds it.
     void panicked() {
-        panicked_ = panicked_ || !over_;
+        if (over_) return;
+        panicked_ = true;
+        tell("panicked");
         end(status::guest_died, {});
     }
 
@@ -349,27 +482,32 @@ class Supervisor {
         try {
             co_await agent_->handshake(command_timeout);
         } catch (const std::system_error& error) {
-            debug_(std::string{"guest agent: "} + error.what());
+            debug(std::string{"guest agent: "} + error.what());
             co_return;
         }
-        if (!agent_ready_) timings_.add("guest-ready", running_, Clock::now());
-        debug_("guest agent answers");
-        agent_ready_ = true;
+        if (!state_.agent) timings_.add("guest-ready", running_, Clock::now());
+        state_.agent = true;
+        write_state();
+        tell("agent-up");
         co_await resize_console();
     }
 
     /// A serial line has no word for its size; the guest's stty is told through the agent.
     awaitable<void> resize_console() {
-        if (!agent_ready_ || !console_ || !console_->on_terminal()) co_return;
+        if (!console_ || !console_->on_terminal()) co_return;
         const auto [rows, columns] = RawTerminal::size();
-        if (rows == 0 || columns == 0) co_return;
+        co_await set_console_size(rows, columns);
+    }
+
+    awaitable<void> set_console_size(unsigned rows, unsigned columns) {
+        if (!state_.agent || rows == 0 || columns == 0) co_return;
         try {
             const boost::json::array words{
                 "-F", "/dev/ttyS0", "rows", std::to_string(rows), "cols", std::to_string(columns)};
             boost::json::object arguments{{"path", "stty"}, {"arg", words}};
             co_await agent_->execute("guest-exec", std::move(arguments), command_timeout);
         } catch (const std::exception& error) {
-            debug_(std::string{"resize the console: "} + error.what());
+            debug(std::string{"resize the console: "} + error.what());
         }
     }
 
@@ -382,18 +520,11 @@ class Supervisor {
             if (error) co_return;
             lines.feed({buffer.data(), size});
             if (!is_nothing_to_boot(lines.open()) && !is_nothing_to_boot(lines.ended())) continue;
-            const auto& image = run_.options.image;
+            const auto& image = run_.options.vm.image;
             end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
                                             image ? image->string() : run_.plan.name));
             co_return;
         }
-    }
-
-    awaitable<void> watch_dnsmasq() {
-        const auto how = co_await dnsmasq_.child->wait();
-        dnsmasq_.child.reset();
-        co_await asio::post(context_, asio::use_awaitable);  // the last of its stderr
-        end(status::guest_died, "dnsmasq died: " + dnsmasq_.words.text_or(how.describe()));
     }
 
     awaitable<void> watch_signals() {
@@ -414,8 +545,8 @@ class Supervisor {
         const bool ask = signal_ == 0 && is_running();
         if (signal_ == 0) signal_ = number;
         if (!ask) return end(status::signalled + signal_, {});
-        note_("asking the guest to power down; a second signal ends it at once");
-        ask_to_power_down();
+        reports_.note("asking the guest to power down; a second signal ends it at once");
+        ask_to_power_down(powerdown_grace, status::signalled + signal_);
     }
 
     /// Cuts short whatever take_down() waits for.
@@ -433,24 +564,116 @@ class Supervisor {
                         last.empty() ? "" : "; its last words: " + last));
     }
 
-    /// ACPI's power button; a guest that does not heed it in time is ended.
-    void ask_to_power_down() {
+    /// ACPI's power button; a guest that does not heed it in time is ended with `exit_status`.
+    void ask_to_power_down(Clock::duration grace, int exit_status) {
         if (powering_down_) return;
         powering_down_ = true;
-        spawn(power_down());
+        spawn(power_down(grace, exit_status));
     }
 
-    awaitable<void> power_down() {
-        debug_("asking the guest to power down");
+    awaitable<void> power_down(Clock::duration grace, int exit_status) {
+        debug("asking the guest to power down");
+        co_await press_power_button();
+        enter("stopping");
+        co_await delay(grace);
+        end(exit_status,
+            fmt::format("the guest did not power down within {} s and was ended", grace / 1.0s));
+    }
+
+    /// A guest whose CPUs are stopped would not notice.
+    awaitable<void> press_power_button() {
         try {
+            if (state_.state == "paused") co_await monitor_->execute("cont", {}, command_timeout);
             co_await monitor_->execute("system_powerdown", {}, command_timeout);
         } catch (const std::exception& error) {
-            debug_(error.what());
+            debug(error.what());
         }
-        co_await delay(powerdown_grace);
-        end(signal_ != 0 ? status::signalled + signal_ : status::ok,
-            fmt::format("the guest did not power down within {} s and was ended",
-                        powerdown_grace / 1s));
+    }
+
+    // --- what clients of the control socket may do --------------------------------------------
+
+    /// The end of everything that others can see; see take_down().
+    awaitable<boost::json::value> until_over() {
+        if (!taken_down_) co_await taken_down_timer_.async_wait(no_throw);
+        co_return boost::json::object{{"exit-status", result_.exit_status},
+                                      {"message", result_.message},
+                                      {"how", powered_off_ ? "powered-off" : "ended"}};
+    }
+
+    Answer stop(std::chrono::milliseconds timeout) override {
+        if (timeout == 0ms)
+            end(status::signalled + SIGKILL, {});
+        else
+            ask_to_power_down(timeout, status::signalled + SIGKILL);
+        return until_over();
+    }
+
+    Answer kill() override {
+        if (over_)
+            hurry();
+        else
+            end(status::signalled + SIGKILL, {});
+        return until_over();
+    }
+
+    Answer wait() override { return until_over(); }
+
+    /// Within the same QEMU: the disk, the network and its addresses stay. Once begun it is carried
+    /// out, also when the client goes.
+    Answer restart(std::chrono::milliseconds timeout) override {
+        const auto refuse = [](const char* why) {
+            throw qmp::CommandError("qvm-restart", "GenericError", why);
+        };
+        if (restarting_) refuse("The VM is being restarted already");
+        if (powering_down_ || over_) refuse("The VM is being stopped");
+        restarting_ = true;
+        spawn(restart_guest(timeout));
+        co_await restarted_.async_wait(no_throw);
+        if (over_) refuse("The VM ended");
+        co_return boost::json::object{{"how", was_off_ ? "powered-off" : "reset"}};
+    }
+
+    awaitable<void> restart_guest(std::chrono::milliseconds timeout) {
+        enter("restarting");
+        try {
+            co_await set_shutdown_action("pause");
+            if (timeout > 0ms) co_await press_power_button();
+            off_.expires_after(timeout);
+            const auto [cancelled] = co_await off_.async_wait(no_throw);
+            was_off_ = static_cast<bool>(cancelled);
+            state_.agent = false;
+            co_await monitor_->execute("system_reset", {}, command_timeout);
+            co_await set_shutdown_action("poweroff");
+            co_await monitor_->execute("cont", {}, command_timeout);
+            enter("running");
+            tell("restarted");
+        } catch (const std::system_error&) {
+            if (!monitor_->closed()) throw;
+            // watch_qemu() says why.
+        }
+        restarting_ = false;
+        restarted_.cancel();
+    }
+
+    awaitable<boost::json::value> set_shutdown_action(const char* action) {
+        boost::json::object arguments{{"shutdown", action}};
+        return monitor_->execute("set-action", std::move(arguments), command_timeout);
+    }
+
+    boost::json::value inspect() override {
+        state_.timings = timings_.phases();
+        return to_json(state_);
+    }
+
+    std::size_t console_clients() override { return console_ ? console_->attached() : 0; }
+
+    Answer resize_console(unsigned rows, unsigned columns) override {
+        co_await set_console_size(rows, columns);
+        co_return boost::json::object{};
+    }
+
+    Answer pass_through(std::string command, boost::json::object arguments) override {
+        co_return co_await monitor_->execute(command, std::move(arguments), foreign_timeout);
     }
 
     // --- teardown -----------------------------------------------------------------------------
@@ -458,19 +681,21 @@ class Supervisor {
     /// What takes time, at the same time; the destructors do the rest. Children that are waited for
     /// by a watcher are not taken from under it.
     awaitable<void> take_down() {
-        debug_("taking down");
-        if (run_.options.persist) {
+        debug("taking down");
+        enter("stopping");
+        if (keeps_disk()) {
             asio::co_spawn(context_, quit(), asio::detached);
             co_await asio::post(context_, asio::use_awaitable);  // sends it
         } else {
             // Nothing of a throw-away guest is worth QEMU's 20 ms of good manners.
             qemu_.child->signal(SIGKILL);
         }
-        relay_.reset();
-        if (dnsmasq_.child) dnsmasq_.child->signal(SIGKILL);
+        if (names_) names_->stop();
+        forwards_.reset();
         // What the host can see of the network goes while QEMU is on its way out.
         if (network_) {
             const BlockedSignals blocked;  // no call of it is to be interrupted
+            if (group_ && group_->leave()) network_->leave_to_others();
             network_->detach();
         }
         if (!qemu_gone_) {
@@ -486,11 +711,26 @@ class Supervisor {
             const auto why = console_ ? console_->panic_text() : std::string{};
             result_.message = "the guest panicked" + (why.empty() ? "" : ": " + why);
         }
-        if (console_) console_->release_terminal();
+        if (console_) console_->leave_stdio();
+        keep_end();
+        taken_down_ = true;
+        taken_down_timer_.cancel();
+        if (server_) co_await server_->finish(farewell);
     }
 
+    void keep_end() {
+        tell("stopped", {{"exit_status", result_.exit_status}, {"message", result_.message}});
+        if (!run_.named) return;
+        DefinitionStore{run_.directories}.keep_end(
+            state_.name, {result_.exit_status, result_.message, timestamp()},
+            directory_->path() / "console.log");
+    }
+
+    /// Whether what the guest wrote last is worth to wait for.
+    [[nodiscard]] bool keeps_disk() const { return run_.options.persist || run_.named; }
+
     [[nodiscard]] Clock::duration grace() const {
-        return run_.options.persist ? Clock::duration{write_grace} : Clock::duration{exit_grace};
+        return keeps_disk() ? Clock::duration{write_grace} : Clock::duration{exit_grace};
     }
 
     /// Lets QEMU write to the image what it still holds.
@@ -508,19 +748,23 @@ class Supervisor {
 
     PreparedRun run_;
     Timings& timings_;
-    Report debug_;
-    Report note_;
+    const Reports& reports_;
     asio::io_context context_{1};
     // From the start, so that no signal ends us with a setting of the host changed.
     asio::signal_set signals_{context_};
 
-    std::optional<VmDirectory> directory_;
+    std::optional<Group> group_;            ///< its directory goes with the last member's
+    std::optional<VmDirectory> directory_;  ///< its end is what others take for ours
+    VmState state_;
     std::optional<netns::Network> network_;
+    std::optional<netns::PortForwards> forwards_;
+    std::optional<NameService> names_;
     Process qemu_{context_.get_executor()};
-    Process dnsmasq_{context_.get_executor()};
-    std::optional<netns::DnsRelay> relay_;
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
+    UniqueFd control_listener_;
+    UniqueFd console_listener_;
+    std::optional<qmp::Server> server_;
     UniqueFd console_socket_;
     asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;
@@ -530,13 +774,19 @@ class Supervisor {
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()
     asio::steady_timer gone_{context_, Clock::time_point::max()};   ///< cancelled when QEMU is gone
     asio::steady_timer drained_{context_, Clock::time_point::max()};  ///< cancelled when shown_
+    asio::steady_timer off_{context_};  ///< of a restart; cancelled when the guest is off
+    asio::steady_timer restarted_{context_, Clock::time_point::max()};  ///< cancelled after one
+    asio::steady_timer taken_down_timer_{context_, Clock::time_point::max()};
     bool over_ = false;
     bool shown_ = false;  ///< all that the guest printed
     bool panicked_ = false;
+    bool powered_off_ = false;  ///< by itself, or since it was asked to
     bool qemu_gone_ = false;
+    bool taken_down_ = false;
     bool greeting_agent_ = false;
-    bool agent_ready_ = false;
     bool powering_down_ = false;
+    bool restarting_ = false;
+    bool was_off_ = false;  ///< in the last restart, before it was reset
     int signal_ = 0;
     RunResult result_;
     std::exception_ptr failure_;

@@ -2,13 +2,17 @@
 
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "launcher/directories.h"
+#include "launcher/group.h"
 #include "launcher/image_file.h"
+#include "launcher/last_words.h"
 #include "launcher/options.h"
 #include "launcher/timings.h"
 #include "launcher/vm_plan.h"
 #include "netns/host_network.h"
+#include "netns/port_forward.h"
 #include "netns/route_socket.h"
 
 namespace qvm {
@@ -19,8 +23,13 @@ struct PreparedRun {
     VmPlan plan;
     Directories directories;
     std::optional<ImageFile> image;
+    UniqueFd overlay;     ///< of a VM that was created; else one is made that goes with it
+    bool named = false;   ///< by `qvm create`
+    std::string created;  ///< RFC 3339, UTC
     netns::Claims claims;
     netns::RouteSocket host;
+    std::optional<GroupSeat> seat;
+    std::vector<netns::BoundPort> ports;  ///< in the order of the options; none for --net user
 };
 
 /// How a VM's life ended.
@@ -29,12 +38,13 @@ struct RunResult {
     std::string message;  ///< one line for the user; empty when there is nothing to say
 };
 
-/// Takes a line for the user ("network is up").
-using Report = std::function<void(const std::string&)>;
-
 struct Reports {
     Report note;   ///< for everybody, but for --quiet
     Report debug;  ///< for --debug
+    /// The guest's CPUs run. Whether stdin and stdout are ours is decided by then.
+    std::function<void()> running;
+    /// Leaves the user's terminal; empty where there is none to leave.
+    std::function<void()> detach;
 };
 
 /// Boots the VM, minds it until its end and takes everything down again. Blocks. Throws

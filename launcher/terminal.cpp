@@ -63,7 +63,13 @@ Stdio::Stdio(const asio::any_io_executor& executor, int fd) : original_(fd) {
 }
 
 Stdio::~Stdio() {
-    if (saved_flags_ >= 0) ::fcntl(original_, F_SETFL, saved_flags_);
+    close();
+}
+
+void Stdio::close() {
+    boost::system::error_code ignored;
+    if (stream_) stream_->close(ignored);
+    if (saved_flags_ >= 0) ::fcntl(original_, F_SETFL, std::exchange(saved_flags_, -1));
 }
 
 asio::awaitable<std::size_t> Stdio::read_some(asio::mutable_buffer buffer) {

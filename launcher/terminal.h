@@ -27,6 +27,8 @@ class Stdio {
     boost::asio::awaitable<std::size_t> read_some(boost::asio::mutable_buffer buffer);
     /// Whether all was written.
     boost::asio::awaitable<bool> write(std::string_view bytes);
+    /// Ends what is under way, and puts the descriptor back as it was.
+    void close();
 
   private:
     int original_;

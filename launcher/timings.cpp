@@ -31,13 +31,17 @@ std::string Timings::to_text() const {
     return text;
 }
 
-std::string Timings::to_json() const {
+boost::json::array Timings::phases() const {
     boost::json::array phases;
     for (const auto& phase : phases_)
         phases.push_back({{"name", phase.name},
                           {"start_ms", rounded(phase.start_ms)},
                           {"ms", rounded(phase.ms)}});
-    return boost::json::serialize(boost::json::object{{"phases", std::move(phases)}}) + "\n";
+    return phases;
+}
+
+std::string Timings::to_json() const {
+    return boost::json::serialize(boost::json::object{{"phases", phases()}}) + "\n";
 }
 
 Clock::time_point time_of_exec() {

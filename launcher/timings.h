@@ -1,5 +1,6 @@
 #pragma once
 
+#include <boost/json/array.hpp>
 #include <chrono>
 #include <string>
 #include <vector>
@@ -27,7 +28,9 @@ class Timings {
 
     /// One line a phase, in ms.
     [[nodiscard]] std::string to_text() const;
-    /// {"phases": [{"name": ..., "start_ms": ..., "ms": ...}, ...]}
+    /// [{"name": ..., "start_ms": ..., "ms": ...}, ...]
+    [[nodiscard]] boost::json::array phases() const;
+    /// {"phases": [...]}
     [[nodiscard]] std::string to_json() const;
 
   private:

@@ -182,6 +182,58 @@ NetOption parse_net(std::string_view text) {
     return net;
 }
 
+PublishOption parse_publish(std::string_view text) {
+    constexpr const char* form = "must be [HOSTIP:]HOSTPORT:GUESTPORT[/udp]";
+    PublishOption result;
+    const auto slash = text.find('/');
+    const auto protocol = slash == std::string_view::npos ? "tcp" : text.substr(slash + 1);
+    if (protocol != "tcp" && protocol != "udp") throw Failure(form, "protocols are tcp and udp");
+    result.udp = protocol == "udp";
+    text = text.substr(0, slash);
+    const auto port = [&](std::string_view digits, unsigned least) {
+        unsigned value = 0;
+        const auto* end = digits.data() + digits.size();
+        const auto [rest, error] = std::from_chars(digits.data(), end, value);
+        if (error != std::errc{} || rest != end) throw Failure(form);
+        if (value < least || value > 65535)
+            throw Failure(fmt::format("port {} is not from {} to 65535", digits, least));
+        return static_cast<std::uint16_t>(value);
+    };
+    const auto last = text.rfind(':');
+    if (last == std::string_view::npos) throw Failure(form);
+    result.guest_port = port(text.substr(last + 1), 1);
+    text = text.substr(0, last);
+    const auto colon = text.rfind(':');
+    if (colon != std::string_view::npos) {
+        auto address = text.substr(0, colon);
+        if (address.starts_with('[') && address.ends_with(']'))
+            address = address.substr(1, address.size() - 2);
+        boost::system::error_code error;
+        result.host_address = ip::make_address(std::string{address}, error);
+        if (error) throw Failure(fmt::format("'{}' is not an IP address", address));
+        text = text.substr(colon + 1);
+    }
+    result.host_port = port(text, 0);
+    return result;
+}
+
+std::string to_string(const PublishOption& publish) {
+    const auto address = publish.host_address.to_string();
+    return fmt::format("{}:{}:{}/{}", publish.host_address.is_v6() ? "[" + address + "]" : address,
+                       publish.host_port, publish.guest_port, publish.udp ? "udp" : "tcp");
+}
+
+std::string to_string(const NetOption& net) {
+    std::string text{to_string(net.mode)};
+    if (net.subnet) text += ",subnet=" + net.subnet->to_string();
+    if (net.address) text += ",address=" + net.address->to_string();
+    if (net.mac) text += ",mac=" + *net.mac;
+    if (net.mtu) text += fmt::format(",mtu={}", *net.mtu);
+    if (net.pool) text += ",pool=" + net.pool->to_string();
+    if (net.queues != 1) text += fmt::format(",queues={}", net.queues);
+    return text;
+}
+
 std::string parse_name(std::string_view text) {
     std::string name{text};
     std::transform(name.begin(), name.end(), name.begin(),

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/network_v4.hpp>
 #include <chrono>
 #include <cstdint>
@@ -31,6 +31,20 @@ struct NetOption {
     unsigned queues = 1;
 };
 NetOption parse_net(std::string_view text);
+
+/// What --publish says: [HOSTIP:]HOSTPORT:GUESTPORT[/tcp|/udp]
+struct PublishOption {
+    boost::asio::ip::address host_address = boost::asio::ip::address_v4::loopback();
+    std::uint16_t host_port = 0;  ///< 0: the kernel picks one
+    std::uint16_t guest_port = 0;
+    bool udp = false;
+};
+PublishOption parse_publish(std::string_view text);
+/// As it is written on the command line.
+std::string to_string(const PublishOption& publish);
+
+/// The reverse of parse_net().
+std::string to_string(const NetOption& net);
 
 /// A VM's name is a host name (RFC 1123, one label): letters, digits and '-', at most 63.
 /// Returns it in lower case.

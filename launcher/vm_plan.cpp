@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "launcher/publish.h"
+
 namespace qvm {
 
 namespace {
@@ -23,23 +25,30 @@ std::string indented(std::string_view text, std::size_t columns) {
     return result;
 }
 
-std::optional<QemuNic> make_nic(const NetOption& net,
-                                const std::optional<netns::NetworkPlan>& network, bool vhost) {
+std::optional<QemuNic> make_nic(const VmOptions& options,
+                                const std::optional<netns::NetworkPlan>& network,
+                                const std::optional<netns::GuestPlan>& guest, bool vhost) {
+    const auto net = options.net_or_default();
     if (net.mode == NetOption::Mode::none) return std::nullopt;
-    if (!network && net.mac) netns::check_mac(*net.mac);
-    if (!network) return QemuNic{.mac = net.mac.value_or("")};
-    return QemuNic{
-        .mac = network->guest_mac, .mtu = network->mtu, .queues = network->queues, .vhost = vhost};
+    if (network && guest)
+        return QemuNic{
+            .mac = guest->mac, .mtu = network->mtu, .queues = guest->queues, .vhost = vhost};
+    if (net.mac) netns::check_mac(*net.mac);
+    QemuNic nic{.mac = net.mac.value_or("")};
+    for (const auto& port : options.publish) nic.host_forwards.push_back(host_forward(port));
+    return nic;
 }
 
 }  // namespace
 
-VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const std::string& name,
-                    const std::optional<ImageFacts>& image,
-                    const std::optional<netns::NetworkPlan>& network, bool vhost) {
+VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const std::string& name,
+                    const std::optional<ImageFacts>& image, Writes writes,
+                    const std::optional<netns::NetworkPlan>& network,
+                    const std::optional<netns::GuestPlan>& guest, bool vhost) {
     VmPlan plan;
     plan.name = name;
     plan.network = network;
+    plan.guest = guest;
     auto& qemu = plan.qemu;
     qemu.name = name;
     qemu.memory_mib = options.memory_mib;
@@ -47,9 +56,10 @@ VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const s
     qemu.kvm = accel.kvm;
     if (image)
         qemu.disk = QemuDisk{.format = image->format,
-                             .persist = options.persist,
+                             .persist = writes == Writes::image,
+                             .keep = writes != Writes::throw_away,
                              .trust_backing = options.trust_backing};
-    qemu.nic = make_nic(options.net, network, vhost);
+    qemu.nic = make_nic(options, network, guest, vhost);
     if (options.kernel) qemu.kernel = options.kernel->string();
     if (options.initrd) qemu.initrd = options.initrd->string();
     if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
@@ -57,8 +67,9 @@ VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const s
     return plan;
 }
 
-std::optional<netns::NetworkSpec> network_spec(const NetOption& net, const std::string& name,
+std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
                                                const std::string& id) {
+    const auto net = options.net_or_default();
     if (net.mode == NetOption::Mode::user || net.mode == NetOption::Mode::none) return std::nullopt;
     netns::NetworkSpec spec;
     spec.mode = to_netns(net.mode);
@@ -70,6 +81,7 @@ std::optional<netns::NetworkSpec> network_spec(const NetOption& net, const std::
     spec.queues = net.queues;
     spec.id = id;
     spec.guest_name = name;
+    spec.shared = options.group.has_value();
     return spec;
 }
 
@@ -93,7 +105,7 @@ std::string describe(const VmPlan& plan) {
     if (plan.network) {
         std::size_t number = 0;
         text += "network:\n";
-        for (const auto& step : netns::describe(*plan.network))
+        for (const auto& step : netns::describe(*plan.network, *plan.guest))
             text += fmt::format("{:>3}. {}\n", ++number, indented(step, 5));
         text += "\n";
     }

@@ -22,17 +22,22 @@ struct ImageFacts {
 struct VmPlan {
     std::string name;
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
+    std::optional<netns::GuestPlan> guest;      ///< in that network
     QemuSpec qemu;
 };
 
-/// Pure. Throws std::exception for what does not fit together.
-VmPlan make_vm_plan(const RunOptions& options, const AccelChoice& accel, const std::string& name,
-                    const std::optional<ImageFacts>& image,
-                    const std::optional<netns::NetworkPlan>& network, bool vhost);
+/// How a VM's disk is written to.
+enum class Writes { throw_away, keep_overlay, image };
 
-/// The network's specification from --net; nothing for modes without a namespace. `id` is the
-/// run's own, of at most 8 characters.
-std::optional<netns::NetworkSpec> network_spec(const NetOption& net, const std::string& name,
+/// Pure. Throws std::exception for what does not fit together.
+VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const std::string& name,
+                    const std::optional<ImageFacts>& image, Writes writes,
+                    const std::optional<netns::NetworkPlan>& network,
+                    const std::optional<netns::GuestPlan>& guest, bool vhost);
+
+/// The network's specification from --net and --group; nothing for modes without a namespace. `id`
+/// is the run's own, of at most 8 characters.
+std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
                                                const std::string& id);
 
 /// A name for a VM that was given none: the image's, made a host name, and `suffix`.

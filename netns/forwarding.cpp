@@ -44,19 +44,29 @@ std::string namespace_suffix() {
 /// decided one at a time. The kernel drops it with its holder.
 UniqueFd lock_directory(const fs::path& directory) {
     const auto step = fmt::format("lock '{}'", directory.string());
-    UniqueFd fd{check(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC), step)};
-    check(::flock(fd.get(), LOCK_EX), step);
-    return fd;
+    for (;;) {
+        if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) check(-1, step);
+        UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+        if (!fd && errno == ENOENT) continue;  // removed since
+        check(fd.get(), step);
+        check(::flock(fd.get(), LOCK_EX), step);
+        struct stat status {};
+        check(::fstat(fd.get(), &status), step);
+        if (status.st_nlink > 0) return fd;
+    }
 }
 
-/// Puts the setting back and removes the file, if no other lease shares it. The directory's lock
-/// must be held, and from before `fd` was opened where that is not a lease of ours.
-void release(const fs::path& file, const std::string& interface, int fd) {
-    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return;
+/// Puts the setting back and removes the file, if no other lease shares it; whether it did. The
+/// directory's lock must be held, and from before `fd` was opened where that is not a lease of
+/// ours.
+bool release(const fs::path& file, const std::string& interface, int fd) {
+    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return false;
     // The interface may be gone by now; then there is nothing to put back.
     std::error_code ignored;
     if (fs::exists(setting_path(interface), ignored)) write_setting(interface, '0');
     ::unlink(file.c_str());
+    ::rmdir(file.parent_path().c_str());  // when it was the last
+    return true;
 }
 
 }  // namespace
@@ -70,7 +80,10 @@ ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& i
     const auto guard = lock_directory(directory);
     const bool off = read_setting(interface) == '0';
     // On, and not by a lease: nothing to put back.
-    if (!off && !fs::exists(file_)) return;
+    if (!off && !fs::exists(file_)) {
+        ::rmdir(directory.c_str());
+        return;
+    }
     const auto step = fmt::format("lock '{}'", file_.string());
     lock_.reset(check(::open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600), step));
     check(::flock(lock_.get(), LOCK_SH), step);
@@ -89,9 +102,10 @@ ForwardingLease::~ForwardingLease() {
     }
 }
 
-void sweep_forwarding(const fs::path& directory) {
+std::vector<std::string> sweep_forwarding(const fs::path& directory) {
+    std::vector<std::string> interfaces;
     std::error_code ignored;
-    if (!fs::exists(directory, ignored)) return;
+    if (!fs::is_directory(fs::symlink_status(directory, ignored))) return interfaces;
     const auto guard = lock_directory(directory);
     const auto suffix = namespace_suffix();
     for (const auto& entry : fs::directory_iterator(directory, ignored)) {
@@ -99,11 +113,15 @@ void sweep_forwarding(const fs::path& directory) {
         if (!name.ends_with(suffix)) continue;
         try {
             UniqueFd fd{check(::open(entry.path().c_str(), O_RDWR | O_CLOEXEC), "open")};
-            release(entry.path(), name.substr(0, name.size() - suffix.size()), fd.get());
+            auto interface = name.substr(0, name.size() - suffix.size());
+            if (release(entry.path(), interface, fd.get()))
+                interfaces.push_back(std::move(interface));
         } catch (const Error&) {
             // Somebody else was faster, or it cannot be written: the next sweep tries again.
         }
     }
+    ::rmdir(directory.c_str());
+    return interfaces;
 }
 
 }  // namespace qvm::netns

@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <vector>
 
 #include "netns/unique_fd.h"
 
@@ -14,12 +15,13 @@ void enable_forwarding(const std::string& interface = "all");
 /// IPv4 forwarding of one interface that is not ours, held on while anybody needs it and put back
 /// to what it was after the last one.
 ///
-/// `directory` holds one file for every interface whose setting was changed, and every user keeps
-/// a shared lock on it; whoever gets the exclusive lock is the last. The kernel drops locks with
-/// their holder, so after a SIGKILL the next sweep_forwarding() puts the setting back.
+/// `directory` (made with the first lease, removed with the last) holds one file for every
+/// interface whose setting was changed, and every user keeps a shared lock on it; whoever gets the
+/// exclusive lock is the last. The kernel drops locks with their holder, so after a SIGKILL the
+/// next sweep_forwarding() puts the setting back.
 class ForwardingLease {
   public:
-    /// Throws Error. `directory` must exist.
+    /// Throws Error. The parent of `directory` must exist.
     ForwardingLease(const std::filesystem::path& directory, const std::string& interface);
     ForwardingLease(ForwardingLease&&) = default;
     ForwardingLease& operator=(ForwardingLease&&) = delete;
@@ -30,8 +32,9 @@ class ForwardingLease {
     UniqueFd lock_;  ///< none where forwarding was on already
 };
 
-/// Puts back what leases of dead processes left on, in this network namespace. A file that it
-/// cannot handle stays for the next sweep. Throws Error where `directory` cannot be locked.
-void sweep_forwarding(const std::filesystem::path& directory);
+/// Puts back what leases of dead processes left on, in this network namespace, and returns the
+/// interfaces. A file that it cannot handle stays for the next sweep. Throws Error where
+/// `directory` cannot be locked.
+std::vector<std::string> sweep_forwarding(const std::filesystem::path& directory);
 
 }  // namespace qvm::netns

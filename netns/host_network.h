@@ -37,6 +37,8 @@ class Claim {
     static std::optional<Claim> take(const boost::asio::ip::network_v4& network);
 
     [[nodiscard]] const boost::asio::ip::network_v4& network() const noexcept { return network_; }
+    /// Owned by this object. The claim lasts as long as any duplicate.
+    [[nodiscard]] int fd() const noexcept { return socket_.get(); }
 
   private:
     Claim(UniqueFd socket, const boost::asio::ip::network_v4& network)

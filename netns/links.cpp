@@ -112,18 +112,22 @@ Request add_address(const std::string& name, int index, const boost::asio::ip::a
     return built(error, message, std::move(step));
 }
 
-Request add_default_route(int index, const boost::asio::ip::address& gateway) {
-    auto step = fmt::format("add default route via {}", gateway.to_string());
+Request add_route(const boost::asio::ip::network_v4& network, int index,
+                  const boost::asio::ip::address_v4& gateway) {
+    const auto what = network.prefix_length() == 0
+                          ? "default route"
+                          : fmt::format("route to {}", network.to_string());
+    auto step = fmt::format("add {} via {}", what, gateway.to_string());
     auto via = to_nl(gateway, step);
+    auto destination = to_nl(network.network(), step);
+    nl_addr_set_prefixlen(destination.get(), network.prefix_length());
     auto route = allocated(Route{rtnl_route_alloc()}, step);
     auto* hop = rtnl_route_nh_alloc();
     if (hop == nullptr) throw Error(step, ENOMEM);
     rtnl_route_nh_set_ifindex(hop, index);
     rtnl_route_nh_set_gateway(hop, via.get());
     rtnl_route_add_nexthop(route.get(), hop);
-    LinkAddress any{nl_addr_build(gateway.is_v4() ? AF_INET : AF_INET6, nullptr, 0)};
-    nl_addr_set_prefixlen(any.get(), 0);
-    rtnl_route_set_dst(route.get(), any.get());
+    rtnl_route_set_dst(route.get(), destination.get());
     nl_msg* message = nullptr;
     const int error =
         rtnl_route_build_add_request(route.get(), NLM_F_CREATE | NLM_F_EXCL, &message);

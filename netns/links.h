@@ -27,8 +27,9 @@ Request set_up(const std::string& name, int index, int master = 0, unsigned mtu 
 Request add_address(const std::string& name, int index, const boost::asio::ip::address& address,
                     unsigned prefix_length);
 
-/// The default route through `gateway` on interface `index`.
-Request add_default_route(int index, const boost::asio::ip::address& gateway);
+/// A route to `network` (0.0.0.0/0: the default route) through `gateway` on interface `index`.
+Request add_route(const boost::asio::ip::network_v4& network, int index,
+                  const boost::asio::ip::address_v4& gateway);
 
 /// Deletes an interface; with a veth both ends go.
 Request delete_link(const std::string& name, int index);

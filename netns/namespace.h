@@ -18,6 +18,8 @@ class Namespace {
                             const std::function<void()>& meanwhile = {});
     /// The namespace of the calling thread. Throws Error.
     static Namespace current();
+    /// Takes over `fd`, a descriptor of a namespace.
+    explicit Namespace(UniqueFd fd) : fd_(std::move(fd)) {}
 
     /// Runs `work` inside the namespace, on a thread of its own that ends with it: the calling
     /// thread never changes namespace, so nothing has to be switched back. What `work` opens
@@ -28,8 +30,6 @@ class Namespace {
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
 
   private:
-    explicit Namespace(UniqueFd fd) : fd_(std::move(fd)) {}
-
     UniqueFd fd_;
 };
 

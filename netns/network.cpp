@@ -4,11 +4,11 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <iterator>
 #include <thread>
 
 #include "netns/error.h"
 #include "netns/links.h"
-#include "netns/tap.h"
 
 namespace qvm::netns {
 
@@ -18,34 +18,44 @@ namespace {
 constexpr int loopback_index = 1;
 constexpr int inner_link_index = 100;
 constexpr int bridge_index = 101;
+constexpr const char* tap_names = "tap%d";  // of guests that share a bridge
 constexpr const char* bridge_mac = "52:54:00:00:00:01";
 
-std::vector<Request> inside_requests(const NetworkPlan& plan, int tap_index, int host_namespace) {
+/// The LAN without its guests: the bridge where there is one, and the uplink.
+std::vector<Request> inside_requests(const NetworkPlan& plan, int host_namespace) {
     std::vector<Request> requests;
-    const bool flat = plan.mode == Mode::flat;
     requests.push_back(set_up("lo", loopback_index));
     if (plan.uplink)
         requests.push_back(add_veth(inner_link_name, inner_link_index, plan.uplink->host_link,
                                     host_namespace, plan.mtu));
+    if (!plan.bridged) return requests;
     requests.push_back(add_bridge(bridge_name, bridge_index, bridge_mac, plan.mtu));
-    requests.push_back(set_up(tap_name, tap_index, bridge_index, plan.mtu));
+    return requests;
+}
+
+std::vector<Request> address_requests(const NetworkPlan& plan, int tap_index) {
+    std::vector<Request> requests;
+    const int lan_index = plan.bridged ? bridge_index : tap_index;
     requests.push_back(
-        add_address(bridge_name, bridge_index, plan.bridge, plan.subnet.prefix_length()));
-    requests.push_back(set_up(bridge_name, bridge_index));
+        add_address(lan_interface(plan), lan_index, plan.own_address, plan.subnet.prefix_length()));
+    if (plan.bridged) requests.push_back(set_up(bridge_name, bridge_index));
     if (!plan.uplink) return requests;
+    const bool flat = plan.mode == Mode::flat;
     if (!flat)
         requests.push_back(add_address(inner_link_name, inner_link_index,
                                        plan.uplink->inner_address, plan.uplink->prefix_length));
     requests.push_back(set_up(inner_link_name, inner_link_index, flat ? bridge_index : 0));
     requests.push_back(
-        add_default_route(flat ? bridge_index : inner_link_index, plan.uplink->host_address));
+        add_route({}, flat ? bridge_index : inner_link_index, plan.uplink->host_address));
     return requests;
 }
 
 /// A socket of the calling thread's namespace, bound to the DNS relay's address there.
-UniqueFd bind_dns(int type) {
+UniqueFd bind_dns_socket(int type) {
     const std::string step = "bind the DNS relay inside the namespace";
     UniqueFd fd{check(::socket(AF_INET, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), step)};
+    const int on = 1;  // connections of a relay before us may linger
+    check(::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), step);
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(dns_relay_port);
@@ -55,24 +65,49 @@ UniqueFd bind_dns(int type) {
     return fd;
 }
 
+Network::DnsSockets bind_dns_sockets() {
+    return {bind_dns_socket(SOCK_DGRAM), bind_dns_socket(SOCK_STREAM)};
+}
+
 }  // namespace
 
-Network::Network(const NetworkPlan& plan, Claims claims, RouteSocket& host,
+Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims, RouteSocket& host,
                  const std::filesystem::path& forwarding_directory,
                  const std::function<void()>& namespace_ready)
     : claims_(std::move(claims)),
       host_(host),
-      space_(create_space(plan, forwarding_directory, namespace_ready)) {
+      space_(create_space(plan, guest, forwarding_directory, namespace_ready)) {
     if (plan.uplink) build_uplink(*plan.uplink);
 }
 
-Namespace Network::create_space(const NetworkPlan& plan,
+Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
+                 RouteSocket& host, const std::filesystem::path& forwarding_directory)
+    : host_(host), space_(std::move(shared.at(0))) {
+    std::move(shared.begin() + 1, shared.end(), std::back_inserter(joined_));
+    space_.run([&] { add_tap(plan, guest); });
+    if (!plan.uplink) return;
+    host_link_ = plan.uplink->host_link;
+    host_link_index_ = interface_index(host_link_);
+    if (!plan.uplink->interface.empty())
+        forwarding_.emplace(forwarding_directory, plan.uplink->interface);
+}
+
+std::vector<int> Network::shared() const {
+    std::vector<int> result{space_.fd()};
+    if (host_rules_) result.push_back(host_rules_->fd());
+    for (const auto* claim : {&claims_.link, &claims_.subnet})
+        if (*claim) result.push_back((*claim)->fd());
+    for (const auto& fd : joined_) result.push_back(fd.get());
+    return result;
+}
+
+Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
                                 const std::filesystem::path& forwarding_directory,
                                 const std::function<void()>& namespace_ready) {
     const auto host_space = Namespace::current();
     const auto inside = [&] {
         if (namespace_ready) namespace_ready();
-        build_inside(plan, host_space);
+        build_inside(plan, guest, host_space);
     };
     return Namespace::create(inside, [&] { prepare_host(plan, forwarding_directory); });
 }
@@ -85,16 +120,33 @@ void Network::prepare_host(const NetworkPlan& plan,
         forwarding_.emplace(forwarding_directory, plan.uplink->interface);
 }
 
-void Network::build_inside(const NetworkPlan& plan, const Namespace& host_space) {
-    tap_ = open_tap(tap_name, plan.queues);
-    vhost_ = open_vhost(plan.queues);
+void Network::build_inside(const NetworkPlan& plan, const GuestPlan& guest,
+                           const Namespace& host_space) {
+    tap_ = open_tap(plan.bridged ? tap_names : tap_name, guest.queues);
+    vhost_ = open_vhost(guest.queues);
+    const int tap_index = interface_index(tap_.name);
+    auto requests = inside_requests(plan, host_space.fd());
+    requests.push_back(set_up(tap_.name, tap_index, plan.bridged ? bridge_index : 0, plan.mtu));
+    for (auto& request : address_requests(plan, tap_index)) requests.push_back(std::move(request));
     RouteSocket inside;
-    inside.transact(inside_requests(plan, interface_index(tap_name), host_space.fd()));
+    inside.transact(std::move(requests));
     enable_forwarding();
-    if (auto table = inner_table(plan)) inner_rules_.emplace().commit(*table);
-    if (!plan.uplink) return;
-    dns_udp_ = bind_dns(SOCK_DGRAM);
-    dns_tcp_ = bind_dns(SOCK_STREAM);
+    if (auto table = inner_table(plan, guest)) inner_rules_.emplace().commit(*table);
+    if (plan.uplink) dns_ = bind_dns_sockets();
+}
+
+/// Inside a network that is there already.
+void Network::add_tap(const NetworkPlan& plan, const GuestPlan& guest) {
+    tap_ = open_tap(tap_names, guest.queues);
+    vhost_ = open_vhost(guest.queues);
+    std::vector<Request> requests;
+    requests.push_back(set_up(tap_.name, interface_index(tap_.name), bridge_index, plan.mtu));
+    RouteSocket inside;
+    inside.transact(std::move(requests));
+}
+
+void Network::bind_dns() {
+    space_.run([this] { dns_ = bind_dns_sockets(); });
 }
 
 void Network::build_uplink(const UplinkPlan& uplink) {
@@ -104,6 +156,8 @@ void Network::build_uplink(const UplinkPlan& uplink) {
     requests.push_back(
         add_address(uplink.host_link, host_link_index_, uplink.host_address, uplink.prefix_length));
     requests.push_back(set_up(uplink.host_link, host_link_index_));
+    if (uplink.guests)
+        requests.push_back(add_route(*uplink.guests, host_link_index_, uplink.inner_address));
     host_.transact(std::move(requests));
     enable_forwarding(uplink.host_link);
 }
@@ -115,6 +169,7 @@ void Network::detach() noexcept {
     const std::jthread rules([this] {
         host_rules_.reset();
         inner_rules_.reset();
+        joined_.clear();
     });
     try {
         std::vector<Request> requests;

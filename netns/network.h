@@ -12,6 +12,7 @@
 #include "netns/nft.h"
 #include "netns/plan.h"
 #include "netns/route_socket.h"
+#include "netns/tap.h"
 #include "netns/unique_fd.h"
 
 namespace qvm::netns {
@@ -19,54 +20,72 @@ namespace qvm::netns {
 /// A plan made real. Everything that it created hangs on descriptors of this object: when they
 /// close, by the destructor or by SIGKILL, the kernel takes the namespace, the links and the rules
 /// back. Only a forwarding setting of the host is left to the next sweep_forwarding() then.
+///
+/// A network that is shared hangs on the descriptors of all that share it: the last one to close
+/// them takes it with it.
 class Network {
   public:
-    /// Carries out `plan` in a new namespace. `host` belongs to the host's namespace and must
-    /// outlive this object; `forwarding_directory` is ForwardingLease's; `namespace_ready` is
-    /// called, on another thread, when the namespace exists and is still empty. Throws Error, and
-    /// then nothing is left.
-    Network(const NetworkPlan& plan, Claims claims, RouteSocket& host,
+    /// Carries out `plan` in a new namespace, with a TAP for `guest`. `host` belongs to the host's
+    /// namespace and must outlive this object; `forwarding_directory` is ForwardingLease's;
+    /// `namespace_ready` is called, on another thread, when the namespace exists and is still
+    /// empty. Throws Error, and then nothing is left.
+    Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims, RouteSocket& host,
             const std::filesystem::path& forwarding_directory,
             const std::function<void()>& namespace_ready = {});
+    /// Joins a network that exists: `shared` are duplicates of another member's shared(), in that
+    /// order. Throws Error.
+    Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
+            RouteSocket& host, const std::filesystem::path& forwarding_directory);
     Network(const Network&) = delete;
     Network& operator=(const Network&) = delete;
     ~Network();
 
+    /// What another process needs to share this network. Owned by this object.
+    [[nodiscard]] std::vector<int> shared() const;
+
     /// The TAP's descriptors, one a queue, and vhost's beside them (empty without vhost). They are
     /// given away: QEMU is to be their only holder, so that its end is the TAP's end.
-    [[nodiscard]] std::vector<UniqueFd> take_tap() { return std::move(tap_); }
+    [[nodiscard]] std::vector<UniqueFd> take_tap() { return std::move(tap_.queues); }
     [[nodiscard]] std::vector<UniqueFd> take_vhost() { return std::move(vhost_); }
 
     /// Sockets bound to 127.0.0.1, dns_relay_port, inside the namespace (UDP, and TCP listening);
-    /// unset without an uplink. Given away.
-    [[nodiscard]] UniqueFd take_dns_udp() { return std::move(dns_udp_); }
-    [[nodiscard]] UniqueFd take_dns_tcp() { return std::move(dns_tcp_); }
+    /// unset without an uplink and where this network was joined. Given away.
+    struct DnsSockets {
+        UniqueFd udp;
+        UniqueFd tcp;
+    };
+    [[nodiscard]] DnsSockets take_dns() { return std::move(dns_); }
+    /// Binds them anew, when the member that had them is gone. Throws Error.
+    void bind_dns();
 
     [[nodiscard]] const Namespace& space() const noexcept { return space_; }
 
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
     /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
     void detach() noexcept;
+    /// Others stay: neither detach() nor the destructor takes anything from them.
+    void leave_to_others() noexcept { host_link_index_ = 0; }
 
   private:
-    Namespace create_space(const NetworkPlan& plan,
+    Namespace create_space(const NetworkPlan& plan, const GuestPlan& guest,
                            const std::filesystem::path& forwarding_directory,
                            const std::function<void()>& namespace_ready);
     void prepare_host(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
-    void build_inside(const NetworkPlan& plan, const Namespace& host_space);
+    void build_inside(const NetworkPlan& plan, const GuestPlan& guest, const Namespace& host_space);
+    void add_tap(const NetworkPlan& plan, const GuestPlan& guest);
     void build_uplink(const UplinkPlan& uplink);
 
     Claims claims_;
     RouteSocket& host_;
-    std::vector<UniqueFd> tap_;
+    Tap tap_;
     std::vector<UniqueFd> vhost_;
-    UniqueFd dns_udp_;
-    UniqueFd dns_tcp_;
+    DnsSockets dns_;
     std::string host_link_;
     int host_link_index_ = 0;  ///< 0 while there is none
     /// Inside; kept because closing it after a commit waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
+    std::vector<UniqueFd> joined_;  ///< another member's rules and claims
     std::optional<ForwardingLease> forwarding_;
     Namespace space_;  ///< last: what is made inside is stored in the members above
 };

@@ -60,19 +60,23 @@ struct ToText {
     std::string operator()(const OutputInterface& m) const {
         return fmt::format("oifname {}\"{}\"", m.negated ? "!= " : "", m.name);
     }
-    std::string operator()(const SourceNetwork& m) const {
-        const auto text = m.network.prefix_length() == 32 ? m.network.address().to_string()
-                                                          : m.network.to_string();
-        return "ip saddr " + text;
+    static std::string text_of(const boost::asio::ip::network_v4& network) {
+        return network.prefix_length() == 32 ? network.address().to_string() : network.to_string();
     }
-    std::string operator()(const DestinationAddress& m) const {
-        return "ip daddr " + m.address.to_string();
+    std::string operator()(const SourceNetwork& m) const {
+        return "ip saddr " + text_of(m.network);
+    }
+    std::string operator()(const DestinationNetwork& m) const {
+        return "ip daddr " + text_of(m.network);
     }
     std::string operator()(const Established&) const { return "ct state established,related"; }
     std::string operator()(const Accept&) const { return "accept"; }
     std::string operator()(const Drop&) const { return "drop"; }
     std::string operator()(const Masquerade&) const { return "masquerade"; }
     std::string operator()(const Dnat& s) const { return "dnat to " + s.address.to_string(); }
+    std::string operator()(const DnatPrefix& s) const {
+        return "dnat prefix to " + s.network.to_string();
+    }
 };
 
 // --- netlink ------------------------------------------------------------------------------------
@@ -143,9 +147,7 @@ struct ToExpressions {
         interface(NFT_META_OIFNAME, m.name, m.negated);
     }
     void operator()(const SourceNetwork& m) const { address(source_offset, m.network); }
-    void operator()(const DestinationAddress& m) const {
-        address(destination_offset, {m.address, 32});
-    }
+    void operator()(const DestinationNetwork& m) const { address(destination_offset, m.network); }
     void operator()(const Established&) const {
         auto* e = add("ct");
         nftnl_expr_set_u32(e, NFTNL_EXPR_CT_KEY, NFT_CT_STATE);
@@ -157,15 +159,29 @@ struct ToExpressions {
     void operator()(const Accept&) const { verdict(NF_ACCEPT); }
     void operator()(const Drop&) const { verdict(NF_DROP); }
     void operator()(const Masquerade&) const { add("masq"); }
+    void load(std::uint32_t target, const boost::asio::ip::address_v4& value) const {
+        const auto bytes = value.to_bytes();
+        auto* e = add("immediate");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_DREG, target);
+        nftnl_expr_set(e, NFTNL_EXPR_IMM_DATA, bytes.data(), bytes.size());
+    }
+    nftnl_expr* dnat() const {
+        auto* e = add("nat");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_NAT_TYPE, NFT_NAT_DNAT);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_NAT_FAMILY, NFPROTO_IPV4);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_NAT_REG_ADDR_MIN, NFT_REG_1);
+        return e;
+    }
     void operator()(const Dnat& s) const {
-        const auto bytes = s.address.to_bytes();
-        auto* value = add("immediate");
-        nftnl_expr_set_u32(value, NFTNL_EXPR_IMM_DREG, NFT_REG_1);
-        nftnl_expr_set(value, NFTNL_EXPR_IMM_DATA, bytes.data(), bytes.size());
-        auto* nat = add("nat");
-        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_TYPE, NFT_NAT_DNAT);
-        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_FAMILY, NFPROTO_IPV4);
-        nftnl_expr_set_u32(nat, NFTNL_EXPR_NAT_REG_ADDR_MIN, NFT_REG_1);
+        load(NFT_REG_1, s.address);
+        dnat();
+    }
+    void operator()(const DnatPrefix& s) const {
+        load(NFT_REG_1, s.network.network());
+        load(NFT_REG_2, s.network.broadcast());
+        auto* e = dnat();
+        nftnl_expr_set_u32(e, NFTNL_EXPR_NAT_REG_ADDR_MAX, NFT_REG_2);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_NAT_FLAGS, NF_NAT_RANGE_NETMAP);
     }
 };
 
@@ -277,6 +293,10 @@ void Socket::Close::operator()(mnl_socket* socket) const noexcept {
 Socket::Socket() : socket_(mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC)) {
     if (!socket_) throw Error("open nfnetlink socket", errno);
     check(mnl_socket_bind(socket_.get(), 0, MNL_SOCKET_AUTOPID), "bind nfnetlink socket");
+}
+
+int Socket::fd() const noexcept {
+    return mnl_socket_get_fd(socket_.get());
 }
 
 void Socket::commit(const Table& table) {

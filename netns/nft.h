@@ -25,8 +25,8 @@ struct OutputInterface {
 struct SourceNetwork {
     boost::asio::ip::network_v4 network;
 };
-struct DestinationAddress {
-    boost::asio::ip::address_v4 address;
+struct DestinationNetwork {
+    boost::asio::ip::network_v4 network;
 };
 /// ct state established,related
 struct Established {};
@@ -38,9 +38,13 @@ struct Masquerade {};
 struct Dnat {
     boost::asio::ip::address_v4 address;
 };
+/// One to one: the network's bits are exchanged, the host's bits stay (Linux 5.8).
+struct DnatPrefix {
+    boost::asio::ip::network_v4 network;
+};
 
-using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationAddress,
-                               Established, Accept, Drop, Masquerade, Dnat>;
+using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
+                               Established, Accept, Drop, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept, at the standard priority of its hook.
@@ -73,6 +77,9 @@ class Socket {
 
     /// Creates the table in one transaction. Throws Error with the table's name.
     void commit(const Table& table);
+
+    /// Owned by this object. A duplicate keeps the tables as well as the original does.
+    [[nodiscard]] int fd() const noexcept;
 
   private:
     struct Close {

@@ -19,6 +19,7 @@ constexpr unsigned smallest_mtu = 576;   // RFC 791: what every IPv4 host must t
 constexpr unsigned largest_mtu = 65520;  // a TAP's largest, with the Ethernet header
 constexpr unsigned shortest_prefix = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
+constexpr unsigned widest_link = 24;     // prefix of a shared network's host addresses
 constexpr unsigned most_queues = 256;    // MAX_TAP_QUEUES of the kernel
 
 // Where a VPN routes the first, the second is still free.
@@ -81,16 +82,24 @@ ip::network_v4 choose_subnet(const NetworkSpec& spec, const HostNetwork& host) {
     throw Error("choose a subnet", "the host has routes to all of " + subnets.to_string());
 }
 
+/// A guest that is alone needs a /31; guests that share a network as many addresses as it has.
+unsigned link_prefix(const NetworkSpec& spec) {
+    if (!spec.shared) return 31;
+    return std::max<unsigned>(widest_link, spec.subnet ? spec.subnet->prefix_length() : 24);
+}
+
 Claim claim_link(const NetworkSpec& spec, const HostNetwork& host) {
+    const auto prefix = link_prefix(spec);
     if (spec.pool) {
-        check_network("pool", *spec.pool, 31);
-        if (auto claim = claim_from(*spec.pool, 31, host.used)) return std::move(*claim);
+        check_network("pool", *spec.pool, prefix);
+        if (auto claim = claim_from(*spec.pool, prefix, host.used)) return std::move(*claim);
         throw Error(fmt::format("pool {}", spec.pool->to_string()),
-                    "no /31 in it is free of the host's routes");
+                    fmt::format("no /{} in it is free of the host's routes", prefix));
     }
     for (const auto& pool : default_pools)
-        if (auto claim = claim_from(pool, 31, host.used)) return std::move(*claim);
-    throw Error("choose a /31", "the host has routes to all of 10.213.0.0/16 and 172.29.0.0/16");
+        if (auto claim = claim_from(pool, prefix, host.used)) return std::move(*claim);
+    throw Error(fmt::format("choose a /{}", prefix),
+                "the host has routes to all of 10.213.0.0/16 and 172.29.0.0/16");
 }
 
 Claim claim_flat_subnet(const NetworkSpec& spec, const HostNetwork& host) {
@@ -118,15 +127,39 @@ unsigned choose_mtu(const NetworkSpec& spec, const HostNetwork& host) {
     return std::clamp(host.uplink->mtu, smallest_mtu, largest_mtu);
 }
 
-void check_guest_address(const NetworkPlan& plan) {
-    const auto text = fmt::format("address {}", plan.guest_address.to_string());
-    if (!overlap({plan.guest_address, 32}, plan.subnet))
+void check_guest_address(const ip::address_v4& address, const NetworkPlan& plan) {
+    const auto text = fmt::format("address {}", address.to_string());
+    if (!overlap({address, 32}, plan.subnet))
         throw Error(text, "is not in the subnet " + plan.subnet.to_string());
-    if (plan.guest_address == plan.gateway || plan.guest_address == plan.bridge)
+    if (address == plan.gateway || address == plan.own_address)
         throw Error(text, "is the gateway's");
-    if (plan.guest_address == plan.subnet.network() ||
-        plan.guest_address == plan.subnet.broadcast())
+    if (address == plan.subnet.network() || address == plan.subnet.broadcast())
         throw Error(text, "is the subnet's network or broadcast address");
+}
+
+/// The first address from .10 on that nobody has, and only then those below.
+ip::address_v4 choose_address(const NetworkPlan& plan, const std::vector<ip::address_v4>& taken) {
+    const auto size = std::uint32_t{1} << (32 - plan.subnet.prefix_length());
+    const std::uint32_t first = plan.subnet.prefix_length() <= 28 ? 10 : 3;
+    for (std::uint32_t i = 0; i < size; ++i) {
+        const auto address = nth(plan.subnet, (first + i) % size);
+        const bool special = address == plan.gateway || address == plan.own_address ||
+                             address == plan.subnet.network() || address == plan.subnet.broadcast();
+        if (!special && std::find(taken.begin(), taken.end(), address) == taken.end())
+            return address;
+    }
+    throw Error(fmt::format("subnet {}", plan.subnet.to_string()), "has no address left");
+}
+
+std::optional<ip::address_v4> host_address_of(const NetworkPlan& plan,
+                                              const ip::address_v4& guest) {
+    if (!plan.uplink) return std::nullopt;
+    if (plan.mode == Mode::flat) return guest;
+    const auto& guests = plan.uplink->guests;
+    if (!guests) return plan.uplink->inner_address;
+    const auto number = guest.to_uint() - plan.subnet.network().to_uint();
+    if (number > guests->broadcast().to_uint() - guests->network().to_uint()) return std::nullopt;
+    return nth({guests->network(), guests->prefix_length()}, number);
 }
 
 /// The same in every run, and different for each address of a subnet.
@@ -152,13 +185,13 @@ UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const C
         if (!host.uplink)
             throw Error("find the uplink", "the host has no route to the outside for 'flat'");
         uplink.host_address = plan.gateway;
-        uplink.inner_address = plan.bridge;
+        uplink.inner_address = plan.own_address;
         uplink.prefix_length = plan.subnet.prefix_length();
     } else {
         const auto& link = claims.link.value().network();
         uplink.host_address = nth(link, 0);
         uplink.inner_address = nth(link, 1);
-        uplink.prefix_length = link.prefix_length();
+        if (link.prefix_length() < uplink.prefix_length) uplink.guests = link;
     }
     return uplink;
 }
@@ -188,31 +221,68 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     plan.subnet = claims.subnet ? claims.subnet->network() : choose_subnet(spec, host);
     check_subnet(plan.subnet, claims);
     plan.gateway = nth(plan.subnet, 1);
-    plan.bridge = spec.mode == Mode::flat ? nth(plan.subnet, 2) : plan.gateway;
-    plan.guest_name = spec.guest_name;
-    const std::uint32_t first_guest = plan.subnet.prefix_length() <= 28 ? 10 : 3;
-    plan.guest_address = spec.address.value_or(nth(plan.subnet, first_guest));
-    check_guest_address(plan);
-    if (spec.mac) check_mac(*spec.mac);
-    plan.guest_mac = spec.mac.value_or(default_mac(plan.guest_address));
-    plan.queues = spec.queues;
-    if (plan.queues < 1 || plan.queues > most_queues)
-        throw Error(fmt::format("queues {}", plan.queues),
-                    fmt::format("must be 1 to {}", most_queues));
+    plan.own_address = spec.mode == Mode::flat ? nth(plan.subnet, 2) : plan.gateway;
+    plan.bridged = spec.shared || spec.mode == Mode::flat;
     if (spec.mode != Mode::isolated) plan.uplink = plan_uplink(plan, host, claims);
     return plan;
 }
 
-std::optional<nft::Table> inner_table(const NetworkPlan& plan) {
+GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
+                     const std::vector<ip::address_v4>& taken) {
+    GuestPlan guest;
+    guest.name = spec.guest_name;
+    guest.address = spec.address ? *spec.address : choose_address(plan, taken);
+    check_guest_address(guest.address, plan);
+    if (std::find(taken.begin(), taken.end(), guest.address) != taken.end())
+        throw Error(fmt::format("address {}", guest.address.to_string()),
+                    "is another guest's in this group");
+    if (spec.mac) check_mac(*spec.mac);
+    guest.mac = spec.mac.value_or(default_mac(guest.address));
+    guest.queues = spec.queues;
+    if (guest.queues < 1 || guest.queues > most_queues)
+        throw Error(fmt::format("queues {}", guest.queues),
+                    fmt::format("must be 1 to {}", most_queues));
+    guest.host_address = host_address_of(plan, guest.address);
+    return guest;
+}
+
+void check_same(const NetworkSpec& spec, const NetworkPlan& plan) {
+    if (spec.mode != plan.mode)
+        throw Error("mode", fmt::format("the group's network is {}", to_string(plan.mode)));
+    if (spec.subnet && *spec.subnet != plan.subnet)
+        throw Error(fmt::format("subnet {}", spec.subnet->to_string()),
+                    fmt::format("the group's network is {}", plan.subnet.to_string()));
+    if (spec.mtu && *spec.mtu != plan.mtu)
+        throw Error(fmt::format("mtu {}", *spec.mtu),
+                    fmt::format("the group's network has {}", plan.mtu));
+    const auto link = plan.uplink ? plan.uplink->guests : std::nullopt;
+    if (spec.pool && link && !overlap(*spec.pool, *link))
+        throw Error(fmt::format("pool {}", spec.pool->to_string()),
+                    fmt::format("the group's host addresses are {}", link->to_string()));
+}
+
+const char* lan_interface(const NetworkPlan& plan) {
+    return plan.bridged ? bridge_name : tap_name;
+}
+
+std::string_view to_string(Mode mode) {
+    if (mode == Mode::isolated) return "isolated";
+    return mode == Mode::flat ? "flat" : "nat";
+}
+
+std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest) {
     if (plan.mode != Mode::nat) return std::nullopt;
     const auto& uplink = plan.uplink.value();
     using namespace nft;
+    const Rule to_guest =
+        uplink.guests ? Rule{InputInterface{inner_link_name}, DestinationNetwork{*uplink.guests},
+                             DnatPrefix{{plan.subnet.network(), uplink.guests->prefix_length()}}}
+                      : Rule{InputInterface{inner_link_name},
+                             DestinationNetwork{{uplink.inner_address, 32}}, Dnat{guest.address}};
     return Table{
         .name = "qvm",
         .chains = {
-            {Chain::Hook::prerouting_nat,
-             {{InputInterface{inner_link_name}, DestinationAddress{uplink.inner_address},
-               Dnat{plan.guest_address}}}},
+            {Chain::Hook::prerouting_nat, {to_guest}},
             {Chain::Hook::postrouting_nat,
              {{OutputInterface{inner_link_name}, SourceNetwork{plan.subnet}, Masquerade{}}}}}};
 }
@@ -239,7 +309,7 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
                             {Chain::Hook::postrouting_nat, {masquerade}}}};
 }
 
-std::vector<std::string> dnsmasq_command(const NetworkPlan& plan) {
+std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory) {
     const auto subnet = plan.subnet.network().to_string();
     const auto mask = plan.subnet.netmask().to_string();
     std::vector<std::string> command{
@@ -251,7 +321,7 @@ std::vector<std::string> dnsmasq_command(const NetworkPlan& plan) {
         "--group=root",
         "--log-facility=-",
         "--quiet-dhcp",
-        fmt::format("--interface={}", bridge_name),
+        fmt::format("--interface={}", lan_interface(plan)),
         "--except-interface=lo",
         "--bind-interfaces",
         "--no-hosts",
@@ -261,53 +331,75 @@ std::vector<std::string> dnsmasq_command(const NetworkPlan& plan) {
         "--dhcp-authoritative",
         "--dhcp-ignore-clid",
         fmt::format("--dhcp-range={},static,{},12h", subnet, mask),
-        // With its domain, since a bare name can be a keyword there ("ignore").
-        fmt::format("--dhcp-host={},{},{}.{}", plan.guest_mac, plan.guest_address.to_string(),
-                    plan.guest_name, domain),
+        fmt::format("--dhcp-hostsfile={}/dhcp-hosts", directory),
+        fmt::format("--addn-hosts={}/hosts", directory),
         fmt::format("--dhcp-option=option:router,{}", plan.gateway.to_string()),
-        fmt::format("--dhcp-option=option:dns-server,{}", plan.bridge.to_string()),
+        fmt::format("--dhcp-option=option:dns-server,{}", plan.own_address.to_string()),
         fmt::format("--dhcp-option=option:mtu,{}", plan.mtu),
         fmt::format("--domain={}", domain),
         fmt::format("--local=/{}/", domain),
-        fmt::format("--host-record={0},{0}.{1},{2}", plan.guest_name, domain,
-                    plan.guest_address.to_string()),
     };
-    if (plan.guest_name != "gateway")
-        command.push_back(
-            fmt::format("--host-record=gateway,gateway.{},{}", domain, plan.gateway.to_string()));
     if (plan.uplink) command.push_back(fmt::format("--server=127.0.0.1#{}", dns_relay_port));
     return command;
 }
 
-std::vector<std::string> describe(const NetworkPlan& plan) {
+std::string dhcp_hosts(const std::vector<GuestPlan>& guests) {
+    std::string text;
+    // With its domain, since a bare name can be a keyword there ("ignore").
+    for (const auto& guest : guests)
+        text +=
+            fmt::format("{},{},{}.{}\n", guest.mac, guest.address.to_string(), guest.name, domain);
+    return text;
+}
+
+std::string dns_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests) {
+    std::string text;
+    bool gateway_is_free = true;
+    for (const auto& guest : guests) {
+        text += fmt::format("{0} {1} {1}.{2}\n", guest.address.to_string(), guest.name, domain);
+        gateway_is_free = gateway_is_free && guest.name != "gateway";
+    }
+    if (gateway_is_free)
+        text += fmt::format("{} gateway gateway.{}\n", plan.gateway.to_string(), domain);
+    return text;
+}
+
+std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& guest) {
     std::vector<std::string> steps;
     const auto prefix = plan.subnet.prefix_length();
     auto add = [&](std::string step) { steps.push_back(std::move(step)); };
+    const auto own = fmt::format("{}/{}, mtu {}", plan.own_address.to_string(), prefix, plan.mtu);
     add("create a network namespace");
-    add(fmt::format("inside: add TAP {} (vnet_hdr, queues {})", tap_name, plan.queues));
+    add(fmt::format("inside: add TAP {} (vnet_hdr, queues {}){}", tap_name, guest.queues,
+                    plan.bridged ? "" : " with " + own));
     if (plan.uplink)
         add(fmt::format("inside: add veth {}, its peer {} on the host", inner_link_name,
                         plan.uplink->host_link));
-    add(fmt::format("inside: add bridge {} with {}/{}, mtu {}, ports: {}{}", bridge_name,
-                    plan.bridge.to_string(), prefix, plan.mtu, tap_name,
-                    plan.mode == Mode::flat ? fmt::format(", {}", inner_link_name) : ""));
+    if (plan.bridged)
+        add(fmt::format("inside: add bridge {} with {}, ports: {}{}", bridge_name, own, tap_name,
+                        plan.mode == Mode::flat ? fmt::format(", {}", inner_link_name) : ""));
     if (plan.mode == Mode::nat)
         add(fmt::format("inside: address {}/{} on {}", plan.uplink->inner_address.to_string(),
                         plan.uplink->prefix_length, inner_link_name));
     if (plan.uplink)
         add(fmt::format("inside: default route via {}", plan.uplink->host_address.to_string()));
     add("inside: IPv4 forwarding on");
-    if (auto table = inner_table(plan)) add("inside: " + nft::to_text(*table));
+    if (auto table = inner_table(plan, guest)) add("inside: " + nft::to_text(*table));
     if (plan.uplink) {
         add(fmt::format("host: address {}/{} on {}", plan.uplink->host_address.to_string(),
                         plan.uplink->prefix_length, plan.uplink->host_link));
+        if (plan.uplink->guests)
+            add(fmt::format("host: route to {} via {}", plan.uplink->guests->to_string(),
+                            plan.uplink->inner_address.to_string()));
         add(fmt::format("host: IPv4 forwarding on {}{}{}", plan.uplink->host_link,
                         plan.uplink->interface.empty() ? "" : " and ", plan.uplink->interface));
         add("host: " + nft::to_text(*host_table(plan)));
     }
+    auto files = "dhcp-hosts: " + dhcp_hosts({guest}) + "hosts: " + dns_hosts(plan, {guest});
+    files.pop_back();
     std::ostringstream dnsmasq;
-    for (const auto& word : dnsmasq_command(plan)) dnsmasq << ' ' << word;
-    add("inside: run" + dnsmasq.str());
+    for (const auto& word : dnsmasq_command(plan, ".")) dnsmasq << ' ' << word;
+    add("inside: run" + dnsmasq.str() + "\n" + files);
     return steps;
 }
 

@@ -4,6 +4,7 @@
 #include <boost/asio/ip/network_v4.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "netns/host_network.h"
@@ -14,6 +15,9 @@ namespace qvm::netns {
 
 /// What joins the namespace to the outside; see docs/architecture.md for the pictures.
 enum class Mode { isolated, nat, flat };
+
+/// "isolated", "nat" or "flat".
+std::string_view to_string(Mode mode);
 
 /// What the user asked for. Unset members are the plan's to choose.
 struct NetworkSpec {
@@ -26,6 +30,7 @@ struct NetworkSpec {
     unsigned queues = 1;
     std::string id;          ///< at most 8 characters, unique on the host
     std::string guest_name;  ///< the guest's host name in DHCP and DNS
+    bool shared = false;     ///< more guests may join: a bridge, and a host address for each
 };
 
 /// The veth pair between host and namespace, and the host's side of it.
@@ -35,6 +40,19 @@ struct UplinkPlan {
     boost::asio::ip::address_v4 host_address;
     boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
     unsigned prefix_length = 31;
+    /// A shared nat network's guests as the host sees them, one to one with the subnet's first
+    /// addresses.
+    std::optional<boost::asio::ip::network_v4> guests;
+};
+
+/// One guest's NIC.
+struct GuestPlan {
+    std::string name;  ///< in DHCP and DNS
+    boost::asio::ip::address_v4 address;
+    std::string mac;
+    unsigned queues = 1;
+    /// Where the host reaches it; none without an uplink, or beyond UplinkPlan::guests.
+    std::optional<boost::asio::ip::address_v4> host_address;
 };
 
 struct NetworkPlan {
@@ -42,12 +60,11 @@ struct NetworkPlan {
     std::string id;
     unsigned mtu = 1500;  ///< bytes, of every link and in DHCP
     boost::asio::ip::network_v4 subnet;
-    boost::asio::ip::address_v4 gateway;  ///< the guests' router
-    boost::asio::ip::address_v4 bridge;   ///< br0's own address; DHCP and DNS answer there
-    std::string guest_name;
-    boost::asio::ip::address_v4 guest_address;
-    std::string guest_mac;
-    unsigned queues = 1;
+    boost::asio::ip::address_v4 gateway;      ///< the guests' router
+    boost::asio::ip::address_v4 own_address;  ///< the namespace's; DHCP and DNS answer there
+    /// TAPs are ports of br0. Without it the one TAP has the namespace's address itself: the end of
+    /// a bridge holds the kernel's RTNL lock for tens of ms.
+    bool bridged = false;
     std::optional<UplinkPlan> uplink;
 };
 
@@ -59,7 +76,7 @@ struct Claims {
 
 /// Names inside the namespace; the same in each, since nobody else is there.
 inline constexpr const char* bridge_name = "br0";
-inline constexpr const char* tap_name = "tap0";
+inline constexpr const char* tap_name = "tap0";  ///< of a guest that is alone
 inline constexpr const char* inner_link_name = "up0";
 /// Where the DNS relay listens inside the namespace, on 127.0.0.1.
 inline constexpr unsigned short dns_relay_port = 5300;
@@ -72,16 +89,33 @@ void check_mac(const std::string& mac);
 /// Takes the networks that `spec` needs on this host. Throws Error where none is free.
 Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host);
 
-/// The plan for one guest. Throws Error (with the reason) for what does not fit together.
+/// The plan of the network. Throws Error (with the reason) for what does not fit together.
 NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Claims& claims);
 
+/// The plan of a guest in that network, where `taken` are the addresses of the others. Throws
+/// Error.
+GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
+                     const std::vector<boost::asio::ip::address_v4>& taken = {});
+
+/// Throws Error where `spec` asks for a network other than `plan`, which exists.
+void check_same(const NetworkSpec& spec, const NetworkPlan& plan);
+
+/// The interface with the namespace's own address in the subnet.
+const char* lan_interface(const NetworkPlan& plan);
+
 /// The namespace's own rules; nothing where it does not route.
-std::optional<nft::Table> inner_table(const NetworkPlan& plan);
+std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
 /// The host's rules; nothing without an uplink.
 std::optional<nft::Table> host_table(const NetworkPlan& plan);
-/// dnsmasq's command line, to be run inside the namespace.
-std::vector<std::string> dnsmasq_command(const NetworkPlan& plan);
+
+/// dnsmasq's command line, to be run inside the namespace. It reads the guests from two files,
+/// `dhcp-hosts` and `hosts` in `directory`, and again on SIGHUP.
+std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory);
+/// What belongs into these files.
+std::string dhcp_hosts(const std::vector<GuestPlan>& guests);
+std::string dns_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests);
+
 /// The steps that Network takes, a line or more each, for people.
-std::vector<std::string> describe(const NetworkPlan& plan);
+std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& guest);
 
 }  // namespace qvm::netns

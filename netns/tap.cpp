@@ -10,20 +10,22 @@
 
 namespace qvm::netns {
 
-std::vector<UniqueFd> open_tap(const std::string& name, unsigned queues) {
+Tap open_tap(const std::string& name, unsigned queues) {
     ifreq request{};
     name.copy(request.ifr_name, IFNAMSIZ - 1);
     // IFF_TUN_EXCL is for persistent devices; without it an existing TAP would be adopted.
     const int flags =
         IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (queues > 1 ? IFF_MULTI_QUEUE : IFF_TUN_EXCL);
     request.ifr_flags = static_cast<short>(flags);
-    std::vector<UniqueFd> result;
+    Tap result;
     for (unsigned queue = 0; queue < queues; ++queue) {
+        // The first answer has the name that the others go by.
         UniqueFd fd{
             check(::open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK), "open '/dev/net/tun'")};
         check(::ioctl(fd.get(), TUNSETIFF, &request), fmt::format("create TAP '{}'", name));
-        result.push_back(std::move(fd));
+        result.queues.push_back(std::move(fd));
     }
+    result.name = request.ifr_name;
     return result;
 }
 

@@ -7,10 +7,16 @@
 
 namespace qvm::netns {
 
-/// Opens a TAP with vnet_hdr in the calling thread's namespace and returns one descriptor a queue,
-/// owned by the caller; the interface goes with the last of them (it is not persistent).
-/// `name` must be free there. Throws Error. See Documentation/networking/tuntap.rst.
-std::vector<UniqueFd> open_tap(const std::string& name, unsigned queues);
+/// A TAP's descriptors, one a queue. The interface goes with the last of them.
+struct Tap {
+    std::string name;
+    std::vector<UniqueFd> queues;
+};
+
+/// Opens a TAP with vnet_hdr in the calling thread's namespace. A name with "%d" gets the first
+/// number that is free there; one without must be free. Throws Error.
+/// See Documentation/networking/tuntap.rst.
+Tap open_tap(const std::string& name, unsigned queues);
 
 /// Opens /dev/vhost-net, once a queue; empty where it cannot be opened. Owned by the caller.
 std::vector<UniqueFd> open_vhost(unsigned queues);

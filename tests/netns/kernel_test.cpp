@@ -39,7 +39,9 @@ TEST_CASE("a veth's host end goes when the namespace of the other end does") {
 TEST_CASE("a TAP is gone with its last descriptor") {
     auto tap = open_tap("tap7", 1);
     CHECK(interface_index("tap7") > 0);
-    tap.clear();
+    CHECK(tap.name == "tap7");
+    CHECK(open_tap("tap%d", 2).name == "tap0");
+    tap.queues.clear();
     CHECK(oracle::becomes_empty("ip -br link | grep tap7"));
 }
 

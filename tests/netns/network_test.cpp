@@ -1,5 +1,6 @@
 #include "netns/network.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/if_tun.h>
 #include <net/if.h>
@@ -25,6 +26,7 @@ struct Directory {
         path = ::mkdtemp(name);
     }
     ~Directory() { fs::remove_all(path); }
+    [[nodiscard]] fs::path leases() const { return path / "leases"; }
     fs::path path;
 };
 
@@ -38,15 +40,17 @@ NetworkSpec spec_of(Mode mode, const std::string& id = "t1") {
 
 /// A network as the launcher makes it.
 struct Made {
-    explicit Made(const NetworkSpec& spec, const fs::path& directory)
+    explicit Made(const NetworkSpec& spec, const fs::path& leases)
         : host_facts(read_host_network(host)),
           claims(claim_networks(spec, host_facts)),
           plan(make_plan(spec, host_facts, claims)),
-          network(plan, std::move(claims), host, directory) {}
+          guest(make_guest(spec, plan)),
+          network(plan, guest, std::move(claims), host, leases) {}
     RouteSocket host;
     HostNetwork host_facts;
     Claims claims;
     NetworkPlan plan;
+    GuestPlan guest;
     Network network;
 };
 
@@ -62,24 +66,22 @@ std::string picture_of_the_host() {
 
 }  // namespace
 
-TEST_CASE("isolated: a bridge with the gateway's address and a TAP, and nothing on the host") {
+TEST_CASE("isolated: a TAP with the gateway's address, and nothing on the host") {
     const Directory directory;
     const auto before = picture_of_the_host();
-    Made made{spec_of(Mode::isolated), directory.path};
+    Made made{spec_of(Mode::isolated), directory.leases()};
 
     const auto& space = made.network.space();
     const auto links = oracle::json(space, "ip -j -d link");
     const auto tap = oracle::find(links, "ifname", "tap0");
     REQUIRE(tap.is_object());
-    CHECK(tap.at("master").as_string() == "br0");
     CHECK(tap.at("linkinfo").at("info_data").at("vnet_hdr") == true);
     CHECK(tap.at("linkinfo").at("info_data").at("persist") == false);
-    CHECK(oracle::find(links, "ifname", "br0").at("linkinfo").at("info_kind") == "bridge");
     const auto addresses =
-        oracle::json(space, "ip -j -4 addr show br0").at(0).at("addr_info").at(0);
+        oracle::json(space, "ip -j -4 addr show tap0").at(0).at("addr_info").at(0);
     CHECK(addresses.at("local") == "192.168.26.1");
     CHECK(addresses.at("prefixlen") == 24);
-    CHECK(links.as_array().size() == 3);
+    CHECK(links.as_array().size() == 2);
     CHECK(picture_of_the_host() == before);
 }
 
@@ -88,9 +90,9 @@ TEST_CASE("nat: masquerade inside and outside, a /31, and the uplink's MTU all t
     const oracle::Internet internet(1400);
     const auto before = picture_of_the_host();
     {
-        Made made{spec_of(Mode::nat), directory.path};
+        Made made{spec_of(Mode::nat), directory.leases()};
         const auto& space = made.network.space();
-        for (const char* name : {"br0", "tap0", "up0"}) {
+        for (const char* name : {"tap0", "up0"}) {
             INFO(name);
             const auto link = oracle::find(oracle::json(space, "ip -j link"), "ifname", name);
             REQUIRE(link.is_object());
@@ -104,7 +106,7 @@ TEST_CASE("nat: masquerade inside and outside, a /31, and the uplink's MTU all t
         CHECK(forwarding("qvm-t1") == "1\n");
         CHECK(oracle::sh("cat /proc/sys/net/ipv4/ip_forward") == "0\n");
 
-        // A stand-in for the guest: an address of the subnet on br0's side of the router.
+        // A stand-in for the guest: an address of the subnet on the guest's side of the router.
         oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
         CHECK(oracle::answers(space, "198.51.100.7", "192.168.26.10"));
         CHECK(oracle::sh(internet.space, "ip route get 203.0.113.2").find("203.0.113.2") !=
@@ -116,7 +118,7 @@ TEST_CASE("nat: masquerade inside and outside, a /31, and the uplink's MTU all t
 TEST_CASE("nat: the server outside sees the host's address") {
     const Directory directory;
     const oracle::Internet internet;
-    Made made{spec_of(Mode::nat), directory.path};
+    Made made{spec_of(Mode::nat), directory.leases()};
     const auto& space = made.network.space();
     oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
     oracle::sh(internet.space,
@@ -135,7 +137,7 @@ TEST_CASE("nat: the server outside sees the host's address") {
 TEST_CASE("nat: a source that the guest made up does not get out") {
     const Directory directory;
     const oracle::Internet internet;
-    Made made{spec_of(Mode::nat), directory.path};
+    Made made{spec_of(Mode::nat), directory.leases()};
     const auto& space = made.network.space();
     oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo; ip addr add 8.8.8.8/32 dev lo");
     CHECK(oracle::answers(space, "198.51.100.7", "192.168.26.10"));
@@ -149,7 +151,7 @@ TEST_CASE("nat: a source that the guest made up does not get out") {
 
 TEST_CASE("nat: the VM's host address leads to the guest") {
     const Directory directory;
-    Made made{spec_of(Mode::nat), directory.path};
+    Made made{spec_of(Mode::nat), directory.leases()};
     const auto& space = made.network.space();
     oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
     // The rule, as nft reads it back.
@@ -167,7 +169,7 @@ TEST_CASE("flat: the veth's end is a port of the bridge, and the host end is the
     const oracle::Internet internet;
     const auto before = picture_of_the_host();
     {
-        Made made{spec_of(Mode::flat), directory.path};
+        Made made{spec_of(Mode::flat), directory.leases()};
         const auto& space = made.network.space();
         const auto up = oracle::find(oracle::json(space, "ip -j link"), "ifname", "up0");
         CHECK(up.at("master").as_string() == "br0");
@@ -188,49 +190,50 @@ TEST_CASE("flat: the veth's end is a port of the bridge, and the host end is the
 TEST_CASE("two nat networks have the same subnet and different /31s, and share the uplink") {
     const Directory directory;
     const oracle::Internet internet;
-    auto first = std::make_unique<Made>(spec_of(Mode::nat, "t1"), directory.path);
-    auto second = std::make_unique<Made>(spec_of(Mode::nat, "t2"), directory.path);
+    auto first = std::make_unique<Made>(spec_of(Mode::nat, "t1"), directory.leases());
+    auto second = std::make_unique<Made>(spec_of(Mode::nat, "t2"), directory.leases());
     CHECK(first->plan.subnet == second->plan.subnet);
-    CHECK(first->plan.guest_mac == second->plan.guest_mac);
+    CHECK(first->guest.mac == second->guest.mac);
     CHECK(first->plan.uplink->inner_address != second->plan.uplink->inner_address);
     CHECK(forwarding("wan0") == "1\n");
     first.reset();
     CHECK(forwarding("wan0") == "1\n");
     second.reset();
     CHECK(forwarding("wan0") == "0\n");
-    CHECK(fs::is_empty(directory.path));
+    CHECK(!fs::exists(directory.leases()));
 }
 
 TEST_CASE("forwarding that was on stays on, and what a dead process left is swept") {
     const Directory directory;
     const oracle::Internet internet;
     oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
-    { Made made{spec_of(Mode::nat), directory.path}; }
+    { Made made{spec_of(Mode::nat), directory.leases()}; }
     CHECK(forwarding("wan0") == "1\n");
 
     oracle::sh("echo 0 > /proc/sys/net/ipv4/conf/wan0/forwarding");
     std::string file;
     {
-        const ForwardingLease lease{directory.path, "wan0"};
-        file = fs::directory_iterator(directory.path)->path().filename();
-        sweep_forwarding(directory.path);
+        const ForwardingLease lease{directory.leases(), "wan0"};
+        file = fs::directory_iterator(directory.leases())->path().filename();
+        sweep_forwarding(directory.leases());
         CHECK(forwarding("wan0") == "1\n");  // in use: not swept
     }
     CHECK(forwarding("wan0") == "0\n");
     oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
-    oracle::sh("touch " + (directory.path / file).string());      // as a SIGKILL leaves it
-    oracle::sh("touch " + (directory.path / "wan0@1").string());  // another namespace's
-    sweep_forwarding(directory.path);
+    fs::create_directory(directory.leases());
+    oracle::sh("touch " + (directory.leases() / file).string());      // as a SIGKILL leaves it
+    oracle::sh("touch " + (directory.leases() / "wan0@1").string());  // another namespace's
+    sweep_forwarding(directory.leases());
     CHECK(forwarding("wan0") == "0\n");
-    CHECK(!fs::exists(directory.path / file));
-    CHECK(fs::exists(directory.path / "wan0@1"));
+    CHECK(!fs::exists(directory.leases() / file));
+    CHECK(fs::exists(directory.leases() / "wan0@1"));
 }
 
 TEST_CASE("several queues are several descriptors of one TAP") {
     const Directory directory;
     auto spec = spec_of(Mode::isolated);
     spec.queues = 3;
-    Made made{spec, directory.path};
+    Made made{spec, directory.leases()};
     const auto tap = made.network.take_tap();
     REQUIRE(tap.size() == 3);
     for (const auto& queue : tap) {
@@ -242,6 +245,48 @@ TEST_CASE("several queues are several descriptors of one TAP") {
     }
 }
 
+TEST_CASE("shared: the network is there until the last who shares it is gone") {
+    const Directory directory;
+    const oracle::Internet internet;
+    const auto before = picture_of_the_host();
+    auto spec = spec_of(Mode::nat);
+    spec.shared = true;
+    auto first = std::make_unique<Made>(spec, directory.leases());
+    CHECK(first->guest.host_address->to_string() == "10.213.0.10");
+    const auto plan = first->plan;
+    const auto guest = make_guest(spec, plan, {first->guest.address});
+    std::vector<UniqueFd> shared;
+    for (const int fd : first->network.shared())
+        shared.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    RouteSocket host;
+    std::optional<Network> second;
+    second.emplace(plan, guest, std::move(shared), host, directory.leases());
+    const auto& space = second->space();
+    auto tap = second->take_tap();
+    REQUIRE(tap.size() == 1);
+    CHECK(oracle::find(oracle::json(space, "ip -j link"), "ifname", "tap1").at("master") == "br0");
+
+    first->network.leave_to_others();
+    first.reset();
+    space.run([] { CHECK(oracle::becomes_empty("ip -br link | grep tap0")); });
+    CHECK(forwarding("wan0") == "1\n");
+    CHECK(!Claim::take(*plan.uplink->guests));
+    second->bind_dns();
+    CHECK(second->take_dns().tcp);
+    // The second guest's stand-in reaches the outside, and the host reaches it by its own address.
+    oracle::sh(space, "ip addr add 192.168.26.11/32 dev lo");
+    CHECK(oracle::answers(space, "198.51.100.7", "192.168.26.11"));
+    oracle::sh(space,
+               "socat TCP-LISTEN:22,bind=192.168.26.11,reuseaddr SYSTEM:'echo guest' "
+               ">/dev/null 2>&1 & for i in $(seq 100); do ss -ltn | grep -q :22 && exit 0; "
+               "sleep 0.02; done; exit 1");
+    CHECK(oracle::sh("socat - TCP:10.213.0.11:22") == "guest\n");
+    tap.clear();
+    second.reset();
+    CHECK(picture_of_the_host() == before);
+    CHECK(Claim::take(*plan.uplink->guests));
+}
+
 TEST_CASE("what dies with a descriptor: everything, without any clean-up of ours") {
     const Directory directory;
     const oracle::Internet internet;
@@ -250,7 +295,7 @@ TEST_CASE("what dies with a descriptor: everything, without any clean-up of ours
     const auto child = ::fork();
     if (child == 0) {
         try {
-            static Made made{spec_of(Mode::nat, "dead"), directory.path};
+            static Made made{spec_of(Mode::nat, "dead"), directory.leases()};
             ::kill(::getpid(), SIGKILL);
         } catch (...) {
         }
@@ -261,7 +306,7 @@ TEST_CASE("what dies with a descriptor: everything, without any clean-up of ours
     REQUIRE(WIFSIGNALED(status));
     CHECK(oracle::sh("nft list tables").empty());
     CHECK(oracle::becomes_empty("ip -br link | grep qvm-"));
-    sweep_forwarding(directory.path);
+    sweep_forwarding(directory.leases());
     CHECK(picture_of_the_host() == before);
 }
 
@@ -276,7 +321,8 @@ TEST_CASE("a step that fails is named, and nothing is left") {
     auto claims = claim_networks(spec, facts);
     const auto plan = make_plan(spec, facts, claims);
     try {
-        const Network network{plan, std::move(claims), host, directory.path};
+        const Network network{plan, make_guest(spec, plan), std::move(claims), host,
+                              directory.leases()};
         FAIL("must not adopt an interface that it did not create");
     } catch (const Error& error) {
         CHECK(error.error() == EEXIST);
@@ -293,13 +339,13 @@ TEST_CASE("the plan stays clear of what the host routes") {
     oracle::sh(
         "ip route add 10.213.0.0/24 dev wan0; ip route add 192.168.26.0/24 dev wan0 table 99");
     {
-        Made made{spec_of(Mode::nat), directory.path};
+        Made made{spec_of(Mode::nat), directory.leases()};
         CHECK(made.plan.uplink->host_address.to_string() == "10.213.1.0");
         CHECK(made.plan.subnet.to_string() == "192.168.27.0/24");
     }
     oracle::sh("ip route add 10.0.0.0/8 dev wan0");
     {
-        Made made{spec_of(Mode::nat), directory.path};
+        Made made{spec_of(Mode::nat), directory.leases()};
         CHECK(made.plan.uplink->host_address.to_string() == "172.29.0.0");
     }
     oracle::sh("ip route flush table 99");

@@ -20,16 +20,16 @@ HostFacts able() {
             .tun_problem = {}};
 }
 
-RunOptions with(NetOption::Mode mode) {
-    RunOptions options;
+VmOptions with(NetOption::Mode mode) {
+    VmOptions options;
     options.image = "disk.qcow2";
-    options.net.mode = mode;
+    options.net.emplace().mode = mode;
     return options;
 }
 
-Failure failure_of(const RunOptions& options, const HostFacts& host) {
+Failure failure_of(const VmOptions& options, const HostFacts& host, bool dry_run = false) {
     try {
-        check_host(options, host);
+        check_host(options, host, dry_run);
     } catch (const Failure& failure) {
         return failure;
     }
@@ -74,9 +74,7 @@ TEST_CASE("what the host cannot do is said, with the remedy") {
     CHECK(std::string{failure_of(nat, host).what()} ==
           "--net nat: creating a network namespace needs root");
     CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());
-    auto dry = nat;
-    dry.dry_run = true;
-    CHECK(std::string{failure_of(dry, host).what()}.empty());
+    CHECK(std::string{failure_of(nat, host, true).what()}.empty());
 
     host = able();
     host.tun_problem = "No such file or directory";

@@ -31,15 +31,19 @@ std::string failure_of(std::vector<const char*> words) {
 
 TEST_CASE("run: defaults") {
     const auto options = run({"disk.qcow2"});
-    CHECK(options.image == "disk.qcow2");
-    CHECK(options.memory_mib == 1024);
-    CHECK(options.cpus == 1);
-    CHECK(options.net.mode == NetOption::Mode::nat);
-    CHECK(options.accel == Accel::automatic);
+    CHECK(options.vm.image == "disk.qcow2");
+    CHECK(options.vm.memory_mib == 1024);
+    CHECK(options.vm.cpus == 1);
+    CHECK(!options.vm.net);
+    CHECK(options.vm.net_or_default().mode == NetOption::Mode::nat);
+    CHECK(options.vm.accel == Accel::automatic);
     CHECK(!options.name);
     CHECK(!options.timings);
     CHECK(!options.timeout);
     CHECK(!options.persist);
+    CHECK(!options.detach);
+    CHECK(!options.vm.group);
+    CHECK(options.vm.publish.empty());
 }
 
 TEST_CASE("run: every option") {
@@ -58,35 +62,35 @@ TEST_CASE("run: every option") {
                               "-q",        "-D",
                               "disk.raw"});
     CHECK(options.name == "web");
-    CHECK(options.memory_mib == 2048);
-    CHECK(options.cpus == 4);
-    CHECK(options.net.mode == NetOption::Mode::isolated);
-    CHECK(options.net.mtu == 1400U);
-    CHECK(options.kernel == "k");
-    CHECK(options.initrd == "i");
-    CHECK(options.append == "console=ttyS0 quiet");
+    CHECK(options.vm.memory_mib == 2048);
+    CHECK(options.vm.cpus == 4);
+    CHECK(options.vm.net->mode == NetOption::Mode::isolated);
+    CHECK(options.vm.net->mtu == 1400U);
+    CHECK(options.vm.kernel == "k");
+    CHECK(options.vm.initrd == "i");
+    CHECK(options.vm.append == "console=ttyS0 quiet");
     CHECK(options.persist);
-    CHECK(options.accel == Accel::tcg);
-    CHECK(options.qemu_args == std::vector<std::string>{"-device", "usb-ehci"});
+    CHECK(options.vm.accel == Accel::tcg);
+    CHECK(options.vm.qemu_args == std::vector<std::string>{"-device", "usb-ehci"});
     CHECK(options.dry_run);
     CHECK(options.timings);
     CHECK(options.timings_file == "t.json");
     CHECK(options.timeout == std::chrono::seconds{90});
-    CHECK(options.quiet);
-    CHECK(options.debug);
-    CHECK(options.image == "disk.raw");
+    CHECK(options.verbosity.quiet);
+    CHECK(options.verbosity.debug);
+    CHECK(options.vm.image == "disk.raw");
 }
 
 TEST_CASE("run: options may stand behind the image, and --timings takes no word of its own") {
     const auto options = run({"--timings", "disk.qcow2", "-q"});
-    CHECK(options.image == "disk.qcow2");
+    CHECK(options.vm.image == "disk.qcow2");
     CHECK(options.timings);
     CHECK(!options.timings_file);
-    CHECK(options.quiet);
+    CHECK(options.verbosity.quiet);
 }
 
 TEST_CASE("run: the kernel alone needs no image, and its companions need the kernel") {
-    CHECK(!run({"--kernel", "k"}).image);
+    CHECK(!run({"--kernel", "k"}).vm.image);
     CHECK(failure_of({}) == "run: IMAGE is missing");
     CHECK(failure_of({"--initrd", "i", "d"}) == "--initrd: goes with --kernel only");
     CHECK(failure_of({"--append", "a", "d"}) == "--append: goes with --kernel only");
@@ -103,6 +107,59 @@ TEST_CASE("run: a bad value is shown with its option") {
           "--name 'a b': must be letters, digits and '-', as a host name is");
     CHECK(failure_of({"--no-such-option", "d"}).find("--no-such-option") != std::string::npos);
     CHECK(failure_of({"d", "another"}).find("another") != std::string::npos);
+}
+
+TEST_CASE("run: groups, ports, and what does not go with them") {
+    const auto options =
+        run({"-d", "--group", "Lab", "-p", "8080:80", "-p", "0.0.0.0:0:53/udp", "d"});
+    CHECK(options.detach);
+    CHECK(options.vm.group == "lab");
+    REQUIRE(options.vm.publish.size() == 2);
+    CHECK(to_string(options.vm.publish[0]) == "127.0.0.1:8080:80/tcp");
+    CHECK(to_string(options.vm.publish[1]) == "0.0.0.0:0:53/udp");
+    CHECK(failure_of({"--group", "lab", "--net", "user", "d"}) ==
+          "--group 'lab': VMs of a group share a namespace, and --net user has none");
+    CHECK(failure_of({"-p", "80:80", "--net", "none", "d"}) ==
+          "--publish: a guest with --net none has no address");
+    CHECK(failure_of({"-p", "80", "d"}) ==
+          "--publish '80': must be [HOSTIP:]HOSTPORT:GUESTPORT[/udp]");
+    CHECK(failure_of({"d", "--", "make"}) == "qvm run takes no command after '--'");
+}
+
+TEST_CASE("commands that name VMs") {
+    const auto stop = std::get<VerbOptions>(parse({"stop", "-t", "1.5", "Web", "db"}));
+    CHECK(stop.verb == VerbOptions::Verb::stop);
+    CHECK(stop.names == std::vector<std::string>{"web", "db"});
+    CHECK(stop.timeout == std::chrono::milliseconds{1500});
+    CHECK(std::get<VerbOptions>(parse({"stop", "web"})).timeout == std::chrono::seconds{10});
+    CHECK(std::get<VerbOptions>(parse({"restart", "-t", "0", "web"})).timeout.count() == 0);
+    CHECK(std::get<VerbOptions>(parse({"kill", "web"})).verb == VerbOptions::Verb::kill);
+    CHECK_THROWS_WITH(parse({"stop", "-t", "soon", "web"}), "--timeout 'soon': is not a number");
+    CHECK_THROWS_WITH(parse({"stop", "a/b"}),
+                      "VM 'a/b': must be letters, digits and '-', as a host name is");
+    CHECK_THROWS_AS(parse({"stop"}), Failure);
+    CHECK(std::get<RemoveOptions>(parse({"rm", "-f", "web"})).force);
+    CHECK(std::get<StartOptions>(parse({"start", "web"})).name == "web");
+    CHECK(std::get<PsOptions>(parse({"ps", "-a", "--json"})).json);
+    CHECK(std::get<LogsOptions>(parse({"logs", "-f", "web"})).follow);
+    const auto qmp = std::get<QmpOptions>(parse({"qmp", "web", "query-block", "{}"}));
+    CHECK(qmp.command == "query-block");
+    CHECK(qmp.arguments == "{}");
+    const auto create = std::get<CreateOptions>(parse({"create", "--name", "db", "d.qcow2"}));
+    CHECK(create.name == "db");
+    CHECK_THROWS_AS(parse({"create", "--persist", "d.qcow2"}), Failure);
+}
+
+TEST_CASE("net exec: the command is the host's, options and all") {
+    const auto command = [](std::vector<const char*> words) {
+        return std::get<NetExecOptions>(parse(words)).command;
+    };
+    const std::vector<std::string> wanted{"ip", "-br", "addr"};
+    CHECK(command({"net", "exec", "lab", "--", "ip", "-br", "addr"}) == wanted);
+    CHECK(command({"net", "exec", "lab", "ip", "-br", "addr"}) == wanted);
+    CHECK(command({"net", "exec", "lab", "--", "sh", "--", "x"}) ==
+          std::vector<std::string>{"sh", "--", "x"});
+    CHECK_THROWS_WITH(parse({"net", "exec", "lab"}), "net exec: COMMAND is missing");
 }
 
 TEST_CASE("other commands") {

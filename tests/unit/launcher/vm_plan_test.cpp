@@ -13,47 +13,80 @@ TEST_CASE("a name is made of the image's") {
 }
 
 TEST_CASE("modes without a namespace have no network plan") {
-    CHECK(!network_spec(parse_net("user"), "web", "1"));
-    CHECK(!network_spec(parse_net("none"), "web", "1"));
-    const auto spec = network_spec(parse_net("flat,mtu=1400"), "web", "1");
+    VmOptions options;
+    options.net = parse_net("user");
+    CHECK(!network_spec(options, "web", "1"));
+    options.net = parse_net("none");
+    CHECK(!network_spec(options, "web", "1"));
+    options.net = parse_net("flat,mtu=1400");
+    const auto spec = network_spec(options, "web", "1");
     REQUIRE(spec);
     CHECK(spec->mode == netns::Mode::flat);
     CHECK(spec->mtu == 1400U);
     CHECK(spec->guest_name == "web");
+    CHECK(!spec->shared);
+    options.group = "lab";
+    CHECK(network_spec(options, "web", "1")->shared);
 }
 
 TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
-    RunOptions options;
+    VmOptions options;
     options.net = parse_net("isolated");
-    auto spec = network_spec(options.net, "web", "1a2b3c4d").value();
+    auto spec = network_spec(options, "web", "1a2b3c4d").value();
     const auto network = netns::make_plan(spec, {}, {});
-    const auto plan =
-        make_vm_plan(options, {}, "web", ImageFacts{"qcow2", 1 << 20}, network, false);
+    const auto plan = make_vm_plan(options, {}, "web", ImageFacts{"qcow2", 1 << 20},
+                                   Writes::throw_away, network, make_guest(spec, network), false);
     const auto text = describe(plan);
-    CHECK(
-        text.starts_with("network:\n  1. create a network namespace\n"
-                         "  2. inside: add TAP tap0 (vnet_hdr, queues 1)\n"
-                         "  3. inside: add bridge br0 with 192.168.26.1/24, mtu 1500, ports: tap0\n"
-                         "  4. inside: IPv4 forwarding on\n"
-                         "  5. inside: run dnsmasq "));
+    CHECK(text.starts_with(
+        "network:\n  1. create a network namespace\n"
+        "  2. inside: add TAP tap0 (vnet_hdr, queues 1) with 192.168.26.1/24, mtu 1500\n"
+        "  3. inside: IPv4 forwarding on\n"
+        "  4. inside: run dnsmasq "));
     CHECK(text.find("\nqemu:\nqemu-system-x86_64 \\\n") != std::string::npos);
     CHECK(text.find(",mac=52:54:00:a8:1a:0a\n") != std::string::npos);
 }
 
 TEST_CASE("a MAC is checked in every mode that has one") {
-    RunOptions options;
+    VmOptions options;
     options.net = parse_net("user,mac=nonsense");
-    CHECK_THROWS_WITH(make_vm_plan(options, {}, "vm", {}, {}, false),
+    CHECK_THROWS_WITH(make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false),
                       "mac 'nonsense': must look like 52:54:00:12:34:56");
     options.net = parse_net("user,mac=52:54:00:00:00:09");
-    CHECK(make_vm_plan(options, {}, "vm", {}, {}, false).qemu.nic->mac == "52:54:00:00:00:09");
+    CHECK(make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false).qemu.nic->mac ==
+          "52:54:00:00:00:09");
 }
 
 TEST_CASE("a kernel gets the serial console unless it is told otherwise") {
-    RunOptions options;
+    VmOptions options;
     options.net = parse_net("none");
     options.kernel = "vmlinuz";
-    CHECK(make_vm_plan(options, {}, "vm", {}, {}, false).qemu.append == "console=ttyS0");
+    CHECK(make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false).qemu.append ==
+          "console=ttyS0");
     options.append = "quiet";
-    CHECK(make_vm_plan(options, {}, "vm", {}, {}, false).qemu.append == "quiet");
+    CHECK(make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false).qemu.append ==
+          "quiet");
+}
+
+TEST_CASE("ports of user networking are QEMU's") {
+    VmOptions options;
+    options.net = parse_net("user");
+    options.publish = {parse_publish("8080:80"), parse_publish("0.0.0.0:53:53/udp")};
+    const auto plan = make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false);
+    CHECK(plan.qemu.nic->host_forwards ==
+          std::vector<std::string>{"tcp:127.0.0.1:8080-:80", "udp:0.0.0.0:53-:53"});
+    options.publish = {parse_publish("[::1]:8080:80")};
+    CHECK_THROWS_WITH(make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false),
+                      "--publish '[::1]:8080:80/tcp': QEMU's user networking forwards IPv4 only");
+}
+
+TEST_CASE("what a guest writes is flushed where it is kept") {
+    const auto command = [](Writes writes) {
+        const auto plan =
+            make_vm_plan({}, {}, "vm", ImageFacts{"qcow2", 1 << 20}, writes, {}, {}, false);
+        return shell_text(qemu_command(plan.qemu));
+    };
+    CHECK(command(Writes::throw_away).find("cache.no-flush=on") != std::string::npos);
+    CHECK(command(Writes::keep_overlay).find("no-flush") == std::string::npos);
+    CHECK(command(Writes::keep_overlay).find("backing=base") != std::string::npos);
+    CHECK(command(Writes::image).find("no-flush") == std::string::npos);
 }

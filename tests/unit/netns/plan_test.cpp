@@ -30,9 +30,13 @@ NetworkPlan plan_of(const NetworkSpec& spec, const HostNetwork& host = host_with
     return make_plan(spec, host, claims);
 }
 
+GuestPlan guest_of(const NetworkSpec& spec, const std::vector<ip::address_v4>& taken = {}) {
+    return make_guest(spec, plan_of(spec), taken);
+}
+
 std::string failure_of(const NetworkSpec& spec, const HostNetwork& host = host_with({})) {
     try {
-        plan_of(spec, host);
+        make_guest(spec, plan_of(spec, host));
     } catch (const Error& error) {
         return error.what();
     }
@@ -49,11 +53,14 @@ TEST_CASE("isolated: no uplink, and its own MTU") {
     const auto plan = plan_of(spec_of(Mode::isolated));
     CHECK(plan.subnet.to_string() == "192.168.26.0/24");
     CHECK(plan.gateway.to_string() == "192.168.26.1");
-    CHECK(plan.bridge == plan.gateway);
-    CHECK(plan.guest_address.to_string() == "192.168.26.10");
+    CHECK(plan.own_address == plan.gateway);
+    CHECK(!plan.bridged);
+    const auto guest = guest_of(spec_of(Mode::isolated));
+    CHECK(guest.address.to_string() == "192.168.26.10");
+    CHECK(!guest.host_address);
     CHECK(plan.mtu == 1500);
     CHECK(!plan.uplink);
-    CHECK(!inner_table(plan));
+    CHECK(!inner_table(plan, guest));
     CHECK(!host_table(plan));
 }
 
@@ -66,7 +73,9 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
     CHECK(plan.uplink->host_address.to_string() == "10.213.1.0");
     CHECK(plan.uplink->inner_address.to_string() == "10.213.1.1");
     CHECK(plan.uplink->prefix_length == 31);
-    CHECK(nft::to_text(*inner_table(plan)) == R"(table ip qvm {
+    const auto guest = make_guest(spec_of(Mode::nat), plan);
+    CHECK(guest.host_address == plan.uplink->inner_address);
+    CHECK(nft::to_text(*inner_table(plan, guest)) == R"(table ip qvm {
     chain prerouting {
         type nat hook prerouting priority dstnat; policy accept;
         iifname "up0" ip daddr 10.213.1.1 dnat to 192.168.27.10
@@ -96,11 +105,14 @@ TEST_CASE("flat: the host end is the gateway, and the masquerade is the uplink's
     const auto plan = plan_of(spec_of(Mode::flat), host_with({"192.168.26.0/24"}));
     CHECK(plan.subnet.to_string() == "192.168.27.0/24");
     CHECK(plan.gateway.to_string() == "192.168.27.1");
-    CHECK(plan.bridge.to_string() == "192.168.27.2");
+    CHECK(plan.own_address.to_string() == "192.168.27.2");
     CHECK(plan.uplink->host_address == plan.gateway);
     CHECK(nft::to_text(*host_table(plan))
               .find("ip saddr 192.168.27.0/24 oifname \"eth0\" masquerade") != std::string::npos);
-    CHECK(!inner_table(plan));
+    CHECK(plan.bridged);
+    const auto guest = make_guest(spec_of(Mode::flat), plan);
+    CHECK(guest.host_address == guest.address);
+    CHECK(!inner_table(plan, guest));
     auto alone = host_with({});
     alone.uplink.reset();
     CHECK(failure_of(spec_of(Mode::flat), alone) ==
@@ -136,14 +148,15 @@ TEST_CASE("what was asked for is taken") {
     spec.mtu = 9000;
     spec.queues = 4;
     const auto plan = plan_of(spec);
+    const auto guest = make_guest(spec, plan);
     CHECK(plan.gateway.to_string() == "10.1.0.1");
-    CHECK(plan.guest_address.to_string() == "10.1.2.3");
-    CHECK(plan.guest_mac == "52:54:00:aa:bb:cc");
+    CHECK(guest.address.to_string() == "10.1.2.3");
+    CHECK(guest.mac == "52:54:00:aa:bb:cc");
     CHECK(plan.mtu == 9000);
-    CHECK(plan.queues == 4);
+    CHECK(guest.queues == 4);
     spec = spec_of(Mode::isolated);
     spec.subnet = ip::make_network_v4("10.1.0.0/29");
-    CHECK(plan_of(spec).guest_address.to_string() == "10.1.0.3");
+    CHECK(guest_of(spec).address.to_string() == "10.1.0.3");
 }
 
 TEST_CASE("what does not fit together is refused with the reason") {
@@ -193,15 +206,97 @@ TEST_CASE("what does not fit together is refused with the reason") {
           "subnet 10.1.2.0/24: the host has an address or a route in it already");
 }
 
-TEST_CASE("dnsmasq: the guest's lease, its MTU, and the relay where there is an outside") {
-    const auto isolated = dnsmasq_command(plan_of(spec_of(Mode::isolated)));
-    CHECK(has(isolated, "--dhcp-host=52:54:00:a8:1a:0a,192.168.26.10,web.qvm"));
+TEST_CASE("shared: a bridge, and a host address for every guest") {
+    auto spec = spec_of(Mode::nat);
+    spec.shared = true;
+    const auto plan = plan_of(spec, host_with({"10.213.0.0/25"}));
+    CHECK(plan.bridged);
+    CHECK(plan.uplink->host_address.to_string() == "10.213.1.0");
+    CHECK(plan.uplink->inner_address.to_string() == "10.213.1.1");
+    CHECK(plan.uplink->prefix_length == 31);
+    CHECK(plan.uplink->guests->to_string() == "10.213.1.0/24");
+    const auto first = make_guest(spec, plan);
+    CHECK(first.address.to_string() == "192.168.26.10");
+    CHECK(first.host_address->to_string() == "10.213.1.10");
+    const auto second = make_guest(spec, plan, {first.address});
+    CHECK(second.address.to_string() == "192.168.26.11");
+    CHECK(second.mac != first.mac);
+    CHECK(nft::to_text(*inner_table(plan, first))
+              .find("iifname \"up0\" ip daddr 10.213.1.0/24 dnat prefix to 192.168.26.0/24") !=
+          std::string::npos);
+    spec.address = first.address;
+    CHECK_THROWS_WITH(make_guest(spec, plan, {first.address}),
+                      "address 192.168.26.10: is another guest's in this group");
+}
+
+TEST_CASE("shared: as many guests as the subnet has addresses, the low ones last") {
+    auto spec = spec_of(Mode::isolated);
+    spec.shared = true;
+    spec.subnet = ip::make_network_v4("10.1.0.0/28");
+    const auto plan = plan_of(spec);
+    std::vector<ip::address_v4> taken;
+    for (int i = 0; i < 13; ++i) taken.push_back(make_guest(spec, plan, taken).address);
+    CHECK(taken.at(0).to_string() == "10.1.0.10");
+    CHECK(taken.at(4).to_string() == "10.1.0.14");
+    CHECK(taken.at(5).to_string() == "10.1.0.2");
+    CHECK(taken.at(12).to_string() == "10.1.0.9");
+    CHECK_THROWS_WITH(make_guest(spec, plan, taken), "subnet 10.1.0.0/28: has no address left");
+}
+
+TEST_CASE("shared: beyond the link's addresses a guest has none on the host") {
+    auto spec = spec_of(Mode::nat);
+    spec.shared = true;
+    spec.subnet = ip::make_network_v4("172.20.0.0/16");
+    const auto plan = plan_of(spec);
+    CHECK(plan.uplink->guests->prefix_length() == 24);
+    spec.address = ip::make_address_v4("172.20.0.200");
+    CHECK(make_guest(spec, plan).host_address->to_string() == "10.213.0.200");
+    spec.address = ip::make_address_v4("172.20.1.0");
+    CHECK(!make_guest(spec, plan).host_address);
+}
+
+TEST_CASE("who joins must not ask for another network") {
+    auto spec = spec_of(Mode::nat);
+    spec.shared = true;
+    const auto plan = plan_of(spec);
+    CHECK_NOTHROW(check_same(spec, plan));
+    const auto with = [&](auto change) {
+        auto other = spec;
+        change(other);
+        try {
+            check_same(other, plan);
+        } catch (const Error& error) {
+            return std::string{error.what()};
+        }
+        return std::string{};
+    };
+    CHECK(with([](auto& s) { s.mode = Mode::isolated; }) == "mode: the group's network is nat");
+    CHECK(with([](auto& s) { s.subnet = ip::make_network_v4("10.1.0.0/24"); }) ==
+          "subnet 10.1.0.0/24: the group's network is 192.168.26.0/24");
+    CHECK(with([](auto& s) { s.mtu = 9000; }) == "mtu 9000: the group's network has 1400");
+    CHECK(with([](auto& s) { s.pool = ip::make_network_v4("10.9.0.0/16"); }) ==
+          "pool 10.9.0.0/16: the group's host addresses are 10.213.0.0/24");
+}
+
+TEST_CASE(
+    "dnsmasq: the guests' leases and names, the MTU, and the relay where there is an outside") {
+    const auto isolated = dnsmasq_command(plan_of(spec_of(Mode::isolated)), "/dir");
+    CHECK(has(isolated, "--interface=tap0"));
+    CHECK(has(isolated, "--dhcp-hostsfile=/dir/dhcp-hosts"));
+    CHECK(has(isolated, "--addn-hosts=/dir/hosts"));
     CHECK(has(isolated, "--dhcp-option=option:mtu,1500"));
-    CHECK(has(isolated, "--host-record=web,web.qvm,192.168.26.10"));
-    CHECK(has(isolated, "--host-record=gateway,gateway.qvm,192.168.26.1"));
     CHECK(!has(isolated, "--server=127.0.0.1#5300"));
-    const auto flat = dnsmasq_command(plan_of(spec_of(Mode::flat)));
+    const auto flat = dnsmasq_command(plan_of(spec_of(Mode::flat)), "/dir");
+    CHECK(has(flat, "--interface=br0"));
     CHECK(has(flat, "--server=127.0.0.1#5300"));
     CHECK(has(flat, "--dhcp-option=option:dns-server,192.168.26.2"));
     CHECK(has(flat, "--dhcp-option=option:router,192.168.26.1"));
+
+    const auto plan = plan_of(spec_of(Mode::isolated));
+    auto guest = make_guest(spec_of(Mode::isolated), plan);
+    CHECK(dhcp_hosts({guest}) == "52:54:00:a8:1a:0a,192.168.26.10,web.qvm\n");
+    CHECK(dns_hosts(plan, {guest}) ==
+          "192.168.26.10 web web.qvm\n192.168.26.1 gateway gateway.qvm\n");
+    guest.name = "gateway";
+    CHECK(dns_hosts(plan, {guest}) == "192.168.26.10 gateway gateway.qvm\n");
 }

@@ -1,0 +1,292 @@
+#include "launcher/definition.h"
+
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <fmt/format.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/json.hpp>
+#include <system_error>
+
+#include "launcher/failure.h"
+#include "launcher/image_file.h"
+
+namespace qvm {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+namespace {
+
+constexpr int version = 1;
+constexpr const char* definition_name = "definition.json";
+constexpr const char* last_name = "last.json";
+constexpr const char* console_name = "console.log";
+constexpr std::array files{"definition.json", "definition.json.new", "overlay.qcow2", "last.json",
+                           "last.json.new",   "console.log",         "lock"};
+
+std::string reason() {
+    return std::generic_category().message(errno);
+}
+
+/// Reads members of one object, and says which one is wrong.
+class Reader {
+  public:
+    explicit Reader(const json::object& object) : object_(object) {}
+
+    [[nodiscard]] std::optional<std::string> text(const char* key) const {
+        const auto* value = find(key);
+        if (value == nullptr) return std::nullopt;
+        if (!value->is_string()) throw wrong(key, "a string");
+        return std::string{value->get_string()};
+    }
+    [[nodiscard]] std::uint64_t number(const char* key, std::uint64_t otherwise) const {
+        const auto* value = find(key);
+        if (value == nullptr) return otherwise;
+        boost::system::error_code error;
+        const auto number = value->to_number<std::uint64_t>(error);
+        if (error) throw wrong(key, "a whole number");
+        return number;
+    }
+    [[nodiscard]] bool flag(const char* key) const {
+        const auto* value = find(key);
+        if (value == nullptr) return false;
+        if (!value->is_bool()) throw wrong(key, "true or false");
+        return value->get_bool();
+    }
+    [[nodiscard]] std::vector<std::string> texts(const char* key) const {
+        std::vector<std::string> result;
+        const auto* value = find(key);
+        if (value == nullptr) return result;
+        if (!value->is_array()) throw wrong(key, "an array of strings");
+        for (const auto& item : value->get_array()) {
+            if (!item.is_string()) throw wrong(key, "an array of strings");
+            result.emplace_back(item.get_string());
+        }
+        return result;
+    }
+
+  private:
+    [[nodiscard]] const json::value* find(const char* key) const {
+        const auto* value = object_.if_contains(key);
+        return value == nullptr || value->is_null() ? nullptr : value;
+    }
+    static Failure wrong(const char* key, const char* what) {
+        return Failure(fmt::format("'{}' is not {}", key, what));
+    }
+
+    const json::object& object_;
+};
+
+/// A value's own parser, and the member that it read.
+template <typename Parse>
+auto parsed(const char* key, const std::string& text, Parse parse) {
+    try {
+        return parse(text);
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("'{}' is '{}', which {}", key, text, failure.what()));
+    }
+}
+
+json::value absolute(const std::optional<fs::path>& path) {
+    if (!path) return nullptr;
+    return json::value(fs::absolute(*path).lexically_normal().string());
+}
+
+std::optional<fs::path> path_of(const std::optional<std::string>& text) {
+    return text ? std::optional<fs::path>{*text} : std::nullopt;
+}
+
+json::value or_null(const std::optional<std::string>& text) {
+    return text ? json::value(*text) : json::value(nullptr);
+}
+
+json::object parse_object(const std::string& text) {
+    boost::system::error_code error;
+    auto value = json::parse(text, error);
+    if (error || !value.is_object()) throw Failure("is not a JSON object");
+    return std::move(value.get_object());
+}
+
+}  // namespace
+
+json::object to_json(const VmOptions& options) {
+    json::array publish;
+    for (const auto& port : options.publish) publish.emplace_back(to_string(port));
+    return {{"image", absolute(options.image)},
+            {"memory_mib", options.memory_mib},
+            {"cpus", options.cpus},
+            {"net", options.net ? json::value(to_string(*options.net)) : json::value(nullptr)},
+            {"group", or_null(options.group)},
+            {"publish", std::move(publish)},
+            {"kernel", absolute(options.kernel)},
+            {"initrd", absolute(options.initrd)},
+            {"append", or_null(options.append)},
+            {"trust_backing", options.trust_backing},
+            {"accel", to_string(options.accel)},
+            {"qemu_args", json::value_from(options.qemu_args)}};
+}
+
+VmOptions vm_options_from(const json::object& object) {
+    const Reader reader{object};
+    VmOptions options;
+    options.image = path_of(reader.text("image"));
+    options.memory_mib = reader.number("memory_mib", options.memory_mib);
+    options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus));
+    if (const auto net = reader.text("net")) options.net = parsed("net", *net, parse_net);
+    if (const auto group = reader.text("group")) options.group = parsed("group", *group, parse_name);
+    for (const auto& text : reader.texts("publish"))
+        options.publish.push_back(parsed("publish", text, parse_publish));
+    options.kernel = path_of(reader.text("kernel"));
+    options.initrd = path_of(reader.text("initrd"));
+    options.append = reader.text("append");
+    options.trust_backing = reader.flag("trust_backing");
+    if (const auto accel = reader.text("accel"))
+        options.accel = parsed("accel", *accel, parse_accel);
+    options.qemu_args = reader.texts("qemu_args");
+    return options;
+}
+
+std::string to_text(const Definition& definition) {
+    auto vm = to_json(definition.vm);
+    return json::serialize(json::object{{"version", version},
+                                        {"name", definition.name},
+                                        {"created", definition.created},
+                                        {"virtual_size", definition.virtual_size},
+                                        {"vm", std::move(vm)}}) +
+           "\n";
+}
+
+Definition parse_definition(const std::string& name, const std::string& text) {
+    const auto object = parse_object(text);
+    const Reader reader{object};
+    const auto found = reader.number("version", 0);
+    if (found != version)
+        throw Failure(fmt::format("has version {}; this qvm knows {}", found, version));
+    const auto* vm = object.if_contains("vm");
+    if (vm == nullptr || !vm->is_object()) throw Failure("'vm' is not an object");
+    Definition definition;
+    definition.name = name;
+    definition.created = reader.text("created").value_or("");
+    definition.virtual_size = reader.number("virtual_size", 0);
+    definition.vm = vm_options_from(vm->get_object());
+    return definition;
+}
+
+bool DefinitionStore::exists(const std::string& name) const {
+    std::error_code ignored;
+    return fs::exists(path(name), ignored);
+}
+
+std::vector<std::string> DefinitionStore::names() const {
+    std::vector<std::string> result;
+    for (const auto& directory : directories_in(directory_))
+        if (auto name = directory.filename().string(); !name.starts_with('.'))
+            result.push_back(std::move(name));
+    std::sort(result.begin(), result.end());
+    return result;
+}
+
+Definition DefinitionStore::read(const std::string& name) const {
+    const auto file = path(name) / definition_name;
+    const auto text = read_file(file);
+    if (!text && !exists(name))
+        throw Failure(fmt::format("VM '{}': was not created", name), "qvm ps -a lists those that are");
+    if (!text) throw Failure(fmt::format("read '{}': {}", file.string(), reason()));
+    try {
+        return parse_definition(name, *text);
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("read '{}': {}", file.string(), failure.what()));
+    }
+}
+
+void DefinitionStore::add(const Definition& definition) const {
+    const auto target = path(definition.name);
+    const auto what = fmt::format("create VM '{}'", definition.name);
+    // Built aside under a name that no VM can have, and with a lock that says that we live.
+    const auto aside = directory_ / fmt::format(".{}.{}", definition.name, ::getpid());
+    std::optional<UniqueFd> lock;
+    {
+        const auto guard = lock_directory(directory_);
+        make_private_directory(aside);
+        lock = try_lock_file(aside / "lock");
+    }
+    try {
+        if (definition.vm.image)
+            make_named_overlay(aside / overlay_name, definition.virtual_size);
+        write_file(aside / definition_name, to_text(definition), true);
+        // Neither an empty nor a full directory is replaced.
+        if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)
+            throw Failure(errno == EEXIST
+                              ? fmt::format("--name '{}': a VM of that name exists", definition.name)
+                              : fmt::format("{}: {}", what, reason()),
+                          errno == EEXIST ? "qvm rm " + definition.name : std::string{});
+        const UniqueFd parent{::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+        ::fsync(parent.get());
+    } catch (...) {
+        remove_directory(aside, files);
+        throw;
+    }
+}
+
+void DefinitionStore::remove(const std::string& name) const {
+    const auto lock = try_lock_file(path(name) / "lock");
+    if (!lock) throw Failure(fmt::format("remove VM '{}': another process does", name));
+    // Out of sight in one step; what is left of it by a crash is swept.
+    const auto aside = directory_ / fmt::format(".{}.{}", name, ::getpid());
+    if (::rename(path(name).c_str(), aside.c_str()) != 0)
+        throw Failure(fmt::format("remove VM '{}': {}", name, reason()));
+    if (!remove_directory(aside, files))
+        throw Failure(fmt::format("remove '{}': {}", aside.string(), reason()));
+}
+
+void DefinitionStore::keep_end(const std::string& name, const LastEnd& end,
+                               const fs::path& console_log) const noexcept {
+    try {
+        std::error_code ignored;
+        fs::copy_file(console_log, path(name) / console_name, fs::copy_options::overwrite_existing,
+                      ignored);
+        write_file(path(name) / last_name,
+                   json::serialize(json::object{{"exit_status", end.exit_status},
+                                                {"message", end.message},
+                                                {"at", end.at}}) +
+                       "\n");
+    } catch (const std::exception&) {
+        // A courtesy; the VM is over all the same.
+    }
+}
+
+std::optional<LastEnd> DefinitionStore::last_end(const std::string& name) const {
+    const auto text = read_file(path(name) / last_name);
+    if (!text) return std::nullopt;
+    try {
+        const auto object = parse_object(*text);
+        const Reader reader{object};
+        return LastEnd{static_cast<int>(reader.number("exit_status", 0)),
+                       reader.text("message").value_or(""), reader.text("at").value_or("")};
+    } catch (const Failure&) {
+        return std::nullopt;
+    }
+}
+
+std::size_t DefinitionStore::sweep() const {
+    std::size_t count = 0;
+    if (directories_in(directory_).empty()) return count;
+    const auto guard = lock_directory(directory_);
+    for (const auto& directory : directories_in(directory_)) {
+        if (!directory.filename().string().starts_with('.')) continue;
+        // Nobody is at work on it any more: its lock is free, or went with the rest.
+        const auto lock = try_lock_file(directory / "lock");
+        if (lock && remove_directory(directory, files)) ++count;
+    }
+    return count;
+}
+
+std::string timestamp() {
+    return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)));
+}
+
+}  // namespace qvm

@@ -1,0 +1,78 @@
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launcher/directories.h"
+#include "launcher/options.h"
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// A VM's options as JSON, with the command line's words, and back. Paths are made absolute. Reading
+/// throws Failure with the member that is wrong.
+boost::json::object to_json(const VmOptions& options);
+VmOptions vm_options_from(const boost::json::object& object);
+
+/// A VM that was created: what `<data>/vm/NAME/definition.json` says.
+struct Definition {
+    std::string name;
+    VmOptions vm;
+    std::string created;             ///< RFC 3339, UTC
+    std::uint64_t virtual_size = 0;  ///< bytes, of the image when the overlay was made
+};
+
+/// Pure. Members that are not known are ignored within a version; another version is refused.
+std::string to_text(const Definition& definition);
+Definition parse_definition(const std::string& name, const std::string& text);
+
+/// How its last life ended.
+struct LastEnd {
+    int exit_status = 0;
+    std::string message;
+    std::string at;  ///< RFC 3339, UTC
+};
+
+/// The VMs that were created, in Directories::vms(). A definition is there as a whole or not at
+/// all, whatever ends the process or the power.
+class DefinitionStore {
+  public:
+    explicit DefinitionStore(const Directories& directories) : directory_(directories.vms()) {}
+
+    /// The file names within a VM's directory.
+    static constexpr const char* overlay_name = "overlay.qcow2";
+
+    [[nodiscard]] bool exists(const std::string& name) const;
+    [[nodiscard]] std::vector<std::string> names() const;
+    /// Throws Failure where there is none of that name, or none that can be read.
+    [[nodiscard]] Definition read(const std::string& name) const;
+    /// Keeps a definition and an empty overlay (where there is an image). Throws Failure when the
+    /// name is taken, or when it cannot be written, and then nothing is left.
+    void add(const Definition& definition) const;
+    /// Removes both. The caller holds the VM's run directory, so that it cannot be started.
+    void remove(const std::string& name) const;
+
+    [[nodiscard]] std::filesystem::path path(const std::string& name) const {
+        return directory_ / name;
+    }
+
+    /// Keeps how a life ended, and its console log; a failure is no error.
+    void keep_end(const std::string& name, const LastEnd& end,
+                  const std::filesystem::path& console_log) const noexcept;
+    [[nodiscard]] std::optional<LastEnd> last_end(const std::string& name) const;
+
+    /// Removes what was never finished; how many.
+    [[nodiscard]] std::size_t sweep() const;
+
+  private:
+    std::filesystem::path directory_;
+};
+
+/// Now, as RFC 3339 says it: 2026-01-31T12:00:00Z
+std::string timestamp();
+
+}  // namespace qvm

@@ -1,0 +1,39 @@
+#include "launcher/events.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+
+#include "launcher/definition.h"
+#include "launcher/unix_socket.h"
+
+namespace qvm {
+
+namespace fs = std::filesystem;
+
+void announce(const Directories& directories, const std::string& event, const std::string& vm,
+              boost::json::object data) noexcept {
+    try {
+        std::error_code none;
+        fs::directory_iterator listeners{directories.listeners(), none};
+        if (none) return;
+        boost::json::object object{{"event", event}, {"name", vm}, {"time", timestamp()}};
+        for (auto& [key, value] : data) object[key] = value;
+        const auto text = boost::json::serialize(object);
+        const UniqueFd socket{::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+        for (const auto& listener : listeners) {
+            const UnixAddress address{listener.path()};
+            const auto sent = ::sendto(socket.get(), text.data(), text.size(), MSG_NOSIGNAL,
+                                       address.get(), address.size());
+            if (sent < 0 && errno == ECONNREFUSED) ::unlink(listener.path().c_str());
+        }
+    } catch (const std::exception&) {
+        // Nobody's life hangs on it.
+    }
+}
+
+}  // namespace qvm

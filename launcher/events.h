@@ -1,0 +1,17 @@
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <string>
+
+#include "launcher/directories.h"
+
+namespace qvm {
+
+/// Tells every `qvm events` that something happened to a VM: {"event": ..., "name": ..., "time":
+/// RFC 3339, ...`data`}. Each listens on a datagram socket in Directories::listeners(); one that
+/// does not keep up loses events, and a dead one's socket is removed. Waits for nobody and never
+/// fails.
+void announce(const Directories& directories, const std::string& event, const std::string& vm,
+              boost::json::object data = {}) noexcept;
+
+}  // namespace qvm

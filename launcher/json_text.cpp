@@ -1,0 +1,41 @@
+#include "launcher/json_text.h"
+
+#include <boost/json.hpp>
+
+namespace qvm {
+
+namespace json = boost::json;
+
+namespace {
+
+constexpr std::size_t step = 2;
+
+template <typename Items, typename Text>
+std::string lines_of(const Items& items, char open, char close, std::size_t indentation,
+                     Text text) {
+    if (items.empty()) return {open, close};
+    std::string result{open};
+    bool first = true;
+    for (const auto& item : items) {
+        result += first ? "\n" : ",\n";
+        first = false;
+        result += std::string(indentation + step, ' ') + text(item);
+    }
+    return result + '\n' + std::string(indentation, ' ') + close;
+}
+
+}  // namespace
+
+std::string pretty(const json::value& value, std::size_t indentation) {
+    if (const auto* object = value.if_object())
+        return lines_of(*object, '{', '}', indentation, [&](const auto& member) {
+            return json::serialize(json::string{member.key()}) + ": " +
+                   pretty(member.value(), indentation + step);
+        });
+    if (const auto* array = value.if_array())
+        return lines_of(*array, '[', ']', indentation,
+                        [&](const auto& item) { return pretty(item, indentation + step); });
+    return json::serialize(value);
+}
+
+}  // namespace qvm

@@ -1,0 +1,53 @@
+#include "launcher/sweep.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include "launcher/definition.h"
+#include "launcher/events.h"
+#include "launcher/failure.h"
+#include "launcher/group.h"
+#include "launcher/output.h"
+#include "netns/error.h"
+#include "netns/forwarding.h"
+
+namespace qvm {
+
+namespace {
+
+void sweep_groups(const Directories& directories, Swept& swept) {
+    for (const auto& directory : directories_in(directories.groups()))
+        if (sweep_group(directory))
+            swept.others.push_back(fmt::format("group '{}'", directory.filename().string()));
+}
+
+void sweep_forwarding(const Directories& directories, Swept& swept) {
+    try {
+        for (const auto& interface : netns::sweep_forwarding(directories.forwarding()))
+            swept.others.push_back(fmt::format("IPv4 forwarding of '{}'", interface));
+    } catch (const netns::Error&) {
+        // For the next.
+    }
+}
+
+}  // namespace
+
+Swept sweep(const Directories& directories) {
+    Swept swept;
+    swept.vms = sweep_vms(directories.run);
+    for (const auto& name : swept.vms) announce(directories, "died", name);
+    sweep_groups(directories, swept);
+    sweep_forwarding(directories, swept);
+    if (const auto count = DefinitionStore{directories}.sweep(); count > 0)
+        swept.others.push_back(fmt::format("{} half made definitions", count));
+    return swept;
+}
+
+int gc(const GcOptions&) {
+    const auto swept = sweep(find_directories());
+    for (const auto& name : swept.vms) print(fmt::format("VM '{}'\n", name));
+    for (const auto& other : swept.others) print(other + "\n");
+    return status::ok;
+}
+
+}  // namespace qvm

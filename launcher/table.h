@@ -1,0 +1,19 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace qvm {
+
+/// Rows of cells in columns that line up, a line each; the first row is the header. Trailing blanks
+/// are left out. Widths are those of UTF-8 text of one column a code point. Pure.
+std::string to_table(const std::vector<std::vector<std::string>>& rows);
+
+/// A span in words: "3 seconds", "5 minutes", "2 hours", "4 days". Pure.
+std::string in_words(std::int64_t seconds);
+
+/// How long ago an RFC 3339 time in UTC was, in words; empty for what is not one.
+std::string age_of(const std::string& timestamp);
+
+}  // namespace qvm

@@ -1,0 +1,166 @@
+// qvm events: one stream for all VMs. Supervisors send what happens to every listener; that one of
+// them was killed, which nobody can send, is seen by its pidfd.
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/json.hpp>
+#include <map>
+#include <system_error>
+
+#include "launcher/commands.h"
+#include "launcher/events.h"
+#include "launcher/failure.h"
+#include "launcher/output.h"
+#include "launcher/sweep.h"
+#include "launcher/unix_socket.h"
+
+namespace qvm {
+
+namespace fs = std::filesystem;
+namespace json = boost::json;
+
+namespace {
+
+constexpr std::size_t largest_event = 65536;
+
+Failure failure(const std::string& what) {
+    return Failure(fmt::format("{}: {}", what, std::generic_category().message(errno)));
+}
+
+/// A datagram socket with a name in the listeners' directory, which goes with it.
+class Listener {
+  public:
+    explicit Listener(const Directories& directories)
+        : path_(directories.listeners() / fmt::format("{}.sock", ::getpid())),
+          socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+        make_private_directory(directories.run);
+        const auto guard = lock_directory(directories.listeners());
+        ::unlink(path_.c_str());
+        const UnixAddress address{path_};
+        if (!socket_ || ::bind(socket_.get(), address.get(), address.size()) != 0)
+            throw failure(fmt::format("listen on '{}'", path_.string()));
+    }
+    Listener(const Listener&) = delete;
+    Listener& operator=(const Listener&) = delete;
+    ~Listener() {
+        ::unlink(path_.c_str());
+        ::rmdir(path_.parent_path().c_str());  // when it was the last
+    }
+    [[nodiscard]] int fd() const { return socket_.get(); }
+
+    std::optional<std::string> receive() {
+        std::string text(largest_event, '\0');
+        const auto size = ::recv(socket_.get(), text.data(), text.size(), 0);
+        if (size < 0) return std::nullopt;
+        text.resize(static_cast<std::size_t>(size));
+        return text;
+    }
+
+  private:
+    fs::path path_;
+    UniqueFd socket_;
+};
+
+/// "2026-01-31T12:00:00Z  web  stopped  exit_status=0"
+std::string in_words(const json::object& event) {
+    const auto text = [&](const char* key) {
+        const auto* value = event.if_contains(key);
+        return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
+    };
+    auto line = fmt::format("{}  {}  {}", text("time"), text("name"), text("event"));
+    for (const auto& [key, value] : event) {
+        if (key == "time" || key == "name" || key == "event") continue;
+        if (value.is_string() && value.get_string().empty()) continue;
+        line += fmt::format("  {}={}", std::string{key}, json::serialize(value));
+    }
+    return line;
+}
+
+class Watch {
+  public:
+    Watch(const Directories& directories, bool as_json)
+        : directories_(directories), as_json_(as_json), listener_(directories) {
+        sigset_t ends;
+        ::sigemptyset(&ends);
+        for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&ends, number);
+        ::sigprocmask(SIG_BLOCK, &ends, nullptr);
+        signals_.reset(::signalfd(-1, &ends, SFD_CLOEXEC | SFD_NONBLOCK));
+        for (const auto& name : living_vms(directories_.run)) watch(name);
+    }
+
+    /// Until a signal; its exit status.
+    int operator()() {
+        for (;;) {
+            std::vector<pollfd> fds{{listener_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}};
+            for (const auto& [name, pidfd] : supervisors_) fds.push_back({pidfd.get(), POLLIN, 0});
+            ::poll(fds.data(), fds.size(), -1);
+            while (const auto event = listener_.receive()) show(*event);
+            if (fds[1].revents != 0) return signalled();
+            bury(fds);
+        }
+    }
+
+  private:
+    void watch(const std::string& name) {
+        const auto pid = supervisor_of(directories_.run, name);
+        if (!pid) return;
+        UniqueFd pidfd{static_cast<int>(::syscall(SYS_pidfd_open, *pid, 0U))};
+        if (pidfd) supervisors_[name] = std::move(pidfd);
+    }
+
+    void show(const std::string& text) {
+        boost::system::error_code error;
+        const auto value = json::parse(text, error);
+        const auto* event = value.if_object();
+        if (error || event == nullptr) return;
+        print((as_json_ ? text : in_words(*event)) + "\n");
+        const auto* name = event->if_contains("name");
+        const auto* what = event->if_contains("event");
+        if (name == nullptr || what == nullptr || !name->is_string()) return;
+        const std::string vm{name->get_string()};
+        if (*what == "stopped" || *what == "died")
+            supervisors_.erase(vm);
+        else if (!supervisors_.contains(vm))
+            watch(vm);
+    }
+
+    /// Whoever is gone without a word was killed: the sweep says so, to us as well.
+    void bury(const std::vector<pollfd>& fds) {
+        bool gone = false;
+        for (std::size_t i = 2; i < fds.size(); ++i) {
+            if (fds[i].revents == 0) continue;
+            gone = true;
+            std::erase_if(supervisors_,
+                          [&](const auto& item) { return item.second.get() == fds[i].fd; });
+        }
+        if (gone) sweep(directories_);
+    }
+
+    int signalled() {
+        signalfd_siginfo info{};
+        const auto size = ::read(signals_.get(), &info, sizeof info);
+        return status::signalled + (size == sizeof info ? static_cast<int>(info.ssi_signo) : 0);
+    }
+
+    const Directories& directories_;
+    bool as_json_;
+    Listener listener_;
+    UniqueFd signals_;
+    std::map<std::string, UniqueFd> supervisors_;  ///< pidfds
+};
+
+}  // namespace
+
+int events(const EventsOptions& options) {
+    const auto directories = find_directories();
+    return Watch{directories, options.json}();
+}
+
+}  // namespace qvm
