@@ -21,27 +21,8 @@ namespace {
 
 /// Why a device cannot be opened for reading and writing; empty when it can.
 std::string open_problem(const char* path) {
-    if (UniqueFd{::open(path, O_RDWR | O_CLOEXEC)}) return {};
-    return std::generic_category().message(errno);
-}
-
-bool cpu_has_virtualisation() {
-    std::ifstream file{"/proc/cpuinfo"};
-    for (std::string line; std::getline(file, line);)
-        if (line.starts_with("flags"))
-            return (line + ' ').find(" vmx ") != std::string::npos ||
-                   (line + ' ').find(" svm ") != std::string::npos;
-    return false;
-}
-
-bool has_capabilities() {
-    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-    std::array<__user_cap_data_struct, 2> data{};
-    if (::syscall(SYS_capget, &header, data.data()) != 0) return false;
-    const auto has = [&](unsigned capability) {
-        return (data[capability / 32].effective & (1U << (capability % 32))) != 0;
-    };
-    return has(CAP_SYS_ADMIN) && has(CAP_NET_ADMIN);
+    const int error = open_error(path);
+    return error == 0 ? std::string{} : std::generic_category().message(error);
 }
 
 std::uint64_t memory_of_host() {
@@ -67,12 +48,37 @@ void check_programs(const VmOptions& options, const HostFacts& host) {
 
 }  // namespace
 
+int open_error(const char* device) {
+    return UniqueFd{::open(device, O_RDWR | O_CLOEXEC)} ? 0 : errno;
+}
+
+std::string cpu_virtualisation() {
+    std::ifstream file{"/proc/cpuinfo"};
+    for (std::string line; std::getline(file, line);) {
+        if (!line.starts_with("flags")) continue;
+        for (const std::string flag : {"vmx", "svm"})
+            if ((line + ' ').find(' ' + flag + ' ') != std::string::npos) return flag;
+        break;
+    }
+    return {};
+}
+
+bool has_capabilities() {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, 2> data{};
+    if (::syscall(SYS_capget, &header, data.data()) != 0) return false;
+    const auto has = [&](unsigned capability) {
+        return (data[capability / 32].effective & (1U << (capability % 32))) != 0;
+    };
+    return has(CAP_SYS_ADMIN) && has(CAP_NET_ADMIN);
+}
+
 HostFacts read_host_facts() {
     HostFacts facts;
     facts.memory_mib = memory_of_host();
     facts.kvm_problem = open_problem("/dev/kvm");
     facts.kvm_opens = facts.kvm_problem.empty();
-    facts.cpu_virtualises = facts.kvm_opens && cpu_has_virtualisation();
+    facts.cpu_virtualises = facts.kvm_opens && !cpu_virtualisation().empty();
     facts.has_qemu = find_program("qemu-system-x86_64").has_value();
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();

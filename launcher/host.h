@@ -21,6 +21,15 @@ struct HostFacts {
 };
 HostFacts read_host_facts();
 
+/// Opens a device for reading and writing: 0, or the errno value of the refusal.
+int open_error(const char* device);
+
+/// The flag of /proc/cpuinfo that stands for virtualisation: vmx (Intel), svm (AMD), or neither.
+std::string cpu_virtualisation();
+
+/// CAP_SYS_ADMIN and CAP_NET_ADMIN, in whatever user namespace we are.
+bool has_capabilities();
+
 /// The accelerator that a VM gets, and why it is not KVM where one would expect it.
 struct AccelChoice {
     bool kvm = false;
