@@ -1,9 +1,11 @@
 #include "launcher/output.h"
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <system_error>
 
@@ -25,6 +27,15 @@ void print(std::string_view text) {
         ::raise(SIGPIPE);
     }
     throw Failure("write to stdout: " + std::generic_category().message(errno));
+}
+
+bool use_colour() {
+    const auto variable = [](const char* name) {
+        const char* value = std::getenv(name);
+        return std::string_view{value != nullptr ? value : ""};
+    };
+    return ::isatty(STDOUT_FILENO) == 1 && variable("NO_COLOR").empty() &&
+           !variable("TERM").empty() && variable("TERM") != "dumb";
 }
 
 }  // namespace qvm
