@@ -22,5 +22,6 @@ int net_ls(const NetLsOptions& options);
 int net_inspect(const NetInspectOptions& options);
 int net_exec(const NetExecOptions& options);
 int image_demo(const ImageDemoOptions& options);
+int doctor(const DoctorOptions& options);
 
 }  // namespace qvm

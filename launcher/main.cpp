@@ -31,6 +31,7 @@ struct Execute {
     int operator()(const qvm::NetInspectOptions& o) const { return qvm::net_inspect(o); }
     int operator()(const qvm::NetExecOptions& o) const { return qvm::net_exec(o); }
     int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
+    int operator()(const qvm::DoctorOptions& o) const { return qvm::doctor(o); }
     int operator()(const qvm::ImageDemoOptions& o) const { return qvm::image_demo(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);

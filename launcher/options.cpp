@@ -142,6 +142,9 @@ class Parser {
         add_qmp();
         add_net();
         add_image();
+        auto& doctor = add("doctor", "Say what this host can do, and the remedy where it cannot",
+                           [this] { return doctor_; });
+        doctor.add_flag("--json", doctor_.json, "As JSON");
         add("gc", "Remove what dead VMs left behind", [] { return GcOptions{}; });
         add("version", "Print qvm's version", [] { return version(); });
     }
@@ -380,6 +383,7 @@ class Parser {
     EventsOptions events_;
     QmpOptions qmp_;
     NetLsOptions net_ls_;
+    DoctorOptions doctor_;
     ImageDemoOptions demo_;
 };
 

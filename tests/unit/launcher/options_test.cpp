@@ -175,3 +175,9 @@ TEST_CASE("other commands") {
     CHECK_THROWS_AS(parse({"launch"}), Failure);
     CHECK_THROWS_AS(parse({"image"}), Failure);
 }
+
+TEST_CASE("doctor: a table, or JSON") {
+    CHECK(!std::get<DoctorOptions>(parse({"doctor"})).json);
+    CHECK(std::get<DoctorOptions>(parse({"doctor", "--json"})).json);
+    CHECK_THROWS_AS(parse({"doctor", "me"}), Failure);
+}
