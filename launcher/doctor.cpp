@@ -215,12 +215,14 @@ std::vector<Finding> judge_firewall(const FirewallFacts& facts, bool privileged)
     for (const auto& chain : facts.drops)
         findings.push_back({name, Status::warning, describe(chain) + ": ends nat guests' packets",
                             chain_remedy(chain)});
-    if (!facts.nft_installed)
-        findings.push_back({name, Status::warning, "cannot tell: nft is not installed",
-                            "apt-get install nftables"});
-    if (!facts.problem.empty())
-        findings.push_back({name, Status::warning, "cannot tell: " + facts.problem,
-                            "apt-get install nftables iptables"});
+    const auto cannot_tell = [&](const std::string& why, const std::string& remedy) {
+        findings.push_back({name, Status::warning, "cannot tell: " + why, remedy});
+    };
+    if (!facts.nft_installed) cannot_tell("nft is not installed", "apt-get install nftables");
+    if (!facts.nft_problem.empty()) cannot_tell(facts.nft_problem, "run qvm as the host's root");
+    if (facts.legacy_unread)
+        cannot_tell("there are legacy iptables rules, and no iptables-legacy to read them",
+                    "apt-get install iptables");
     if (findings.empty()) findings.push_back({name, Status::ok, "lets forwarded packets pass"});
     return findings;
 }

@@ -157,7 +157,7 @@ void read_nft(FirewallFacts& facts) {
     const auto result = run_tool({"nft", "-j", "list", "chains"});
     const auto chains = parse_chains(result.out);
     if (!chains) {
-        facts.problem = "nft list chains: " + result.err.substr(0, result.err.find('\n'));
+        facts.nft_problem = "nft list chains: " + result.err.substr(0, result.err.find('\n'));
         return;
     }
     for (const auto& chain : *chains)
@@ -171,10 +171,8 @@ void read_iptables_legacy(FirewallFacts& facts) {
     bool has_filter = false;
     for (std::string line; std::getline(names, line);) has_filter = has_filter || line == "filter";
     if (!has_filter) return;
-    if (!find_program("iptables-legacy")) {
-        facts.problem = "there are legacy iptables rules, and no iptables-legacy to read them";
-        return;
-    }
+    facts.legacy_unread = !find_program("iptables-legacy");
+    if (facts.legacy_unread) return;
     const auto rules = run_tool({"iptables-legacy", "-S"}).out;
     if (rules.find("-P FORWARD DROP\n") != std::string::npos && !rules_accept_ours(rules))
         facts.drops.push_back(

@@ -47,7 +47,8 @@ struct DroppingChain {
 
 struct FirewallFacts {
     bool nft_installed = true;
-    std::string problem = {};               ///< why not all of it could be read
+    std::string nft_problem = {};           ///< what nft said when it was asked in vain
+    bool legacy_unread = false;             ///< legacy rules are there, and no tool to read them
     std::vector<DroppingChain> drops = {};  ///< those that let qvm's packets pass are left out
 };
 

@@ -242,8 +242,11 @@ TEST_CASE("a firewall that cannot be read is not said to be fine") {
     CHECK(find("firewall", host) == Finding{"firewall", Status::warning,
                                             "cannot tell: nft is not installed",
                                             "apt-get install nftables"});
-    host.firewall = {.nft_installed = true, .problem = "nft list chains: no", .drops = {}};
+    host.firewall = {.nft_problem = "nft list chains: no"};
     CHECK(find("firewall", host).found == "cannot tell: nft list chains: no");
+    CHECK(find("firewall", host).remedy == "run qvm as the host's root");
+    host.firewall = {.legacy_unread = true};
+    CHECK(find("firewall", host).remedy == "apt-get install iptables");
 
     host.namespaces.privileged = false;
     CHECK(find("firewall", host).status == Status::ok);
