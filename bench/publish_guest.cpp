@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <array>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <utility>
@@ -177,7 +178,10 @@ struct OwnNetwork {
         const auto facts = read_host_network(host);
         auto claims = claim_networks(spec, facts);
         plan = make_plan(spec, facts, claims);
-        network.emplace(plan, std::move(claims), host, directory);
+        guest = make_guest(spec, plan);
+        network.emplace(plan, guest, std::move(claims), host, directory / "leases");
+        std::ofstream{directory / "hosts"} << dns_hosts(plan, {guest});
+        std::ofstream{directory / "dhcp-hosts"} << dhcp_hosts({guest});
         tap = network->take_tap();
         vhost = network->take_vhost();
     }
@@ -195,6 +199,7 @@ struct OwnNetwork {
 
     RouteSocket host;
     NetworkPlan plan;
+    GuestPlan guest;
     std::optional<Network> network;
     std::vector<UniqueFd> tap, vhost;
 };
@@ -220,15 +225,15 @@ int main(int argc, char** argv) {
     const auto socket = (directory / "passt.socket").string();
 
     OwnNetwork own{directory};
-    const auto dnsmasq = start(own.network->space(), [&] { execute(dnsmasq_command(own.plan)); });
+    const auto dnsmasq = start(own.network->space(),
+                               [&] { execute(dnsmasq_command(own.plan, directory.string())); });
     const auto passt = start(host, [&] {
         execute({"passt", "-f", "-q", "--runas", "0", "-s", socket, "-t",
                  "7200:7000,7201:7001,7202:7002"});
     });
     ::usleep(500'000);
     {
-        const Guest in_namespace{host, qemu(disk, own.netdev(), own.plan.guest_mac),
-                                 own.inherited()};
+        const Guest in_namespace{host, qemu(disk, own.netdev(), own.guest.mac), own.inherited()};
         const Guest behind_slirp{
             host, qemu(disk,
                        "user,hostfwd=tcp:127.0.0.1:7100-:7000,hostfwd=tcp:127.0.0.1:7101-:7001,"
@@ -237,7 +242,7 @@ int main(int argc, char** argv) {
             host, qemu(disk, "stream,server=off,addr.type=unix,addr.path=" + socket)};
         const auto serve = [&](unsigned short port) {
             return std::make_unique<Serving>(own.network->space(),
-                                             tcp::endpoint{own.plan.guest_address, port});
+                                             tcp::endpoint{own.guest.address, port});
         };
         const auto echo = serve(echo_port), sink = serve(sink_port), source = serve(source_port);
         const std::vector<Path> paths{{"qvm", echo->endpoint, sink->endpoint, source->endpoint},

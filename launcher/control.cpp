@@ -33,8 +33,8 @@ double number(const qmp::Request& request, const char* key, double otherwise, do
 
 milliseconds timeout_of(const qmp::Request& request) {
     constexpr double longest = 86400.0 * 365;
-    const auto seconds = number(request, "timeout",
-                                static_cast<double>(default_timeout.count()) / 1e3, longest);
+    const auto seconds =
+        number(request, "timeout", static_cast<double>(default_timeout.count()) / 1e3, longest);
     return milliseconds{static_cast<std::int64_t>(seconds * 1e3)};
 }
 
@@ -49,8 +49,7 @@ Controlled::Answer carry_out(Controlled& vm, qmp::Request request) {
     if (command == "qvm-wait") co_return co_await vm.wait();
     if (command == "qvm-restart") co_return co_await vm.restart(timeout_of(request));
     if (command == "qvm-inspect") co_return vm.inspect();
-    if (command == "qvm-query-console")
-        co_return json::object{{"attached", vm.console_clients()}};
+    if (command == "qvm-query-console") co_return json::object{{"attached", vm.console_clients()}};
     if (command == "qvm-resize-console") {
         constexpr double most = std::numeric_limits<unsigned short>::max();
         const auto rows = number(request, "rows", 0, most);

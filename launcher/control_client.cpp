@@ -67,15 +67,15 @@ awaitable<boost::json::value> ControlClient::execute(std::string command,
     } catch (const qmp::CommandError& error) {
         throw Failure(fmt::format("VM '{}': {}: {}", name_, command, error.desc));
     } catch (const std::system_error& error) {
-        if (client_->closed()) throw Gone(fmt::format("VM '{}': ended, and did not say how", name_));
+        if (client_->closed())
+            throw Gone(fmt::format("VM '{}': ended, and did not say how", name_));
         throw Failure(fmt::format("VM '{}': {}: {}", name_, command, error.code().message()));
     }
 }
 
 awaitable<void> ControlClient::until_gone() {
     if (!supervisor_) co_return;
-    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor,
-                                         supervisor_.release()};
+    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor, supervisor_.release()};
     co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
 }
 

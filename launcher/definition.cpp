@@ -137,7 +137,8 @@ VmOptions vm_options_from(const json::object& object) {
     options.memory_mib = reader.number("memory_mib", options.memory_mib);
     options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus));
     if (const auto net = reader.text("net")) options.net = parsed("net", *net, parse_net);
-    if (const auto group = reader.text("group")) options.group = parsed("group", *group, parse_name);
+    if (const auto group = reader.text("group"))
+        options.group = parsed("group", *group, parse_name);
     for (const auto& text : reader.texts("publish"))
         options.publish.push_back(parsed("publish", text, parse_publish));
     options.kernel = path_of(reader.text("kernel"));
@@ -194,7 +195,8 @@ Definition DefinitionStore::read(const std::string& name) const {
     const auto file = path(name) / definition_name;
     const auto text = read_file(file);
     if (!text && !exists(name))
-        throw Failure(fmt::format("VM '{}': was not created", name), "qvm ps -a lists those that are");
+        throw Failure(fmt::format("VM '{}': was not created", name),
+                      "qvm ps -a lists those that are");
     if (!text) throw Failure(fmt::format("read '{}': {}", file.string(), reason()));
     try {
         return parse_definition(name, *text);
@@ -215,14 +217,13 @@ void DefinitionStore::add(const Definition& definition) const {
         lock = try_lock_file(aside / "lock");
     }
     try {
-        if (definition.vm.image)
-            make_named_overlay(aside / overlay_name, definition.virtual_size);
+        if (definition.vm.image) make_named_overlay(aside / overlay_name, definition.virtual_size);
         write_file(aside / definition_name, to_text(definition), true);
         // Neither an empty nor a full directory is replaced.
         if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)
-            throw Failure(errno == EEXIST
-                              ? fmt::format("--name '{}': a VM of that name exists", definition.name)
-                              : fmt::format("{}: {}", what, reason()),
+            throw Failure(errno == EEXIST ? fmt::format("--name '{}': a VM of that name exists",
+                                                        definition.name)
+                                          : fmt::format("{}: {}", what, reason()),
                           errno == EEXIST ? "qvm rm " + definition.name : std::string{});
         const UniqueFd parent{::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
         ::fsync(parent.get());
@@ -249,11 +250,11 @@ void DefinitionStore::keep_end(const std::string& name, const LastEnd& end,
         std::error_code ignored;
         fs::copy_file(console_log, path(name) / console_name, fs::copy_options::overwrite_existing,
                       ignored);
-        write_file(path(name) / last_name,
-                   json::serialize(json::object{{"exit_status", end.exit_status},
-                                                {"message", end.message},
-                                                {"at", end.at}}) +
-                       "\n");
+        write_file(
+            path(name) / last_name,
+            json::serialize(json::object{
+                {"exit_status", end.exit_status}, {"message", end.message}, {"at", end.at}}) +
+                "\n");
     } catch (const std::exception&) {
         // A courtesy; the VM is over all the same.
     }

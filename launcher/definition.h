@@ -13,8 +13,8 @@
 
 namespace qvm {
 
-/// A VM's options as JSON, with the command line's words, and back. Paths are made absolute. Reading
-/// throws Failure with the member that is wrong.
+/// A VM's options as JSON, with the command line's words, and back. Paths are made absolute.
+/// Reading throws Failure with the member that is wrong.
 boost::json::object to_json(const VmOptions& options);
 VmOptions vm_options_from(const boost::json::object& object);
 

@@ -260,6 +260,7 @@ DoctorFacts read_doctor_facts() {
     facts.namespaces = read_namespaces();
     if (facts.namespaces.privileged) facts.firewall = read_firewall();
     facts.directories = {read_directory("run", "QVM_RUN_DIR", directories.run),
+                         read_directory("data", "QVM_DATA_DIR", directories.data),
                          read_directory("cache", "QVM_CACHE_DIR", directories.cache)};
     facts.cache_free = free_space(directories.cache);
     facts.descriptor_limit = descriptor_limit();

@@ -122,7 +122,8 @@ std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::strin
     return guests;
 }
 
-// --- a seat ---------------------------------------------------------------------------------------
+// --- a seat
+// ---------------------------------------------------------------------------------------
 
 GroupSeat::GroupSeat(const Directories& directories, const std::string& group,
                      const std::string& vm)

@@ -109,8 +109,8 @@ int ps(const PsOptions& options) {
     }
     std::vector<std::vector<std::string>> rows;
     if (!options.names)
-        rows.push_back({"NAME", "STATE", "NET", "ADDRESS", "HOST ADDRESS", "PORTS", "IMAGE",
-                        "CREATED"});
+        rows.push_back(
+            {"NAME", "STATE", "NET", "ADDRESS", "HOST ADDRESS", "PORTS", "IMAGE", "CREATED"});
     for (const auto& vm : vms)
         rows.push_back(options.names ? std::vector{vm.text("name")} : row_of(vm));
     print(to_table(rows));

@@ -75,8 +75,7 @@ class Follower {
   private:
     /// Until something changed; whether the supervisor is gone.
     bool wait() {
-        std::array<pollfd, 2> fds{
-            {{changes_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}}};
+        std::array<pollfd, 2> fds{{{changes_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}}};
         ::poll(fds.data(), fds.size(), -1);
         std::array<char, 4096> ignored;
         while (::read(changes_.get(), ignored.data(), ignored.size()) > 0) {

@@ -22,9 +22,8 @@ class NameService {
     /// it does. Throws Failure.
     NameService(const boost::asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                 const netns::Namespace& space, netns::Network::DnsSockets dns,
-                const std::filesystem::path& directory,
-                const std::vector<netns::GuestPlan>& guests, const Report& debug,
-                std::function<void(const std::string&)> died);
+                const std::filesystem::path& directory, const std::vector<netns::GuestPlan>& guests,
+                const Report& debug, std::function<void(const std::string&)> died);
     NameService(const NameService&) = delete;
     NameService& operator=(const NameService&) = delete;
     /// Ends both.

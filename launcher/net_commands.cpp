@@ -86,8 +86,8 @@ LivingVm member_of(const Directories& directories, const std::string& name) {
         throw Failure(fmt::format("network '{}': no VM or group of that name runs", name),
                       "qvm net ls lists those that do");
     if (found->text("net.id").empty())
-        throw Failure(fmt::format("network '{}': --net {} has no namespace", name,
-                                  found->text("net.mode")));
+        throw Failure(
+            fmt::format("network '{}': --net {} has no namespace", name, found->text("net.mode")));
     return std::move(*found);
 }
 
@@ -108,12 +108,12 @@ UniqueFd open_namespace(const Directories& directories, const LivingVm& vm) {
 
 void check(int result, const std::string& step) {
     if (result < 0)
-        throw Failure(fmt::format("net exec: {}: {}", step,
-                                  std::generic_category().message(errno)));
+        throw Failure(
+            fmt::format("net exec: {}: {}", step, std::generic_category().message(errno)));
 }
 
-/// As `ip netns exec` does it: /sys of that namespace, and its own resolv.conf, in a mount namespace
-/// that ends with the command.
+/// As `ip netns exec` does it: /sys of that namespace, and its own resolv.conf, in a mount
+/// namespace that ends with the command.
 void enter(int space, const fs::path& resolv_conf) {
     check(::setns(space, CLONE_NEWNET), "enter the namespace");
     check(::unshare(CLONE_NEWNS), "make a mount namespace");

@@ -155,7 +155,7 @@ struct PrintText {
 using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
                              PsOptions, InspectOptions, LogsOptions, ConsoleOptions, EventsOptions,
                              QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
-                             ImageDemoOptions, PrintText>;
+                             DoctorOptions, ImageDemoOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -54,8 +54,7 @@ std::optional<UniqueFd> connect_to(const fs::path& path) {
     const UnixAddress address{path};
     if (!address.valid()) return std::nullopt;
     UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    if (!fd || ::connect(fd.get(), address.get(), address.size()) != 0)
-        return std::nullopt;
+    if (!fd || ::connect(fd.get(), address.get(), address.size()) != 0) return std::nullopt;
     return fd;
 }
 

@@ -24,7 +24,7 @@ using Verb = VerbOptions::Verb;
 namespace {
 
 constexpr auto command_timeout = 30s;
-constexpr auto end_timeout = 10min;       // of a VM that writes to the user's image
+constexpr auto end_timeout = 10min;  // of a VM that writes to the user's image
 constexpr auto endless = 24h * 365;
 
 /// One VM's outcome.
@@ -90,14 +90,13 @@ awaitable<Outcome> wait(ControlClient& vm) {
     co_return Outcome{std::to_string(exit_status), {}, exit_status};
 }
 
-awaitable<Outcome> restart(ControlClient& vm, const std::string& name,
-                           const VerbOptions& options) {
+awaitable<Outcome> restart(ControlClient& vm, const std::string& name, const VerbOptions& options) {
     const auto answer =
         co_await vm.execute("qvm-restart", timeout_of(options), options.timeout + end_timeout);
     const bool off = text_of(answer, "how") == "powered-off";
-    co_return Outcome{name, fmt::format("{}: {}", name,
-                                        off ? "the guest powered down and boots again"
-                                            : "the guest was reset")};
+    co_return Outcome{
+        name, fmt::format("{}: {}", name,
+                          off ? "the guest powered down and boots again" : "the guest was reset")};
 }
 
 awaitable<Outcome> one(const Directories& directories, const std::string& name,
@@ -196,8 +195,8 @@ json::object arguments_of(const QmpOptions& options) {
     boost::system::error_code error;
     auto value = json::parse(options.arguments, error);
     if (error || !value.is_object())
-        throw Failure(fmt::format("qmp: the arguments '{}' are not a JSON object",
-                                  options.arguments));
+        throw Failure(
+            fmt::format("qmp: the arguments '{}' are not a JSON object", options.arguments));
     return std::move(value.get_object());
 }
 

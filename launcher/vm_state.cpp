@@ -18,8 +18,8 @@ json::value pid_or_null(pid_t pid) {
 
 json::object net_json(const VmState& state) {
     const auto mode = state.vm.net_or_default().mode;
-    json::object net{{"mode", to_string(mode)}, {"subnet", nullptr},  {"gateway", nullptr},
-                     {"address", nullptr},      {"mac", nullptr},     {"host_address", nullptr}};
+    json::object net{{"mode", to_string(mode)}, {"subnet", nullptr}, {"gateway", nullptr},
+                     {"address", nullptr},      {"mac", nullptr},    {"host_address", nullptr}};
     if (mode == NetOption::Mode::user) {  // as QEMU has it: qemu(1), -netdev user
         net["subnet"] = "10.0.2.0/24";
         net["gateway"] = "10.0.2.2";

@@ -1,10 +1,11 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <boost/json/object.hpp>
 #include <filesystem>
 #include <optional>
 #include <string>
-#include <sys/types.h>
 #include <vector>
 
 #include "launcher/definition.h"
@@ -22,12 +23,12 @@ struct VmState {
     pid_t pid = 0;                   ///< the supervisor's
     pid_t qemu_pid = 0;
     std::string created = {};  ///< RFC 3339, UTC: when it was started, or created by `qvm create`
-    bool named = false;   ///< by `qvm create`: it is there when it does not run, too
-    bool agent = false;   ///< the guest agent answers
+    bool named = false;        ///< by `qvm create`: it is there when it does not run, too
+    bool agent = false;        ///< the guest agent answers
     VmOptions vm = {};
     std::optional<netns::NetworkPlan> network = {};
     std::optional<netns::GuestPlan> guest = {};
-    int namespace_fd = -1;  ///< the supervisor's descriptor of the namespace
+    int namespace_fd = -1;                  ///< the supervisor's descriptor of the namespace
     std::vector<PublishOption> ports = {};  ///< as they were really bound
     boost::json::object disk = {};
     boost::json::array timings = {};

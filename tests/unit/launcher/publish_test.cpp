@@ -14,8 +14,7 @@ TEST_CASE("--publish as docker has it") {
     CHECK(read("0.0.0.0:8080:80") == "0.0.0.0:8080:80/tcp");
     CHECK(read("[::1]:8080:80") == "[::1]:8080:80/tcp");
     CHECK(read("::1:8080:80") == "[::1]:8080:80/tcp");
-    for (const char* text : {"0.0.0.0:0:53/udp", "[::]:65535:65535/tcp"})
-        CHECK(read(text) == text);
+    for (const char* text : {"0.0.0.0:0:53/udp", "[::]:65535:65535/tcp"}) CHECK(read(text) == text);
     for (const char* text : {"", ":", "80", "80:", ":80", "a:80", "80:a", "80:80:80:80", "-1:80",
                              "+1:80", "80:80/", "80:80/sctp", "80 :80", "host:80:80"})
         CHECK_THROWS_AS(parse_publish(text), Failure);

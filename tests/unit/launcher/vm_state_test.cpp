@@ -11,8 +11,8 @@ TEST_CASE("what ps --json has at least, also where there is nothing to say") {
     VmState state;
     state.name = "web";
     for (const auto& object : {to_short_json(state), to_json(state)}) {
-        for (const char* key : {"name", "state", "pid", "qemu_pid", "group", "image", "net",
-                                "ports", "created"})
+        for (const char* key :
+             {"name", "state", "pid", "qemu_pid", "group", "image", "net", "ports", "created"})
             CHECK(object.contains(key));
         const auto& net = object.at("net").as_object();
         for (const char* key : {"mode", "subnet", "gateway", "address", "mac", "host_address"})
