@@ -100,16 +100,16 @@ void check_vm(const std::string& command, const VmOptions& vm) {
         throw Failure("--publish: a guest with --net none has no address");
 }
 
-void finish_vm(const std::string& command, VmOptions& options, const VmTexts& texts) {
+void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     if (!texts.image.empty()) options.image = texts.image;
     options.memory_mib = value_of("--memory", texts.memory, parse_memory);
     options.cpus = value_of("--cpus", texts.cpus, parse_cpus);
-    if (!texts.net.empty()) options.net = value_of("--net", texts.net, parse_net);
-    if (!texts.group.empty()) options.group = value_of("--group", texts.group, parse_name);
+    if (app.count("--net") > 0) options.net = value_of("--net", texts.net, parse_net);
+    if (app.count("--group") > 0) options.group = value_of("--group", texts.group, parse_name);
     options.accel = value_of("--accel", texts.accel, parse_accel);
     for (const auto& text : texts.publish)
         options.publish.push_back(value_of("--publish", text, parse_publish));
-    check_vm(command, options);
+    check_vm(app.get_name(), options);
 }
 
 void add_verbosity(CLI::App& app, Verbosity& verbosity) {
@@ -120,7 +120,7 @@ void add_verbosity(CLI::App& app, Verbosity& verbosity) {
 /// One subcommand: how it is declared, and what it means once it was given.
 struct Subcommand {
     CLI::App* app;
-    std::function<Command()> finish;
+    std::function<Command(CLI::App*)> finish;  ///< given its own app
 };
 
 class Parser {
@@ -143,10 +143,10 @@ class Parser {
         add_net();
         add_image();
         auto& doctor = add("doctor", "Say what this host can do, and the remedy where it cannot",
-                           [this] { return doctor_; });
+                           [this](auto*) { return doctor_; });
         doctor.add_flag("--json", doctor_.json, "As JSON");
-        add("gc", "Remove what dead VMs left behind", [] { return GcOptions{}; });
-        add("version", "Print qvm's version", [] { return version(); });
+        add("gc", "Remove what dead VMs left behind", [](auto*) { return GcOptions{}; });
+        add("version", "Print qvm's version", [](auto*) { return version(); });
     }
 
     Command operator()(int argc, const char* const* argv) {
@@ -166,84 +166,91 @@ class Parser {
             throw Failure(fmt::format("{} takes no command after '--'", path_of(app_)),
                           path_of(app_) + " --help");
         for (const auto& subcommand : subcommands_)
-            if (subcommand.app->parsed()) return subcommand.finish();
+            if (subcommand.app->parsed()) return subcommand.finish(subcommand.app);
         throw Failure("no command was given", "qvm --help");
     }
 
   private:
     static Command version() { return PrintText{"qvm " QVM_VERSION "\n"}; }
 
-    CLI::App& add(const std::string& name, const std::string& what, std::function<Command()> finish,
-                  CLI::App* parent = nullptr) {
+    CLI::App& add(const std::string& name, const std::string& what,
+                  std::function<Command(CLI::App*)> finish, CLI::App* parent = nullptr) {
         auto* app = (parent != nullptr ? parent : &app_)->add_subcommand(name, what);
         subcommands_.push_back({app, std::move(finish)});
         return *app;
     }
 
     void add_run() {
-        auto& app = add("run", "Boot IMAGE in a throw-away VM, console in this terminal", [this] {
-            finish_vm("run", run_.vm, texts_);
-            if (run_.persist && !run_.vm.image)
-                throw Failure("--persist: there is no IMAGE to write to");
-            if (!name_.empty()) run_.name = value_of("--name", name_, parse_name);
-            if (!timeout_.empty()) run_.timeout = value_of("--timeout", timeout_, parse_duration);
-            run_.timings = !timings_.empty();
-            if (run_.timings && timings_ != "-") run_.timings_file = timings_;
-            return run_;
-        });
-        add_vm_options(app, run_.vm, texts_);
-        app.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
-        app.add_flag("-d,--detach", run_.detach, "Print the name once the guest runs, and leave");
-        app.add_flag("--persist", run_.persist, "Write to IMAGE itself");
-        app.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m");
-        app.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
-        app.add_flag("--timings{-}", timings_,
-                     "Time of each phase in ms, on stderr or as JSON in FILE")
+        auto& added = add("run", "Boot IMAGE in a throw-away VM, console in this terminal",
+                          [this](auto* app) {
+                              finish_vm(*app, run_.vm, texts_);
+                              if (run_.persist && !run_.vm.image)
+                                  throw Failure("--persist: there is no IMAGE to write to");
+                              if (app->count("--name") > 0)
+                                  run_.name = value_of("--name", name_, parse_name);
+                              if (app->count("--timeout") > 0)
+                                  run_.timeout = value_of("--timeout", timeout_, parse_duration);
+                              run_.timings = app->count("--timings") > 0;
+                              if (run_.timings && timings_ != "-") run_.timings_file = timings_;
+                              return run_;
+                          });
+        add_vm_options(added, run_.vm, texts_);
+        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        added.add_flag("-d,--detach", run_.detach, "Print the name once the guest runs, and leave");
+        added.add_flag("--persist", run_.persist, "Write to IMAGE itself");
+        added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m");
+        added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
+        added
+            .add_flag("--timings{-}", timings_,
+                      "Time of each phase in ms, on stderr or as JSON in FILE")
             ->type_name("[=FILE]");
-        add_verbosity(app, run_.verbosity);
-        app.footer(std::string{vm_footer} + run_footer);
+        add_verbosity(added, run_.verbosity);
+        added.footer(std::string{vm_footer} + run_footer);
     }
 
     void add_create() {
-        auto& app = add("create", "Define a VM with a disk of its own, to be started", [this] {
-            finish_vm("create", create_.vm, texts_);
-            if (!name_.empty()) create_.name = value_of("--name", name_, parse_name);
-            return create_;
-        });
-        add_vm_options(app, create_.vm, texts_);
-        app.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
-        app.footer(vm_footer);
+        auto& added =
+            add("create", "Define a VM with a disk of its own, to be started", [this](auto* app) {
+                finish_vm(*app, create_.vm, texts_);
+                if (app->count("--name") > 0) create_.name = value_of("--name", name_, parse_name);
+                return create_;
+            });
+        add_vm_options(added, create_.vm, texts_);
+        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        added.footer(vm_footer);
     }
 
     void add_start() {
-        auto& app = add("start", "Start a VM that was created", [this] {
+        auto& added = add("start", "Start a VM that was created", [this](auto*) {
             start_.name = parse_names({name_}).front();
             return start_;
         });
-        app.add_option("NAME", name_, "The VM")->required();
-        add_verbosity(app, start_.verbosity);
+        added.add_option("NAME", name_, "The VM")->required();
+        add_verbosity(added, start_.verbosity);
     }
 
     void add_remove() {
-        auto& app = add("rm", "Remove VMs that were created, with their disks", [this] {
+        auto& added = add("rm", "Remove VMs that were created, with their disks", [this](auto*) {
             remove_.names = parse_names(names_);
             return remove_;
         });
-        app.add_option("NAME", names_, "The VMs")->required();
-        app.add_flag("-f,--force", remove_.force, "Kill those that run");
+        added.add_option("NAME", names_, "The VMs")->required();
+        added.add_flag("-f,--force", remove_.force, "Kill those that run");
     }
 
     CLI::App& add_verb(const char* name, const char* what, VerbOptions::Verb verb) {
-        auto& app = add(name, what, [this, verb] {
+        auto& added = add(name, what, [this, verb](auto* app) {
             verb_.verb = verb;
             verb_.names = parse_names(names_);
-            if (!timeout_.empty() && timeout_ != "0")
+            const bool given = app->get_option_no_throw("--timeout") && app->count("--timeout") > 0;
+            if (given && timeout_ == "0")
+                verb_.timeout = {};
+            else if (given)
                 verb_.timeout = value_of("--timeout", timeout_, parse_duration);
-            if (timeout_ == "0") verb_.timeout = {};
             return verb_;
         });
-        app.add_option("NAME", names_, "The VMs")->required();
-        return app;
+        added.add_option("NAME", names_, "The VMs")->required();
+        return added;
     }
 
     void add_verbs() {
@@ -260,64 +267,64 @@ class Parser {
     }
 
     void add_ps() {
-        auto& app = add("ps", "List VMs", [this] { return ps_; });
-        app.add_flag("-a,--all", ps_.all, "Those that were created and do not run, too");
-        app.add_flag("--json", ps_.json, "As JSON");
-        app.add_flag("-q,--quiet", ps_.names, "Names only");
+        auto& added = add("ps", "List VMs", [this](auto*) { return ps_; });
+        added.add_flag("-a,--all", ps_.all, "Those that were created and do not run, too");
+        added.add_flag("--json", ps_.json, "As JSON");
+        added.add_flag("-q,--quiet", ps_.names, "Names only");
     }
 
     void add_inspect() {
-        auto& app = add("inspect", "All about VMs, as JSON",
-                        [this] { return InspectOptions{parse_names(names_)}; });
-        app.add_option("NAME", names_, "The VMs")->required();
+        auto& added = add("inspect", "All about VMs, as JSON",
+                          [this](auto*) { return InspectOptions{parse_names(names_)}; });
+        added.add_option("NAME", names_, "The VMs")->required();
     }
 
     void add_logs() {
-        auto& app = add("logs", "Print what a guest wrote to its console", [this] {
+        auto& added = add("logs", "Print what a guest wrote to its console", [this](auto*) {
             logs_.name = parse_names({name_}).front();
             return logs_;
         });
-        app.add_option("NAME", name_, "The VM")->required();
-        app.add_flag("-f,--follow", logs_.follow, "Go on until the VM ends");
+        added.add_option("NAME", name_, "The VM")->required();
+        added.add_flag("-f,--follow", logs_.follow, "Go on until the VM ends");
     }
 
     void add_console() {
-        auto& app = add("console", "Attach this terminal to a guest's console",
-                        [this] { return ConsoleOptions{parse_names({name_}).front()}; });
-        app.add_option("NAME", name_, "The VM")->required();
-        app.footer("Ctrl-] leaves. Several may watch; the first of them writes.\n");
+        auto& added = add("console", "Attach this terminal to a guest's console",
+                          [this](auto*) { return ConsoleOptions{parse_names({name_}).front()}; });
+        added.add_option("NAME", name_, "The VM")->required();
+        added.footer("Ctrl-] leaves. Several may watch; the first of them writes.\n");
     }
 
     void add_events() {
-        auto& app =
-            add("events", "Print what happens to VMs, as it happens", [this] { return events_; });
-        app.add_flag("--json", events_.json, "One JSON object a line");
+        auto& added = add("events", "Print what happens to VMs, as it happens",
+                          [this](auto*) { return events_; });
+        added.add_flag("--json", events_.json, "One JSON object a line");
     }
 
     void add_qmp() {
-        auto& app = add("qmp", "Execute a QMP command and print what it returns", [this] {
+        auto& added = add("qmp", "Execute a QMP command and print what it returns", [this](auto*) {
             qmp_.name = parse_names({name_}).front();
             return qmp_;
         });
-        app.add_option("NAME", name_, "The VM")->required();
-        app.add_option("COMMAND", qmp_.command, "QEMU's, or one of qvm's own: qvm-*")->required();
-        app.add_option("JSON", qmp_.arguments, "Its arguments: '{\"device\": \"net0\"}'");
-        app.footer("  qvm qmp web query-status\n");
+        added.add_option("NAME", name_, "The VM")->required();
+        added.add_option("COMMAND", qmp_.command, "QEMU's, or one of qvm's own: qvm-*")->required();
+        added.add_option("JSON", qmp_.arguments, "Its arguments: '{\"device\": \"net0\"}'");
+        added.footer("  qvm qmp web query-status\n");
     }
 
     void add_net() {
         auto* net = app_.add_subcommand("net", "Networks of VMs and groups");
         net->require_subcommand(1);
         auto& ls = add(
-            "ls", "List networks", [this] { return net_ls_; }, net);
+            "ls", "List networks", [this](auto*) { return net_ls_; }, net);
         ls.add_flag("--json", net_ls_.json, "As JSON");
         auto& inspect = add(
             "inspect", "All about one network, as JSON",
-            [this] { return NetInspectOptions{parse_names({name_}).front()}; }, net);
+            [this](auto*) { return NetInspectOptions{parse_names({name_}).front()}; }, net);
         inspect.add_option("NAME", name_, "A group, or a VM that is in none")->required();
         auto& exec = add(
             "exec", "Run a command of the host inside a network's namespace",
-            [this] {
+            [this](auto*) {
                 auto command = exec_app_->remaining();
                 command.insert(command.end(), command_.begin(), command_.end());
                 if (command.empty())
@@ -335,12 +342,12 @@ class Parser {
     void add_image() {
         auto* image = app_.add_subcommand("image", "Disk images");
         image->require_subcommand(1);
-        auto& app = add(
-            "demo", "Build the demo guest's disk from Debian's packages", [this] { return demo_; },
-            image);
+        auto& added = add(
+            "demo", "Build the demo guest's disk from Debian's packages",
+            [this](auto*) { return demo_; }, image);
         demo_.path = "demo.qcow2";
-        app.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
-        app.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+        added.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
     }
 
     /// "qvm net exec": the commands that were named.

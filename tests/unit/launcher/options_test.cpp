@@ -98,6 +98,8 @@ TEST_CASE("run: the kernel alone needs no image, and its companions need the ker
 }
 
 TEST_CASE("run: a bad value is shown with its option") {
+    for (const char* option : {"--net", "--name", "--group", "--timeout", "--memory", "--publish"})
+        CHECK(failure_of({option, "", "d"}).starts_with(std::string{option} + " ''"));
     CHECK(failure_of({"-m", "0", "d"}) == "--memory '0': must be more than 0");
     CHECK(failure_of({"--cpus", "0", "d"}) == "--cpus '0': must be a number from 1 to 255");
     CHECK(failure_of({"--net", "lan", "d"}) == "--net 'lan': unknown mode 'lan'");
