@@ -83,9 +83,10 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
 Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
                  RouteSocket& host, const std::filesystem::path& forwarding_directory)
     : host_(host), space_(std::move(shared.at(0))) {
-    std::move(shared.begin() + 1, shared.end(), std::back_inserter(joined_));
     space_.run([&] { add_tap(plan, guest); });
     if (!plan.uplink) return;
+    host_rules_.emplace(std::move(shared.at(1)));
+    std::move(shared.begin() + 2, shared.end(), std::back_inserter(joined_));
     host_link_ = plan.uplink->host_link;
     host_link_index_ = interface_index(host_link_);
     if (!plan.uplink->interface.empty())
@@ -165,11 +166,13 @@ void Network::build_uplink(const UplinkPlan& uplink) {
 void Network::detach() noexcept {
     forwarding_.reset();
     if (host_link_index_ == 0) return;
-    // Each of these waits for the kernel's RCU, and none for another.
+    // Both wait, and neither for the other.
     const std::jthread rules([this] {
-        host_rules_.reset();
-        inner_rules_.reset();
-        joined_.clear();
+        try {
+            host_rules_->remove(host_link_);
+        } catch (const std::exception&) {
+            // It goes with the socket.
+        }
     });
     try {
         std::vector<Request> requests;

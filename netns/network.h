@@ -82,10 +82,10 @@ class Network {
     DnsSockets dns_;
     std::string host_link_;
     int host_link_index_ = 0;  ///< 0 while there is none
-    /// Inside; kept because closing it after a commit waits for an RCU grace period (8 ms).
+    // Kept until the end: closing one soon after a change waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
-    std::vector<UniqueFd> joined_;  ///< another member's rules and claims
+    std::vector<UniqueFd> joined_;  ///< another member's claims
     std::optional<ForwardingLease> forwarding_;
     Namespace space_;  ///< last: what is made inside is stored in the members above
 };

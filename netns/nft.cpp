@@ -295,18 +295,37 @@ Socket::Socket() : socket_(mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC)) {
     check(mnl_socket_bind(socket_.get(), 0, MNL_SOCKET_AUTOPID), "bind nfnetlink socket");
 }
 
+Socket::Socket(UniqueFd fd) : socket_(mnl_socket_fdopen(fd.get())) {
+    if (!socket_) throw Error("take over a nfnetlink socket", errno);
+    (void)fd.release();
+}
+
 int Socket::fd() const noexcept {
     return mnl_socket_get_fd(socket_.get());
 }
 
 void Socket::commit(const Table& table) {
-    const auto step = fmt::format("create nftables table 'ip {}'", table.name);
-    const auto batch = encode(table);
+    transact(encode(table), count_messages(table),
+             fmt::format("create nftables table 'ip {}'", table.name));
+}
+
+void Socket::remove(const std::string& name) {
+    Batch batch;
+    NftTable object{nftnl_table_alloc()};
+    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
+    nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, name.c_str());
+    nftnl_table_nlmsg_build_payload(batch.message(NFT_MSG_DELTABLE, 0), object.get());
+    batch.advance();
+    transact(batch.finish(), 1, fmt::format("delete nftables table 'ip {}'", name));
+}
+
+void Socket::transact(const std::vector<char>& batch, std::size_t messages,
+                      const std::string& step) {
     check(static_cast<int>(mnl_socket_sendto(socket_.get(), batch.data(), batch.size())), step);
 
     // On success every message is acknowledged; on failure only errors are certain to come.
     pollfd readable{mnl_socket_get_fd(socket_.get()), POLLIN, 0};
-    for (std::size_t left = count_messages(table); left > 0;) {
+    for (std::size_t left = messages; left > 0;) {
         if (check(::poll(&readable, 1, answer_timeout_ms), step) == 0) throw Error(step, ETIMEDOUT);
         alignas(nlmsghdr) std::array<char, 16384> buffer;
         int length =

@@ -8,6 +8,8 @@
 #include <variant>
 #include <vector>
 
+#include "netns/unique_fd.h"
+
 struct mnl_socket;
 
 /// The nftables rules that qvm writes: values, their text, their netlink batch, and the socket
@@ -74,14 +76,24 @@ class Socket {
   public:
     /// Opens the socket in the calling thread's namespace. Throws Error.
     Socket();
+    /// Takes over a duplicate of another one's fd(): the same socket, with the same tables. Throws
+    /// Error.
+    explicit Socket(UniqueFd fd);
 
     /// Creates the table in one transaction. Throws Error with the table's name.
     void commit(const Table& table);
+
+    /// Deletes a table that this socket committed, in one transaction. The kernel frees it later;
+    /// the end of the socket would wait for that (an RCU grace period), one table after another.
+    /// Throws Error.
+    void remove(const std::string& name);
 
     /// Owned by this object. A duplicate keeps the tables as well as the original does.
     [[nodiscard]] int fd() const noexcept;
 
   private:
+    void transact(const std::vector<char>& batch, std::size_t messages, const std::string& step);
+
     struct Close {
         void operator()(mnl_socket* socket) const noexcept;
     };

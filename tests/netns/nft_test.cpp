@@ -1,12 +1,16 @@
 #include "netns/nft.h"
 
+#include <fcntl.h>
+
 #include <catch2/catch.hpp>
+#include <optional>
 
 #include "netns/error.h"
 #include "oracle.h"
 
 using namespace qvm::netns;
 using namespace qvm::netns::nft;
+using qvm::UniqueFd;
 namespace ip = boost::asio::ip;
 
 namespace {
@@ -69,4 +73,16 @@ TEST_CASE("a table that exists is refused, not adopted") {
     first.commit({.name = "twice", .owned = true, .chains = {}});
     CHECK_THROWS_WITH(second.commit({.name = "twice", .owned = true, .chains = {}}),
                       Catch::Contains("create nftables table 'ip twice'"));
+}
+
+TEST_CASE("a table is removed through the socket that owns it, or a duplicate of that") {
+    std::optional<Socket> first;
+    first.emplace().commit({.name = "gone", .owned = true, .chains = example.chains});
+    Socket second{UniqueFd{::fcntl(first->fd(), F_DUPFD_CLOEXEC, 0)}};
+    first.reset();
+    CHECK(oracle::sh("nft list tables") == "table ip gone\n");
+    CHECK_THROWS_WITH(Socket{}.remove("gone"), Catch::Contains("delete nftables table 'ip gone'"));
+    second.remove("gone");
+    CHECK(oracle::sh("nft list tables").empty());
+    CHECK_THROWS_WITH(second.remove("gone"), Catch::Contains("No such file or directory"));
 }
