@@ -1,9 +1,7 @@
-// bench_networks [ROUNDS]: many `nat` networks at once (namespace, TAP, veth, rules; no guest), each
-// in a process of its own as in life: how long until all are up, until all are gone from the host,
-// what each takes of memory, and what one more costs beside those that stand. Root; the host is a
-// namespace of this program's own.
-#include "netns/network.h"
-
+// bench_networks [ROUNDS]: many `nat` networks at once (namespace, TAP, veth, rules; no guest),
+// each in a process of its own as in life: how long until all are up, until all are gone from the
+// host, what each takes of memory, and what one more costs beside those that stand. Root; the host
+// is a namespace of this program's own.
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -19,6 +17,7 @@
 
 #include "measure.h"
 #include "netns/error.h"
+#include "netns/network.h"
 
 using namespace qvm;
 using namespace qvm::netns;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -18,13 +19,6 @@ namespace qvm {
 
 namespace asio = boost::asio;
 using asio::awaitable;
-using namespace std::chrono_literals;
-
-namespace {
-
-constexpr auto start_timeout = 90s;  // longer than the supervisor gives QEMU
-
-}  // namespace
 
 Failure not_running(const Directories& directories, const std::string& name) {
     if (DefinitionStore{directories}.exists(name))
@@ -50,9 +44,9 @@ ControlClient::ControlClient(const asio::any_io_executor& executor, const Direct
     client_ = std::make_unique<qmp::Client>(executor, socket->release());
 }
 
-awaitable<void> ControlClient::ready() {
+awaitable<void> ControlClient::ready(std::chrono::milliseconds timeout) {
     try {
-        co_await client_->handshake(start_timeout);
+        co_await client_->handshake(timeout);
     } catch (const std::system_error& error) {
         if (client_->closed()) throw Gone(fmt::format("VM '{}': ended while it started", name_));
         throw Failure(fmt::format("VM '{}': its supervisor does not answer", name_));
@@ -71,6 +65,10 @@ awaitable<boost::json::value> ControlClient::execute(std::string command,
             throw Gone(fmt::format("VM '{}': ended, and did not say how", name_));
         throw Failure(fmt::format("VM '{}': {}: {}", name_, command, error.code().message()));
     }
+}
+
+void ControlClient::kill_supervisor() noexcept {
+    ::syscall(SYS_pidfd_send_signal, supervisor_.get(), SIGKILL, nullptr, 0U);
 }
 
 awaitable<void> ControlClient::until_gone() {

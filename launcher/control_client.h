@@ -24,8 +24,12 @@ class ControlClient {
     ControlClient(const boost::asio::any_io_executor& executor, const Directories& directories,
                   const std::string& name);
 
-    /// Waits until the VM's CPUs run. Throws Failure.
-    boost::asio::awaitable<void> ready();
+    /// Waits until the VM's CPUs run, for `timeout` at most: by default longer than a supervisor
+    /// gives QEMU to start. Throws Failure.
+    boost::asio::awaitable<void> ready(std::chrono::milliseconds timeout = std::chrono::seconds{
+                                           90});
+    /// SIGKILL to the supervisor, which takes all that is its with it.
+    void kill_supervisor() noexcept;
     /// Throws Failure for what is refused or not answered in time, and Gone when the VM ended
     /// before it answered.
     boost::asio::awaitable<boost::json::value> execute(std::string command,

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -25,6 +26,8 @@ namespace {
 
 constexpr std::size_t child_stack_size = 64 * 1024;
 constexpr int last_signal = 64;
+
+rlimit saved_limit{};  ///< of descriptors, before it was raised
 
 std::string reason(int error) {
     return std::generic_category().message(error);
@@ -85,6 +88,7 @@ bool place_descriptors(Launch& launch) {
 
 bool prepare_child(Launch& launch) {
     reset_signals();
+    if (saved_limit.rlim_max != 0) ::setrlimit(RLIMIT_NOFILE, &saved_limit);
     if (launch.spec.ignore_hangup) ::signal(SIGHUP, SIG_IGN);
     ::setsid();  // the terminal's signals are for us, who pass on what is meant for the guest
     if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
@@ -228,6 +232,14 @@ ExitStatus Child::wait_blocking() {
 
 void Child::signal(int number) noexcept {
     if (pidfd_) ::syscall(SYS_pidfd_send_signal, pidfd_.get(), number, nullptr, 0U);
+}
+
+void raise_descriptor_limit() noexcept {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+    saved_limit = limit;
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 std::optional<std::string> find_program(const std::string& name) {

@@ -80,6 +80,9 @@ class Child {
     UniqueFd pidfd_;  ///< none once it was waited for
 };
 
+/// As many descriptors as we may have; children start with the limit that we were started with.
+void raise_descriptor_limit() noexcept;
+
 /// Finds a program in PATH as execvp(3) would.
 std::optional<std::string> find_program(const std::string& name);
 

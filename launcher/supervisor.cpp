@@ -221,8 +221,9 @@ class Supervisor final : public Controlled {
             publications.push_back({std::move(run_.ports[i]), run_.plan.guest->address,
                                     run_.options.vm.publish[i].guest_port});
         run_.ports.clear();
-        if (!publications.empty())
-            forwards_.emplace(context_.get_executor(), network_->space(), std::move(publications));
+        if (publications.empty()) return;
+        raise_descriptor_limit();  // two for each connection
+        forwards_.emplace(context_.get_executor(), network_->space(), std::move(publications));
     }
 
     // --- names --------------------------------------------------------------------------------
@@ -438,7 +439,7 @@ class Supervisor final : public Controlled {
     void guest_is_off(const qmp::Event& event) {
         const auto* reason = event.data.if_contains("reason");
         debug("guest is off: " + (reason ? boost::json::serialize(*reason) : "?"));
-        if (restarting_) {
+        if (restarting_ && !powering_down_) {
             off_.cancel();
             return;
         }

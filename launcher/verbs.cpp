@@ -12,6 +12,7 @@
 #include "launcher/definition.h"
 #include "launcher/events.h"
 #include "launcher/output.h"
+#include "launcher/sweep.h"
 
 namespace qvm {
 
@@ -24,7 +25,8 @@ using Verb = VerbOptions::Verb;
 namespace {
 
 constexpr auto command_timeout = 30s;
-constexpr auto end_timeout = 10min;  // of a VM that writes to the user's image
+constexpr auto answer_timeout = 10s;  // of a supervisor, before it is killed
+constexpr auto end_timeout = 10min;   // of a VM that writes to the user's image
 constexpr auto endless = 24h * 365;
 
 /// One VM's outcome.
@@ -73,14 +75,22 @@ awaitable<Outcome> stop(ControlClient& vm, const std::string& name, const VerbOp
     co_return outcome;
 }
 
-awaitable<Outcome> kill(ControlClient& vm, const std::string& name) {
+/// Also where nobody answers any more.
+awaitable<Outcome> kill(const Directories& directories, const std::string& name) {
+    Outcome outcome{name, {}};
+    ControlClient vm{co_await asio::this_coro::executor, directories, name};
     try {
+        co_await vm.ready(answer_timeout);
         co_await vm.execute("qvm-kill", {}, end_timeout);
     } catch (const ControlClient::Gone&) {
         // All the better.
+    } catch (const Failure&) {
+        vm.kill_supervisor();
+        outcome.note = fmt::format("{}: its supervisor did not answer and was killed", name);
     }
     co_await vm.until_gone();
-    co_return Outcome{name, {}};
+    sweep(directories);
+    co_return outcome;
 }
 
 awaitable<Outcome> wait(ControlClient& vm) {
@@ -106,13 +116,14 @@ awaitable<Outcome> one(const Directories& directories, const std::string& name,
     if (options.verb == Verb::wait && !supervisor_of(directories.run, name))
         if (const auto end = store.last_end(name))
             co_return Outcome{std::to_string(end->exit_status), {}, end->exit_status};
+    if (options.verb == Verb::kill) co_return co_await kill(directories, name);
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     co_await vm.ready();
     switch (options.verb) {
         case Verb::stop:
             co_return co_await stop(vm, name, options);
         case Verb::kill:
-            co_return co_await kill(vm, name);
+            break;  // done above
         case Verb::wait:
             co_return co_await wait(vm);
         case Verb::restart:
@@ -177,11 +188,7 @@ awaitable<Outcome> remove_one(const Directories& directories, const std::string&
     if (pid && !force)
         throw Failure(fmt::format("VM '{}': is running (pid {})", name, *pid),
                       fmt::format("qvm stop {0}, or qvm rm -f {0}", name));
-    if (pid) {
-        ControlClient vm{co_await asio::this_coro::executor, directories, name};
-        co_await vm.ready();
-        co_await kill(vm, name);
-    }
+    if (pid) co_await kill(directories, name);
     if (created) {
         const VmDirectory reserved{directories.run, name};  // nobody starts it now
         store.remove(name);

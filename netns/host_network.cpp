@@ -111,12 +111,13 @@ std::optional<Claim> Claim::take(const ip::network_v4& network) {
 }
 
 std::optional<Claim> claim_from(const ip::network_v4& pool, unsigned prefix_length,
-                                const std::vector<ip::network_v4>& used) {
-    const std::uint64_t step = std::uint64_t{1} << (32 - prefix_length);
-    const std::uint64_t first = pool.network().to_uint();
-    const std::uint64_t end = first + (std::uint64_t{1} << (32 - pool.prefix_length()));
-    for (auto start = first; start + step <= end; start += step) {
-        const ip::network_v4 candidate{ip::address_v4{static_cast<std::uint32_t>(start)},
+                                const std::vector<ip::network_v4>& used, bool from_end) {
+    if (prefix_length < pool.prefix_length()) return std::nullopt;
+    const std::uint32_t count = 1U << (prefix_length - pool.prefix_length());
+    const unsigned shift = 32 - prefix_length;
+    for (std::uint32_t i = 0; i < count; ++i) {
+        const auto number = from_end ? count - 1 - i : i;
+        const ip::network_v4 candidate{ip::address_v4{pool.network().to_uint() + (number << shift)},
                                        static_cast<unsigned short>(prefix_length)};
         const auto taken = [&](const auto& other) { return overlap(candidate, other); };
         if (std::any_of(used.begin(), used.end(), taken)) continue;

@@ -48,9 +48,12 @@ class Claim {
     boost::asio::ip::network_v4 network_;
 };
 
-/// Takes the first network of `prefix_length` bits in `pool` that overlaps nothing in `used` and
-/// that nobody else has claimed; nothing where the pool is exhausted.
+/// Takes the first network of `prefix_length` bits in `pool` (the last one, with `from_end`) that
+/// overlaps nothing in `used` and that nobody else has claimed; nothing where the pool is
+/// exhausted. A claim keeps others from the same network, not from one inside it: who needs
+/// networks of another size takes them from the other end.
 std::optional<Claim> claim_from(const boost::asio::ip::network_v4& pool, unsigned prefix_length,
-                                const std::vector<boost::asio::ip::network_v4>& used);
+                                const std::vector<boost::asio::ip::network_v4>& used,
+                                bool from_end = false);
 
 }  // namespace qvm::netns

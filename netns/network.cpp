@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <chrono>
 #include <iterator>
 #include <thread>
 
@@ -18,6 +19,8 @@ namespace {
 constexpr int loopback_index = 1;
 constexpr int inner_link_index = 100;
 constexpr int bridge_index = 101;
+constexpr std::chrono::milliseconds bind_pause{2};
+constexpr int most_bind_tries = 250;
 constexpr const char* tap_names = "tap%d";  // of guests that share a bridge
 constexpr const char* bridge_mac = "52:54:00:00:00:01";
 
@@ -147,7 +150,16 @@ void Network::add_tap(const NetworkPlan& plan, const GuestPlan& guest) {
 }
 
 void Network::bind_dns() {
-    space_.run([this] { dns_ = bind_dns_sockets(); });
+    space_.run([this] {
+        // A member that was killed lets go of its lock a moment before its sockets.
+        for (int tries = 0;; ++tries) try {
+                dns_ = bind_dns_sockets();
+                return;
+            } catch (const Error& error) {
+                if (error.error() != EADDRINUSE || tries == most_bind_tries) throw;
+                std::this_thread::sleep_for(bind_pause);
+            }
+    });
 }
 
 void Network::build_uplink(const UplinkPlan& uplink) {

@@ -92,12 +92,13 @@ Claim claim_link(const NetworkSpec& spec, const HostNetwork& host) {
     const auto prefix = link_prefix(spec);
     if (spec.pool) {
         check_network("pool", *spec.pool, prefix);
-        if (auto claim = claim_from(*spec.pool, prefix, host.used)) return std::move(*claim);
+        if (auto claim = claim_from(*spec.pool, prefix, host.used, spec.shared))
+            return std::move(*claim);
         throw Error(fmt::format("pool {}", spec.pool->to_string()),
                     fmt::format("no /{} in it is free of the host's routes", prefix));
     }
     for (const auto& pool : default_pools)
-        if (auto claim = claim_from(pool, prefix, host.used)) return std::move(*claim);
+        if (auto claim = claim_from(pool, prefix, host.used, spec.shared)) return std::move(*claim);
     throw Error(fmt::format("choose a /{}", prefix),
                 "the host has routes to all of 10.213.0.0/16 and 172.29.0.0/16");
 }

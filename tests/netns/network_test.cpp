@@ -252,7 +252,7 @@ TEST_CASE("shared: the network is there until the last who shares it is gone") {
     auto spec = spec_of(Mode::nat);
     spec.shared = true;
     auto first = std::make_unique<Made>(spec, directory.leases());
-    CHECK(first->guest.host_address->to_string() == "10.213.0.10");
+    CHECK(first->guest.host_address->to_string() == "10.213.255.10");
     const auto plan = first->plan;
     const auto guest = make_guest(spec, plan, {first->guest.address});
     std::vector<UniqueFd> shared;
@@ -280,7 +280,7 @@ TEST_CASE("shared: the network is there until the last who shares it is gone") {
                "socat TCP-LISTEN:22,bind=192.168.26.11,reuseaddr SYSTEM:'echo guest' "
                ">/dev/null 2>&1 & for i in $(seq 100); do ss -ltn | grep -q :22 && exit 0; "
                "sleep 0.02; done; exit 1");
-    CHECK(oracle::sh("socat - TCP:10.213.0.11:22") == "guest\n");
+    CHECK(oracle::sh("socat - TCP:10.213.255.11:22") == "guest\n");
     tap.clear();
     second.reset();
     CHECK(picture_of_the_host() == before);

@@ -27,5 +27,9 @@ TEST_CASE("a pool is walked from its start, past what is used and what others ha
     const auto second = claim_from(pool, 31, {ip::make_network_v4("10.77.0.1/32")});
     REQUIRE(second);
     CHECK(second->network().to_string() == "10.77.0.4/31");
+    const auto last = claim_from(pool, 30, {}, true);
+    REQUIRE(last);
+    CHECK(last->network().to_string() == "10.77.0.4/30");
+    CHECK(!claim_from(pool, 28, {}));
     CHECK(!claim_from(pool, 31, {ip::make_network_v4("10.0.0.0/8")}));
 }

@@ -209,20 +209,20 @@ TEST_CASE("what does not fit together is refused with the reason") {
 TEST_CASE("shared: a bridge, and a host address for every guest") {
     auto spec = spec_of(Mode::nat);
     spec.shared = true;
-    const auto plan = plan_of(spec, host_with({"10.213.0.0/25"}));
+    const auto plan = plan_of(spec, host_with({"10.213.255.0/25"}));
     CHECK(plan.bridged);
-    CHECK(plan.uplink->host_address.to_string() == "10.213.1.0");
-    CHECK(plan.uplink->inner_address.to_string() == "10.213.1.1");
+    CHECK(plan.uplink->host_address.to_string() == "10.213.254.0");
+    CHECK(plan.uplink->inner_address.to_string() == "10.213.254.1");
     CHECK(plan.uplink->prefix_length == 31);
-    CHECK(plan.uplink->guests->to_string() == "10.213.1.0/24");
+    CHECK(plan.uplink->guests->to_string() == "10.213.254.0/24");
     const auto first = make_guest(spec, plan);
     CHECK(first.address.to_string() == "192.168.26.10");
-    CHECK(first.host_address->to_string() == "10.213.1.10");
+    CHECK(first.host_address->to_string() == "10.213.254.10");
     const auto second = make_guest(spec, plan, {first.address});
     CHECK(second.address.to_string() == "192.168.26.11");
     CHECK(second.mac != first.mac);
     CHECK(nft::to_text(*inner_table(plan, first))
-              .find("iifname \"up0\" ip daddr 10.213.1.0/24 dnat prefix to 192.168.26.0/24") !=
+              .find("iifname \"up0\" ip daddr 10.213.254.0/24 dnat prefix to 192.168.26.0/24") !=
           std::string::npos);
     spec.address = first.address;
     CHECK_THROWS_WITH(make_guest(spec, plan, {first.address}),
@@ -250,7 +250,7 @@ TEST_CASE("shared: beyond the link's addresses a guest has none on the host") {
     const auto plan = plan_of(spec);
     CHECK(plan.uplink->guests->prefix_length() == 24);
     spec.address = ip::make_address_v4("172.20.0.200");
-    CHECK(make_guest(spec, plan).host_address->to_string() == "10.213.0.200");
+    CHECK(make_guest(spec, plan).host_address->to_string() == "10.213.255.200");
     spec.address = ip::make_address_v4("172.20.1.0");
     CHECK(!make_guest(spec, plan).host_address);
 }
@@ -275,7 +275,7 @@ TEST_CASE("who joins must not ask for another network") {
           "subnet 10.1.0.0/24: the group's network is 192.168.26.0/24");
     CHECK(with([](auto& s) { s.mtu = 9000; }) == "mtu 9000: the group's network has 1400");
     CHECK(with([](auto& s) { s.pool = ip::make_network_v4("10.9.0.0/16"); }) ==
-          "pool 10.9.0.0/16: the group's host addresses are 10.213.0.0/24");
+          "pool 10.9.0.0/16: the group's host addresses are 10.213.255.0/24");
 }
 
 TEST_CASE(
