@@ -85,10 +85,17 @@ std::string or_dash(std::string text) {
     return text.empty() ? "-" : text;
 }
 
+/// How a VM that does not run ended, too.
+std::string state_of(const LivingVm& vm) {
+    const auto* exit_status = vm.json().if_contains("exit_status");
+    if (exit_status == nullptr || !exit_status->is_int64()) return vm.text("state");
+    return fmt::format("{} ({})", vm.text("state"), exit_status->get_int64());
+}
+
 std::vector<std::string> row_of(const LivingVm& vm) {
     const auto group = vm.text("group");
     return {vm.text("name"),
-            vm.text("state"),
+            state_of(vm),
             vm.text("net.mode") + (group.empty() ? "" : " (" + group + ")"),
             or_dash(vm.text("net.address")),
             or_dash(vm.text("net.host_address")),
@@ -113,7 +120,7 @@ int ps(const PsOptions& options) {
             {"NAME", "STATE", "NET", "ADDRESS", "HOST ADDRESS", "PORTS", "IMAGE", "CREATED"});
     for (const auto& vm : vms)
         rows.push_back(options.names ? std::vector{vm.text("name")} : row_of(vm));
-    print(to_table(rows));
+    print(to_table(rows, !options.names && use_colour()));
     return status::ok;
 }
 

@@ -146,7 +146,7 @@ int net_ls(const NetLsOptions& options) {
         rows.push_back({network.name, any.text("net.mode"), any.text("net.subnet"),
                         link.empty() ? "-" : link, names});
     }
-    print(to_table(rows));
+    print(to_table(rows, use_colour()));
     return status::ok;
 }
 

@@ -19,7 +19,7 @@ std::size_t width_of(const std::string& text) {
 
 }  // namespace
 
-std::string to_table(const std::vector<std::vector<std::string>>& rows) {
+std::string to_table(const std::vector<std::vector<std::string>>& rows, bool colour) {
     std::vector<std::size_t> widths;
     for (const auto& row : rows) {
         widths.resize(std::max(widths.size(), row.size()));
@@ -31,7 +31,9 @@ std::string to_table(const std::vector<std::vector<std::string>>& rows) {
         std::string line;
         for (std::size_t i = 0; i < row.size(); ++i)
             line += row[i] + std::string(widths[i] - width_of(row[i]) + 2, ' ');
-        text += line.substr(0, line.find_last_not_of(' ') + 1) + '\n';
+        line.resize(line.find_last_not_of(' ') + 1);
+        const bool bold = colour && text.empty();
+        text += (bold ? "\x1b[1m" + line + "\x1b[0m" : line) + '\n';
     }
     return text;
 }

@@ -16,6 +16,8 @@ TEST_CASE("columns line up, whatever the text, and no line ends in blanks") {
           "a-long-name\n");
     CHECK(to_table({{"\xc3\xa9t\xc3\xa9", "x"}, {"abcd", "y"}}) ==
           "\xc3\xa9t\xc3\xa9   x\nabcd  y\n");
+    CHECK(to_table({{"NAME", "STATE"}, {"web", "running"}}, true) ==
+          "\x1b[1mNAME  STATE\x1b[0m\nweb   running\n");
     CHECK(to_table({}).empty());
 }
 
