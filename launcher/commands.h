@@ -23,5 +23,6 @@ int net_inspect(const NetInspectOptions& options);
 int net_exec(const NetExecOptions& options);
 int image_demo(const ImageDemoOptions& options);
 int doctor(const DoctorOptions& options);
+int completion(const CompletionOptions& options);
 
 }  // namespace qvm

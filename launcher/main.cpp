@@ -33,6 +33,7 @@ struct Execute {
     int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
     int operator()(const qvm::DoctorOptions& o) const { return qvm::doctor(o); }
     int operator()(const qvm::ImageDemoOptions& o) const { return qvm::image_demo(o); }
+    int operator()(const qvm::CompletionOptions& o) const { return qvm::completion(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);
         return qvm::status::ok;
@@ -62,7 +63,10 @@ int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);  // a reader that went away is an error of the write
     try {
         const auto command = qvm::parse_command_line(argc, argv);
-        if (!std::holds_alternative<qvm::GcOptions>(command)) sweep_first();
+        // gc does it itself; a script is also printed by who builds qvm.
+        if (!std::holds_alternative<qvm::GcOptions>(command) &&
+            !std::holds_alternative<qvm::CompletionOptions>(command))
+            sweep_first();
         return std::visit(Execute{timings}, command);
     } catch (const qvm::Failure& failure) {
         qvm::say(fmt::format("qvm: {}", failure.what()));

@@ -46,6 +46,14 @@ unsigned parse_cpus(std::string_view text) {
     return value;
 }
 
+CompletionOptions::Shell parse_shell(std::string_view text) {
+    using Shell = CompletionOptions::Shell;
+    if (text == "bash") return Shell::bash;
+    if (text == "zsh") return Shell::zsh;
+    if (text == "fish") return Shell::fish;
+    throw Failure("is not a shell that is known", "shells are bash, zsh and fish");
+}
+
 /// Of a name that is looked up: what cannot be one is no VM's.
 std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
     std::vector<std::string> names;
@@ -61,21 +69,24 @@ struct VmTexts {
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("IMAGE", texts.image, "Disk image, qcow2 or raw; it is not written to");
-    app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]");
-    app.add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]");
-    app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]");
-    app.add_option("--group", texts.group, "Share the network of group G");
+    app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]")
+        ->type_name("SIZE");
+    app.add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]")->type_name("N");
+    app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]")
+        ->type_name("MODE");
+    app.add_option("--group", texts.group, "Share the network of this group")->type_name("GROUP");
     app.add_option("-p,--publish", texts.publish,
                    "Forward a host port: [HOSTIP:]HOSTPORT:GUESTPORT[/udp]; HOSTIP [127.0.0.1],\n"
                    "HOSTPORT 0: any (repeatable)")
         ->allow_extra_args(false)
         ->type_name("PORTS");
-    app.add_option("--kernel", options.kernel, "Boot this kernel instead of the disk's");
-    app.add_option("--initrd", options.initrd, "Its initial RAM disk");
+    app.add_option("--kernel", options.kernel, "Boot this kernel instead of the disk's")
+        ->type_name("FILE");
+    app.add_option("--initrd", options.initrd, "Its initial RAM disk")->type_name("FILE");
     app.add_option("--append", options.append, "Its command line");
     app.add_flag("--trust-backing", options.trust_backing,
                  "Let IMAGE name other files as its backing");
-    app.add_option("--accel", texts.accel, "auto, kvm or tcg [auto]");
+    app.add_option("--accel", texts.accel, "auto, kvm or tcg [auto]")->type_name("ACCEL");
     app.add_option("--qemu-arg", options.qemu_args, "Pass ARG on to QEMU (repeatable)")
         ->allow_extra_args(false)
         ->type_name("ARG");
@@ -146,6 +157,7 @@ class Parser {
                            [this](auto*) { return doctor_; });
         doctor.add_flag("--json", doctor_.json, "As JSON");
         add("gc", "Remove what dead VMs left behind", [](auto*) { return GcOptions{}; });
+        add_completion();
         add("version", "Print qvm's version", [](auto*) { return version(); });
     }
 
@@ -169,6 +181,8 @@ class Parser {
             if (subcommand.app->parsed()) return subcommand.finish(subcommand.app);
         throw Failure("no command was given", "qvm --help");
     }
+
+    [[nodiscard]] CommandShape shape() const { return shape_of(app_, {}); }
 
   private:
     static Command version() { return PrintText{"qvm " QVM_VERSION "\n"}; }
@@ -195,10 +209,12 @@ class Parser {
                               return run_;
                           });
         add_vm_options(added, run_.vm, texts_);
-        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]")
+            ->type_name("NAME");
         added.add_flag("-d,--detach", run_.detach, "Print the name once the guest runs, and leave");
         added.add_flag("--persist", run_.persist, "Write to IMAGE itself");
-        added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m");
+        added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m")
+            ->type_name("TIME");
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
         added
             .add_flag("--timings{-}", timings_,
@@ -216,7 +232,8 @@ class Parser {
                 return create_;
             });
         add_vm_options(added, create_.vm, texts_);
-        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]");
+        added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]")
+            ->type_name("NAME");
         added.footer(vm_footer);
     }
 
@@ -257,13 +274,15 @@ class Parser {
         using Verb = VerbOptions::Verb;
         const char* grace = "Time for the guest to power down: 30, 5m; 0: none [10]";
         add_verb("stop", "Ask guests to power down; end those that do not", Verb::stop)
-            .add_option("-t,--timeout,--time", timeout_, grace);
+            .add_option("-t,--timeout,--time", timeout_, grace)
+            ->type_name("TIME");
         add_verb("kill", "End VMs at once", Verb::kill);
         add_verb("wait", "Wait for VMs' end and print their exit statuses", Verb::wait);
         add_verb("pause", "Stop VMs' CPUs", Verb::pause);
         add_verb("resume", "Let VMs' CPUs run again", Verb::resume);
         add_verb("restart", "Power guests down and boot them again", Verb::restart)
-            .add_option("-t,--timeout,--time", timeout_, grace);
+            .add_option("-t,--timeout,--time", timeout_, grace)
+            ->type_name("TIME");
     }
 
     void add_ps() {
@@ -350,10 +369,52 @@ class Parser {
         added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
     }
 
+    void add_completion() {
+        auto& added = add("completion", "Print a shell's completion script", [this](auto*) {
+            return CompletionOptions{value_of("SHELL", shell_, parse_shell)};
+        });
+        added.add_option("SHELL", shell_, "bash, zsh or fish")->required();
+        added.footer("  source <(qvm completion bash)\n");
+    }
+
     /// "qvm net exec": the commands that were named.
     static std::string path_of(CLI::App& app) {
         const auto commands = app.get_subcommands();
         return commands.empty() ? app.get_name() : app.get_name() + " " + path_of(*commands[0]);
+    }
+
+    [[nodiscard]] CommandShape shape_of(const CLI::App& app, std::vector<std::string> path) const {
+        CommandShape shape;
+        shape.what = app.get_description();
+        shape.takes_command = &app == exec_app_;
+        for (const auto* option : app.get_options())
+            (option->get_positional() ? shape.positionals : shape.options)
+                .push_back(shape_of(*option));
+        for (const auto* subcommand : app.get_subcommands([](const CLI::App*) { return true; })) {
+            path.push_back(subcommand->get_name());
+            shape.subcommands.push_back(shape_of(*subcommand, path));
+            path.pop_back();
+        }
+        shape.path = std::move(path);
+        return shape;
+    }
+
+    static ArgumentShape shape_of(const CLI::Option& option) {
+        ArgumentShape shape;
+        for (const auto& name : option.get_snames()) shape.names.push_back("-" + name);
+        for (const auto& name : option.get_lnames()) shape.names.push_back("--" + name);
+        if (option.get_positional()) shape.names = {option.get_name(true)};
+        shape.what = option.get_description();
+        std::replace(shape.what.begin(), shape.what.end(), '\n', ' ');
+        shape.value_required = option.get_expected_min() > 0 && option.get_type_size() > 0;
+        constexpr std::string_view optional = "[=";
+        const auto type = option.get_type_name();
+        if (shape.value_required)
+            shape.value = type;
+        else if (type.starts_with(optional))
+            shape.value = type.substr(optional.size(), type.size() - optional.size() - 1);
+        shape.repeatable = option.get_expected_max() > 1;
+        return shape;
     }
 
     /// CLI11's help of the innermost command that was named; `path` is the commands before it.
@@ -377,7 +438,7 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, timeout_, timings_;
+    std::string name_, timeout_, timings_, shell_;
     std::vector<std::string> names_;
     std::vector<std::string> command_;
     RunOptions run_;
@@ -409,6 +470,10 @@ Accel parse_accel(std::string_view text) {
 
 Command parse_command_line(int argc, const char* const* argv) {
     return Parser{}(argc, argv);
+}
+
+CommandShape command_line_shape() {
+    return Parser{}.shape();
 }
 
 }  // namespace qvm

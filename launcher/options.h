@@ -147,6 +147,12 @@ struct ImageDemoOptions {
     bool quiet = false;
 };
 
+/// qvm completion
+struct CompletionOptions {
+    enum class Shell { bash, zsh, fish };
+    Shell shell = Shell::bash;
+};
+
 /// Nothing to do but to print `text` on stdout: help, version.
 struct PrintText {
     std::string text;
@@ -155,9 +161,31 @@ struct PrintText {
 using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
                              PsOptions, InspectOptions, LogsOptions, ConsoleOptions, EventsOptions,
                              QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
-                             DoctorOptions, ImageDemoOptions, PrintText>;
+                             DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);
+
+/// An option, or a positional argument, as the parser knows it.
+struct ArgumentShape {
+    std::vector<std::string> names;  ///< "-m", "--memory"; a positional's one name has no dash
+    std::string what;                ///< one line
+    std::string value;               ///< what a value is: "FILE"; empty for a flag
+    bool value_required = true;      ///< else it only goes with '=': --timings=FILE
+    bool repeatable = false;
+};
+
+/// A command as the parser knows it; qvm itself has the empty path.
+struct CommandShape {
+    std::vector<std::string> path;  ///< "net", "exec"
+    std::string what;
+    std::vector<ArgumentShape> options;
+    std::vector<ArgumentShape> positionals;
+    std::vector<CommandShape> subcommands;
+    bool takes_command = false;  ///< after its positionals: somebody else's command line
+};
+
+/// All that parse_command_line() takes. Pure.
+CommandShape command_line_shape();
 
 }  // namespace qvm
