@@ -1,5 +1,7 @@
 #include "launcher/completion.h"
 
+#include <fmt/format.h>
+
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <functional>
@@ -14,7 +16,7 @@ namespace {
 
 std::string path_of(const CommandShape& command) {
     std::string path;
-    for (const auto& word : command.path) path += (path.empty() ? "" : " ") + word;
+    for (const auto& word : command.path) path += path.empty() ? word : " " + word;
     return path;
 }
 
@@ -113,7 +115,7 @@ TEST_CASE("every command and long option is in the fish script") {
         const auto path = path_of(command);
         CAPTURE(path);
         const bool plain = !path.empty() && path.find(' ') == std::string::npos;
-        const auto at = "__qvm_at " + (plain ? path : "\"" + path + "\"");
+        const auto at = fmt::format("__qvm_at {0}{1}{0}", plain ? "" : "\"", path);
         for (const auto& option : command.options)
             for (const auto& name : option.names)
                 if (is_long(name))
@@ -149,7 +151,7 @@ TEST_CASE("every command and long option is in the manual, and no other") {
     const std::regex written{"Fl (-[a-z]+[-a-z]*)"};
     std::set<std::string> found;
     for (std::sregex_iterator match{text.begin(), text.end(), written}, end; match != end; ++match)
-        found.insert("-" + (*match)[1].str());
+        found.insert(fmt::format("-{}", (*match)[1].str()));
     for (const auto& name : known)
         if (is_long(name)) CHECK(found.contains(name));
     for (const auto& name : found) {
