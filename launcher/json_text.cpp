@@ -1,6 +1,9 @@
 #include "launcher/json_text.h"
 
+#include <fmt/format.h>
+
 #include <boost/json.hpp>
+#include <cmath>
 
 namespace qvm {
 
@@ -35,6 +38,9 @@ std::string pretty(const json::value& value, std::size_t indentation) {
     if (const auto* array = value.if_array())
         return lines_of(*array, '[', ']', indentation,
                         [&](const auto& item) { return pretty(item, indentation + step); });
+    // Boost's would be 3.1612E1.
+    if (const auto* number = value.if_double(); number != nullptr && std::isfinite(*number))
+        return fmt::format("{}", *number);
     return json::serialize(value);
 }
 

@@ -74,7 +74,7 @@ void bind_ports(PreparedRun& prepared) {
             if (vm.net_or_default().mode != NetOption::Mode::user)
                 prepared.ports.push_back(std::move(bound));
         } catch (const netns::Error& error) {
-            throw Failure(fmt::format("--publish: {}", error.what()));
+            throw Failure(fmt::format("--{}", error.what()));  // "publish PORT: ..."
         }
     }
 }

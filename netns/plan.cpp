@@ -249,7 +249,8 @@ GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
 
 void check_same(const NetworkSpec& spec, const NetworkPlan& plan) {
     if (spec.mode != plan.mode)
-        throw Error("mode", fmt::format("the group's network is {}", to_string(plan.mode)));
+        throw Error(fmt::format("mode {}", to_string(spec.mode)),
+                    fmt::format("the group's network is {}", to_string(plan.mode)));
     if (spec.subnet && *spec.subnet != plan.subnet)
         throw Error(fmt::format("subnet {}", spec.subnet->to_string()),
                     fmt::format("the group's network is {}", plan.subnet.to_string()));

@@ -49,4 +49,5 @@ TEST_CASE("JSON for people") {
   "e": "x\"y"
 })");
     CHECK(boost::json::parse(pretty(value)) == value);
+    CHECK(pretty(31.612) == "31.612");
 }

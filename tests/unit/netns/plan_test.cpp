@@ -270,7 +270,8 @@ TEST_CASE("who joins must not ask for another network") {
         }
         return std::string{};
     };
-    CHECK(with([](auto& s) { s.mode = Mode::isolated; }) == "mode: the group's network is nat");
+    CHECK(with([](auto& s) { s.mode = Mode::isolated; }) ==
+          "mode isolated: the group's network is nat");
     CHECK(with([](auto& s) { s.subnet = ip::make_network_v4("10.1.0.0/24"); }) ==
           "subnet 10.1.0.0/24: the group's network is 192.168.26.0/24");
     CHECK(with([](auto& s) { s.mtu = 9000; }) == "mtu 9000: the group's network has 1400");
