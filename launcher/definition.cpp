@@ -240,6 +240,9 @@ void DefinitionStore::remove(const std::string& name) const {
     const auto aside = directory_ / fmt::format(".{}.{}", name, ::getpid());
     if (::rename(path(name).c_str(), aside.c_str()) != 0)
         throw Failure(fmt::format("remove VM '{}': {}", name, reason()));
+    ::unlink((aside / overlay_name).c_str());  // a large one takes its time
+    // Without a lock in it, it is the sweeper's.
+    const auto guard = lock_directory(directory_);
     if (!remove_directory(aside, files))
         throw Failure(fmt::format("remove '{}': {}", aside.string(), reason()));
 }
@@ -280,8 +283,12 @@ std::size_t DefinitionStore::sweep() const {
     for (const auto& directory : directories_in(directory_)) {
         if (!directory.filename().string().starts_with('.')) continue;
         // Nobody is at work on it any more: its lock is free, or went with the rest.
-        const auto lock = try_lock_file(directory / "lock");
-        if (lock && remove_directory(directory, files)) ++count;
+        try {
+            const auto lock = try_lock_file(directory / "lock");
+            if (lock && remove_directory(directory, files)) ++count;
+        } catch (const Failure&) {
+            // Whoever had it has put it in its place by now, or removed it.
+        }
     }
     return count;
 }
