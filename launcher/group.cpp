@@ -163,10 +163,8 @@ bool GroupSeat::try_to_join(int timeout_ms) {
     return true;
 }
 
-std::vector<ip::address_v4> GroupSeat::taken() const {
-    std::vector<ip::address_v4> result;
-    for (const auto& guest : group_guests(run_, group_, vm_)) result.push_back(guest.address);
-    return result;
+std::vector<netns::GuestPlan> GroupSeat::others() const {
+    return group_guests(run_, group_, vm_);
 }
 
 GroupSeat::~GroupSeat() {

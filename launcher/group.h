@@ -46,8 +46,8 @@ class GroupSeat {
     [[nodiscard]] const std::optional<netns::NetworkPlan>& joined() const noexcept { return plan_; }
     /// Network's descriptors, for who joined. Given away.
     [[nodiscard]] std::vector<UniqueFd> take_shared() { return std::move(shared_); }
-    /// The addresses of the other members. They stay as they are until settled().
-    [[nodiscard]] std::vector<boost::asio::ip::address_v4> taken() const;
+    /// The other members. They stay as they are until settled().
+    [[nodiscard]] std::vector<netns::GuestPlan> others() const;
     /// Our address is in our state file: others may choose theirs.
     void settled() { members_lock_.reset(); }
 

@@ -52,9 +52,9 @@ void plan_network(netns::NetworkSpec spec, PreparedRun& prepared, VmPlan& plan) 
     const auto& vm = prepared.options.vm;
     try {
         plan.network = join_or_plan(spec, prepared);
-        const auto taken =
-            prepared.seat ? prepared.seat->taken() : std::vector<boost::asio::ip::address_v4>{};
-        plan.guest = netns::make_guest(spec, *plan.network, taken);
+        const auto others =
+            prepared.seat ? prepared.seat->others() : std::vector<netns::GuestPlan>{};
+        plan.guest = netns::make_guest(spec, *plan.network, others);
     } catch (const netns::Error& error) {
         const auto option = fmt::format("--net {}", to_string(vm.net_or_default().mode));
         throw Failure(fmt::format("{}{}: {}", option,

@@ -1,6 +1,7 @@
 #include "netns/plan.h"
 
 #include <fmt/format.h>
+#include <strings.h>
 
 #include <algorithm>
 #include <array>
@@ -138,16 +139,26 @@ void check_guest_address(const ip::address_v4& address, const NetworkPlan& plan)
         throw Error(text, "is the subnet's network or broadcast address");
 }
 
+bool has_address(const std::vector<GuestPlan>& guests, const ip::address_v4& address) {
+    return std::any_of(guests.begin(), guests.end(),
+                       [&](const auto& guest) { return guest.address == address; });
+}
+
+bool has_mac(const std::vector<GuestPlan>& guests, const std::string& mac) {
+    return std::any_of(guests.begin(), guests.end(), [&](const auto& guest) {
+        return ::strcasecmp(guest.mac.c_str(), mac.c_str()) == 0;
+    });
+}
+
 /// The first address from .10 on that nobody has, and only then those below.
-ip::address_v4 choose_address(const NetworkPlan& plan, const std::vector<ip::address_v4>& taken) {
+ip::address_v4 choose_address(const NetworkPlan& plan, const std::vector<GuestPlan>& others) {
     const auto size = std::uint32_t{1} << (32 - plan.subnet.prefix_length());
     const std::uint32_t first = plan.subnet.prefix_length() <= 28 ? 10 : 3;
     for (std::uint32_t i = 0; i < size; ++i) {
         const auto address = nth(plan.subnet, (first + i) % size);
         const bool special = address == plan.gateway || address == plan.own_address ||
                              address == plan.subnet.network() || address == plan.subnet.broadcast();
-        if (!special && std::find(taken.begin(), taken.end(), address) == taken.end())
-            return address;
+        if (!special && !has_address(others, address)) return address;
     }
     throw Error(fmt::format("subnet {}", plan.subnet.to_string()), "has no address left");
 }
@@ -229,16 +240,18 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
 }
 
 GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
-                     const std::vector<ip::address_v4>& taken) {
+                     const std::vector<GuestPlan>& others) {
     GuestPlan guest;
     guest.name = spec.guest_name;
-    guest.address = spec.address ? *spec.address : choose_address(plan, taken);
+    guest.address = spec.address ? *spec.address : choose_address(plan, others);
     check_guest_address(guest.address, plan);
-    if (std::find(taken.begin(), taken.end(), guest.address) != taken.end())
+    if (has_address(others, guest.address))
         throw Error(fmt::format("address {}", guest.address.to_string()),
                     "is another guest's in this group");
     if (spec.mac) check_mac(*spec.mac);
     guest.mac = spec.mac.value_or(default_mac(guest.address));
+    if (has_mac(others, guest.mac))
+        throw Error(fmt::format("mac '{}'", guest.mac), "is another guest's in this group");
     guest.queues = spec.queues;
     if (guest.queues < 1 || guest.queues > most_queues)
         throw Error(fmt::format("queues {}", guest.queues),

@@ -92,10 +92,9 @@ Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host);
 /// The plan of the network. Throws Error (with the reason) for what does not fit together.
 NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Claims& claims);
 
-/// The plan of a guest in that network, where `taken` are the addresses of the others. Throws
-/// Error.
+/// The plan of a guest in that network, where `others` are already. Throws Error.
 GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
-                     const std::vector<boost::asio::ip::address_v4>& taken = {});
+                     const std::vector<GuestPlan>& others = {});
 
 /// Throws Error where `spec` asks for a network other than `plan`, which exists.
 void check_same(const NetworkSpec& spec, const NetworkPlan& plan);

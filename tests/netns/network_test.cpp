@@ -254,7 +254,7 @@ TEST_CASE("shared: the network is there until the last who shares it is gone") {
     auto first = std::make_unique<Made>(spec, directory.leases());
     CHECK(first->guest.host_address->to_string() == "10.213.255.10");
     const auto plan = first->plan;
-    const auto guest = make_guest(spec, plan, {first->guest.address});
+    const auto guest = make_guest(spec, plan, {first->guest});
     std::vector<UniqueFd> shared;
     for (const int fd : first->network.shared())
         shared.emplace_back(::fcntl(fd, F_DUPFD_CLOEXEC, 0));

@@ -76,7 +76,7 @@ TEST_CASE("a seat: the first leads, and the group's directory goes with it") {
     {
         const GroupSeat seat{directories, "lab", "web"};
         CHECK(!seat.joined());
-        CHECK(seat.taken().empty());
+        CHECK(seat.others().empty());
         CHECK(std::filesystem::exists(directories.groups() / "lab/leader.sock"));
         CHECK(!sweep_group(directories.groups() / "lab"));
     }

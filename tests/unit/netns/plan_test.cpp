@@ -30,8 +30,8 @@ NetworkPlan plan_of(const NetworkSpec& spec, const HostNetwork& host = host_with
     return make_plan(spec, host, claims);
 }
 
-GuestPlan guest_of(const NetworkSpec& spec, const std::vector<ip::address_v4>& taken = {}) {
-    return make_guest(spec, plan_of(spec), taken);
+GuestPlan guest_of(const NetworkSpec& spec) {
+    return make_guest(spec, plan_of(spec));
 }
 
 std::string failure_of(const NetworkSpec& spec, const HostNetwork& host = host_with({})) {
@@ -218,15 +218,19 @@ TEST_CASE("shared: a bridge, and a host address for every guest") {
     const auto first = make_guest(spec, plan);
     CHECK(first.address.to_string() == "192.168.26.10");
     CHECK(first.host_address->to_string() == "10.213.254.10");
-    const auto second = make_guest(spec, plan, {first.address});
+    const auto second = make_guest(spec, plan, {first});
     CHECK(second.address.to_string() == "192.168.26.11");
     CHECK(second.mac != first.mac);
     CHECK(nft::to_text(*inner_table(plan, first))
               .find("iifname \"up0\" ip daddr 10.213.254.0/24 dnat prefix to 192.168.26.0/24") !=
           std::string::npos);
     spec.address = first.address;
-    CHECK_THROWS_WITH(make_guest(spec, plan, {first.address}),
+    CHECK_THROWS_WITH(make_guest(spec, plan, {first}),
                       "address 192.168.26.10: is another guest's in this group");
+    spec.address.reset();
+    spec.mac = "52:54:00:A8:1A:0A";
+    CHECK_THROWS_WITH(make_guest(spec, plan, {first}),
+                      "mac '52:54:00:A8:1A:0A': is another guest's in this group");
 }
 
 TEST_CASE("shared: as many guests as the subnet has addresses, the low ones last") {
@@ -234,13 +238,13 @@ TEST_CASE("shared: as many guests as the subnet has addresses, the low ones last
     spec.shared = true;
     spec.subnet = ip::make_network_v4("10.1.0.0/28");
     const auto plan = plan_of(spec);
-    std::vector<ip::address_v4> taken;
-    for (int i = 0; i < 13; ++i) taken.push_back(make_guest(spec, plan, taken).address);
-    CHECK(taken.at(0).to_string() == "10.1.0.10");
-    CHECK(taken.at(4).to_string() == "10.1.0.14");
-    CHECK(taken.at(5).to_string() == "10.1.0.2");
-    CHECK(taken.at(12).to_string() == "10.1.0.9");
-    CHECK_THROWS_WITH(make_guest(spec, plan, taken), "subnet 10.1.0.0/28: has no address left");
+    std::vector<GuestPlan> others;
+    for (int i = 0; i < 13; ++i) others.push_back(make_guest(spec, plan, others));
+    CHECK(others.at(0).address.to_string() == "10.1.0.10");
+    CHECK(others.at(4).address.to_string() == "10.1.0.14");
+    CHECK(others.at(5).address.to_string() == "10.1.0.2");
+    CHECK(others.at(12).address.to_string() == "10.1.0.9");
+    CHECK_THROWS_WITH(make_guest(spec, plan, others), "subnet 10.1.0.0/28: has no address left");
 }
 
 TEST_CASE("shared: beyond the link's addresses a guest has none on the host") {
