@@ -196,6 +196,8 @@ void Network::detach() noexcept {
 }
 
 Network::~Network() {
+    // A guest that joined and did not get far takes nothing from those who were there before it.
+    if (!joined_.empty()) leave_to_others();
     detach();
 }
 

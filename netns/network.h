@@ -38,6 +38,8 @@ class Network {
             RouteSocket& host, const std::filesystem::path& forwarding_directory);
     Network(const Network&) = delete;
     Network& operator=(const Network&) = delete;
+    /// Detaches what this object has made. From those who were joined nothing is taken, unless
+    /// detach() said so.
     ~Network();
 
     /// What another process needs to share this network. Owned by this object.

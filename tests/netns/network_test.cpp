@@ -282,6 +282,7 @@ TEST_CASE("shared: the network is there until the last who shares it is gone") {
                "sleep 0.02; done; exit 1");
     CHECK(oracle::sh("socat - TCP:10.213.255.11:22") == "guest\n");
     tap.clear();
+    second->detach();
     second.reset();
     CHECK(picture_of_the_host() == before);
     CHECK(Claim::take(*plan.uplink->guests));
