@@ -118,16 +118,30 @@ void make_private_directory(const fs::path& path) {
         throw Failure(what + ": it belongs to somebody else");
 }
 
-UniqueFd lock_directory(const fs::path& path) {
+namespace {
+
+UniqueFd lock_directory(const fs::path& path, int operation) {
     const auto what = fmt::format("lock '{}'", path.string());
     for (;;) {
         make_private_directory(path);
         UniqueFd fd{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
         if (!fd && errno == ENOENT) continue;  // removed since
-        if (!fd || ::flock(fd.get(), LOCK_EX) != 0)
+        if (!fd || ::flock(fd.get(), operation) != 0) {
+            if (fd && errno == EWOULDBLOCK) return {};
             throw Failure(fmt::format("{}: {}", what, reason()));
+        }
         if (is_linked(fd.get())) return fd;
     }
+}
+
+}  // namespace
+
+UniqueFd lock_directory(const fs::path& path) {
+    return lock_directory(path, LOCK_EX);
+}
+
+UniqueFd try_lock_directory(const fs::path& path) {
+    return lock_directory(path, LOCK_EX | LOCK_NB);
 }
 
 std::optional<UniqueFd> try_lock_file(const fs::path& file) {

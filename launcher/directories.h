@@ -33,6 +33,9 @@ void make_private_directory(const std::filesystem::path& path);
 /// has it may remove the directory; those who wait for it then make it anew. Throws Failure.
 UniqueFd lock_directory(const std::filesystem::path& path);
 
+/// The same, or nothing while another process has it. Throws Failure.
+UniqueFd try_lock_directory(const std::filesystem::path& path);
+
 /// Takes the lock that is a file, made if need be; nothing while another process has it. The kernel
 /// drops it with its holder. Throws Failure.
 std::optional<UniqueFd> try_lock_file(const std::filesystem::path& file);

@@ -130,11 +130,17 @@ GroupSeat::GroupSeat(const Directories& directories, const std::string& group,
     : run_(directories.run),
       group_(group),
       vm_(vm),
-      directory_(directories.groups() / group),
-      members_lock_((make_private_directory(directories.run),
-                     make_private_directory(directories.groups()), lock_directory(directory_))) {
+      directory_(directories.groups() / group) {
+    make_private_directory(directories.run);
+    make_private_directory(directories.groups());
     const auto deadline = std::chrono::steady_clock::now() + join_timeout;
     while (std::chrono::steady_clock::now() < deadline) {
+        // Others who join may be waiting for an answer that does not come.
+        if (!members_lock_) members_lock_ = try_lock_directory(directory_);
+        if (!members_lock_) {
+            std::this_thread::sleep_for(retry_pause);
+            continue;
+        }
         if (try_to_lead()) return;
         const auto left = deadline - std::chrono::steady_clock::now();
         if (try_to_join(static_cast<int>(left / 1ms))) return;
