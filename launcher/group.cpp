@@ -35,9 +35,9 @@ namespace {
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto join_timeout = 10s;
 constexpr auto retry_pause = 5ms;
-constexpr int most_sweep_tries = 20;
-// A member's connection ends a moment before its lock does.
-constexpr auto settle_pause = 100ms;
+constexpr int most_tries = 20;
+// The connection of a member that was killed ends a moment before its lock does.
+constexpr std::array<std::chrono::milliseconds, 2> settle_pauses{100ms, 1s};
 constexpr std::array group_files{"dhcp-hosts",  "dhcp-hosts.new",  "hosts",       "hosts.new",
                                  "resolv.conf", "resolv.conf.new", "leader.sock", "leader"};
 
@@ -107,12 +107,15 @@ netns::NetworkPlan parse_network_plan(const std::string& text) {
     return plan;
 }
 
-std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::string& group,
-                                           const std::string& besides) {
+namespace {
+
+std::vector<netns::GuestPlan> living_guests(const fs::path& run, const std::string& group,
+                                            const std::string& besides, bool leaving_too) {
     std::vector<netns::GuestPlan> guests;
     for (const auto& vm : read_vms(run)) {
         const auto address = vm.text("net.address");
         if (vm.text("group") != group || vm.text("name") == besides || address.empty()) continue;
+        if (vm.flag("leaving") && !leaving_too) continue;
         netns::GuestPlan guest;
         guest.name = vm.text("name");
         guest.address = ip::make_address_v4(address);
@@ -120,6 +123,24 @@ std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::strin
         guests.push_back(std::move(guest));
     }
     return guests;
+}
+
+/// The lock of a group's directory. Who has it is about to join, leaves or sweeps; that does not
+/// take long, or it is not our turn.
+UniqueFd lock_group_soon(const fs::path& directory) {
+    UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+    for (int tries = 0; fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+        if (tries == most_tries) return {};
+        std::this_thread::sleep_for(retry_pause);
+    }
+    return fd;
+}
+
+}  // namespace
+
+std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::string& group,
+                                           const std::string& besides) {
+    return living_guests(run, group, besides, false);
 }
 
 // --- a seat
@@ -170,7 +191,8 @@ bool GroupSeat::try_to_join(int timeout_ms) {
 }
 
 std::vector<netns::GuestPlan> GroupSeat::others() const {
-    return group_guests(run_, group_, vm_);
+    if (!plan_) return {};  // who is left of an earlier network is not in ours
+    return living_guests(run_, group_, vm_, true);
 }
 
 GroupSeat::~GroupSeat() {
@@ -181,14 +203,8 @@ GroupSeat::~GroupSeat() {
 }
 
 bool sweep_group(const fs::path& directory, const std::string& besides) {
-    const UniqueFd guard{
-        ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+    const auto guard = lock_group_soon(directory);
     if (!guard) return false;
-    // Who has it is about to join, or sweeps as well; neither takes long, or it is not our turn.
-    for (int tries = 0; ::flock(guard.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-        if (tries == most_sweep_tries) return false;
-        std::this_thread::sleep_for(retry_pause);
-    }
     const auto leader = try_lock_file(directory / "leader");
     const auto run = directory.parent_path().parent_path();
     if (!leader || !group_guests(run, directory.filename().string(), besides).empty()) return false;
@@ -217,6 +233,7 @@ struct Group::State : std::enable_shared_from_this<State> {
     awaitable<void> serve();
     awaitable<void> serve(std::shared_ptr<stream_protocol::socket> member);
     void changed();
+    void look_again(std::size_t pause);
 
     asio::any_io_executor executor;
     GroupSeat seat;
@@ -306,9 +323,16 @@ awaitable<void> Group::State::serve(std::shared_ptr<stream_protocol::socket> mem
 void Group::State::changed() {
     if (left) return;
     handlers.changed();
-    settling.expires_after(settle_pause);
-    settling.async_wait([self = shared_from_this()](auto error) {
-        if (!error && !self->left) self->handlers.changed();
+    look_again(0);
+}
+
+void Group::State::look_again(std::size_t pause) {
+    if (pause == settle_pauses.size()) return;
+    settling.expires_after(settle_pauses.at(pause));
+    settling.async_wait([self = shared_from_this(), pause](auto error) {
+        if (error || self->left) return;
+        self->handlers.changed();
+        self->look_again(pause + 1);
     });
 }
 
@@ -321,17 +345,18 @@ awaitable<void> Group::mind() {
     return state_->mind();
 }
 
-bool Group::leave() {
+bool Group::leave(const std::function<void()>& tell) {
     auto& state = *state_;
     if (state.left) return true;
     state.left = true;
-    const bool led = static_cast<bool>(state.seat.leader_lock_);
     boost::system::error_code ignored;
     state.acceptor.close(ignored);
     state.settling.cancel();
-    // Who joined has a connection before it has a state file.
-    const bool others = !led || !state.members.empty() ||
-                        !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
+    // One after the other. Who joins just now has the lock until its own state file says so.
+    const auto turn = lock_group_soon(state.seat.directory_);
+    tell();
+    const bool others =
+        !turn || !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
     state.seat.leader_lock_.reset();
     state.leader.close(ignored);
     for (const auto& member : state.members) member->close(ignored);

@@ -27,7 +27,7 @@ namespace qvm {
 std::string to_text(const netns::NetworkPlan& plan);
 netns::NetworkPlan parse_network_plan(const std::string& text);
 
-/// The guests of a group that live, but for the VM `besides`.
+/// The guests of a group that live and have not left it, but for the VM `besides`.
 std::vector<netns::GuestPlan> group_guests(const std::filesystem::path& run,
                                            const std::string& group,
                                            const std::string& besides = {});
@@ -46,7 +46,7 @@ class GroupSeat {
     [[nodiscard]] const std::optional<netns::NetworkPlan>& joined() const noexcept { return plan_; }
     /// Network's descriptors, for who joined. Given away.
     [[nodiscard]] std::vector<UniqueFd> take_shared() { return std::move(shared_); }
-    /// The other members. They stay as they are until settled().
+    /// Whose addresses are taken in what was joined. They stay as they are until settled().
     [[nodiscard]] std::vector<netns::GuestPlan> others() const;
     /// Our address is in our state file: others may choose theirs.
     void settled() { members_lock_.reset(); }
@@ -89,8 +89,9 @@ class Group {
 
     /// Leads, or waits until this member is to lead. Runs until leave().
     boost::asio::awaitable<void> mind();
-    /// Gives the lead to others. Whether there are any.
-    bool leave();
+    /// Gives the lead to others. Whether there are any; of members that leave at the same moment, the
+    /// last is told that there are none. `tell` is to write that into our state file.
+    bool leave(const std::function<void()>& tell = [] {});
 
   private:
     struct State;

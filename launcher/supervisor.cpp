@@ -251,6 +251,12 @@ class Supervisor final : public Controlled {
         serve_names(run_.directories.groups() / *state_.vm.group, all_guests(), std::move(dns));
     }
 
+    /// From now on others do without us, however long QEMU still takes.
+    void leave_group() {
+        state_.leaving = true;
+        write_state();
+    }
+
     void update_names() {
         if (names_) names_->update(all_guests());
     }
@@ -696,7 +702,7 @@ class Supervisor final : public Controlled {
         // What the host can see of the network goes while QEMU is on its way out.
         if (network_) {
             const BlockedSignals blocked;  // no call of it is to be interrupted
-            if (group_ && group_->leave()) network_->leave_to_others();
+            if (group_ && group_->leave([this] { leave_group(); })) network_->leave_to_others();
             network_->detach();
         }
         if (!qemu_gone_) {

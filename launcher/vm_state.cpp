@@ -70,6 +70,7 @@ json::object to_short_json(const VmState& state) {
 json::object to_json(const VmState& state) {
     auto object = to_short_json(state);
     object["agent"] = state.agent;
+    object["leaving"] = state.leaving;
     object["disk"] = state.disk;
     object["spec"] = to_json(state.vm);
     object["timings"] = state.timings;
@@ -103,6 +104,11 @@ std::int64_t LivingVm::number(const char* path) const {
     const auto* value = find(path);
     const auto* number = value == nullptr ? nullptr : value->if_int64();
     return number == nullptr ? 0 : *number;
+}
+
+bool LivingVm::flag(const char* path) const {
+    const auto* value = find(path);
+    return value != nullptr && value->is_bool() && value->get_bool();
 }
 
 std::optional<LivingVm> read_vm(const std::filesystem::path& run, const std::string& name) {

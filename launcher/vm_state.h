@@ -25,6 +25,7 @@ struct VmState {
     std::string created = {};  ///< RFC 3339, UTC: when it was started, or created by `qvm create`
     bool named = false;        ///< by `qvm create`: it is there when it does not run, too
     bool agent = false;        ///< the guest agent answers
+    bool leaving = false;      ///< no member of its group any more: it is about to end
     VmOptions vm = {};
     std::optional<netns::NetworkPlan> network = {};
     std::optional<netns::GuestPlan> guest = {};
@@ -47,6 +48,7 @@ class LivingVm {
     /// The text at `path` ("net.address"); empty where there is none.
     [[nodiscard]] std::string text(const char* path) const;
     [[nodiscard]] std::int64_t number(const char* path) const;
+    [[nodiscard]] bool flag(const char* path) const;
     [[nodiscard]] const boost::json::object& json() const noexcept { return object_; }
 
   private:
