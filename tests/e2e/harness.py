@@ -14,16 +14,19 @@ main() runs the file again inside namespaces of its own (network, mount, PID), w
 makes the host that the tests see. Every test compares that host before and after."""
 
 import hashlib
+import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import unittest
 
 import picture
 import played_host
+import qmp_client
 import vm
 
 SKIPPED = 77  # ctest's SKIP_RETURN_CODE
@@ -109,7 +112,15 @@ class Test(unittest.TestCase):
         return self._ended_with_test(vm.Vm(command, host, **more))
 
     def start_on_terminal(self, *options):
-        return self._ended_with_test(vm.TerminalVm([QVM, "run", *map(str, options)], host))
+        return self.on_terminal("run", *options)
+
+    def on_terminal(self, *words):
+        """Any qvm command, on a terminal."""
+        return self._ended_with_test(vm.TerminalVm([QVM, *map(str, words)], host))
+
+    def started(self, *words, **more):
+        """Any qvm command that goes on, with pipes."""
+        return self._ended_with_test(vm.Vm([QVM, *map(str, words)], host, **more))
 
     def _ended_with_test(self, started):
         def end():
@@ -118,6 +129,67 @@ class Test(unittest.TestCase):
                 self.sweep()
         self.addCleanup(end)
         return started
+
+    # --- guests in the background ---------------------------------------------------------------
+
+    def detach(self, *options):
+        """`qvm run -d`: the VM's name. It is ended with the test."""
+        done = self.qvm("run", "-q", "-d", *options)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return self.killed_with_test(done.stdout.strip())
+
+    def killed_with_test(self, name):
+        def end():
+            if (pid := self.supervisor_of(name)) and self.qvm("kill", name).returncode != 0:
+                os.kill(pid, signal.SIGKILL)
+                self.sweep()
+        self.addCleanup(end)
+        return name
+
+    def create(self, *options):
+        """`qvm create`: the VM's name. It is removed with the test."""
+        done = self.qvm("create", *options)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        name = done.stdout.strip()
+        self.addCleanup(self.qvm, "rm", "-f", name)
+        return name
+
+    def supervisor_of(self, name):
+        """The pid of a living VM's supervisor, or nothing."""
+        for vm_json in self.ps():
+            if vm_json["name"] == name:
+                return vm_json["pid"]
+        return None
+
+    def ps(self, *options):
+        done = self.qvm("ps", "--json", *options)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)
+
+    def attach(self, name):
+        """A client of the console's socket."""
+        client = vm.ConsoleClient(host.run / name / "console.sock")
+        self.addCleanup(client.end)
+        return client
+
+    def control(self, name):
+        """A client of the control socket."""
+        client = qmp_client.Client(host.run / name / "control.sock")
+        self.addCleanup(client.close)
+        return client
+
+    def succeed(self, *words, **more):
+        """What a qvm command prints that says nothing on stderr."""
+        done = self.qvm(*words, **more)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return done.stdout
+
+    def wait_until(self, condition, seconds=vm.SOON):
+        deadline = time.monotonic() + seconds
+        while not (result := condition()):
+            self.assertLess(time.monotonic(), deadline, f"not within {seconds} s")
+            time.sleep(0.05)
+        return result
 
     def sweep(self):
         """Any qvm command puts back what a killed one could not."""
@@ -189,7 +261,7 @@ def main():
     except (OSError, subprocess.SubprocessError) as error:
         _skip(f"cannot play a host: {error}")
     os.environ.update(QVM_RUN_DIR=str(host.run), QVM_CACHE_DIR=str(host.cache),
-                      QVM_DATA_DIR=str(host.base / "data"))
+                      QVM_DATA_DIR=str(host.data))
     unittest.main(module="__main__", verbosity=2)
 
 

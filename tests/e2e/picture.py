@@ -7,9 +7,6 @@ import re
 import subprocess
 import time
 
-# What the run directory always has, once the first VM has run.
-STANDING = {"vm", "forwarding"}
-
 
 def _lines(*command):
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
@@ -79,9 +76,8 @@ def _sysctls():
     return sorted(found)
 
 
-def _tree(directory, standing=()):
-    paths = (path.relative_to(directory) for path in _below(directory))
-    return sorted(str(path) for path in paths if str(path) not in standing)
+def _tree(directory):
+    return sorted(str(path.relative_to(directory)) for path in _below(directory))
 
 
 def _deleted_files(directory):
@@ -104,7 +100,7 @@ def _abstract_sockets():
 
 
 class Picture:
-    """Sections of lines. `host` has the directories run, cache and cwd."""
+    """Sections of lines. `host` has the directories run, data, cache and cwd."""
 
     def __init__(self, host, sections=None):
         take = {
@@ -117,7 +113,8 @@ class Picture:
             "network namespaces": _namespaces,
             "processes": lambda: [f"{pid} {name}" for pid, name in sorted(processes().items())],
             "sysctls": _sysctls,
-            "run directory": lambda: _tree(host.run, STANDING),
+            "run directory": lambda: _tree(host.run),
+            "data directory": lambda: [path for path in _tree(host.data) if path != "vm"],
             "cache directory": lambda: _tree(host.cache),
             "working directory": lambda: _tree(host.cwd),
             "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),

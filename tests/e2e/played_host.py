@@ -36,8 +36,8 @@ class PlayedHost:
         self.base = pathlib.Path(base)
         subprocess.run(["mount", "-t", "tmpfs", "e2e", base], check=True, timeout=20)
         self.base.chmod(0o755)
-        self.run, self.cache, self.cwd, self.files = (
-            self._directory(name) for name in ("run", "cache", "cwd", "files"))
+        self.run, self.data, self.cache, self.cwd, self.files = (
+            self._directory(name) for name in ("run", "data", "cache", "cwd", "files"))
         # A file system of its own shows every block that is not given back.
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "cache", str(self.cache)],
                        check=True, timeout=20)
@@ -46,7 +46,7 @@ class PlayedHost:
 
     def _directory(self, name):
         path = self.base / name
-        path.mkdir(mode=0o700 if name in ("run", "cache") else 0o755)
+        path.mkdir(mode=0o700 if name in ("run", "data", "cache") else 0o755)
         return path
 
     def _connect(self):

@@ -38,10 +38,10 @@ class BadInput(harness.Test):
         self.addCleanup((self.host.cwd / "keep").unlink)
 
     def refused(self, why, *words, hint=None, before=()):
-        """`qvm WORDS` is refused, and the VM's directories are not even begun."""
+        """`qvm WORDS` is refused, and the run directory is as empty as before."""
         with self.subTest(" ".join(map(str, words))):
             self.assert_refused(self.qvm(*words, before=before), why, hint)
-            self.assertEqual([path for path in self.host.run.glob("vm/*")], [])
+            self.assertEqual(list(self.host.run.iterdir()), [])
 
     def test_a_pipe_is_no_file(self):
         """Nobody ever opens its other end."""

@@ -93,8 +93,12 @@ class PlantedLeaks(unittest.TestCase):
         self.assert_found("sysctls", f"{name} = 1")
 
     def test_run_directory(self):
-        self.shell("mkdir -p run/vm/leak && touch run/vm/leak/lock", "rm -r run/vm")
-        self.assert_found("run directory", "vm/leak/lock")
+        self.shell("mkdir run/leak && touch run/leak/lock", "rm -r run/leak")
+        self.assert_found("run directory", "leak/lock")
+
+    def test_data_directory(self):
+        self.shell("mkdir -p data/vm/leak", "rm -r data/vm")
+        self.assert_found("data directory", "vm/leak")
 
     def test_cache_and_working_directory(self):
         self.shell("touch cache/overlay-x cwd/core", "rm cache/overlay-x cwd/core")

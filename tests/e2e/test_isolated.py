@@ -85,7 +85,7 @@ class Isolated(harness.Test):
 
     def _name_in_use(self, vm):
         self.assert_refused(self.qvm("run", "-q", "--net", "none", "--name", "web", self.hang),
-                            rf"--name 'web': .*in use.*{vm.pid}")
+                            rf"VM 'web': is running already \(pid {vm.pid}\)$")
 
     def _descriptors(self, vm):
         """QEMU and dnsmasq hold what the plan gives them."""
@@ -122,7 +122,7 @@ class Isolated(harness.Test):
         return [what for fd, what in picture.open_files(pid).items() if fd <= 2]
 
     def _run_directory(self, vm):
-        directory = self.host.run / "vm" / "web"
+        directory = self.host.run / "web"
         for path in (self.host.run, directory):
             self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o700)
         self.assertIn("demo: eth0", (directory / "console.log").read_text())

@@ -21,8 +21,8 @@ class DryRun(harness.Test):
     def test_isolated(self):
         plan = self.plan("--net", "isolated", "--name", "web")
         self.assertRegex(plan, r"(?m)^network:\n +1\. create a network namespace\n")
-        self.assertRegex(plan, r"bridge br0 with 192\.168\.26\.1/24, mtu 1500, ports: tap0\n")
-        self.assertRegex(plan, r"run dnsmasq .*--dhcp-host=\S*,192\.168\.26\.10,web(\.qvm)? ")
+        self.assertRegex(plan, r"TAP tap0 \(.*\) with 192\.168\.26\.1/24, mtu 1500\n")
+        self.assertRegex(plan, r"run dnsmasq .*\n +dhcp-hosts: \S*,192\.168\.26\.10,web\.qvm\n")
         self.assertNotIn("host:", plan)
         self.assertRegex(plan, r"(?m)^qemu:\nqemu-system-x86_64 ")
         self.assertRegex(plan, r"-netdev tap,id=net0,fd=\d+ ")
@@ -109,7 +109,7 @@ class Output(harness.Test):
     def test_debug(self):
         vm = self.start("-D", "--accel", "tcg", "--net", "isolated", self.hang)
         self.end(vm)
-        self.assertRegex(vm.err.text, r"(?m)^qvm: +\d+\.\d+ ms: CPUs run$")
+        self.assertRegex(vm.err.text, r"(?m)^qvm: +\d+\.\d+ ms: VM is started$")
 
     def test_help_and_version(self):
         for words in (["--help"], ["run", "--help"], ["version"], ["--version"]):

@@ -9,7 +9,6 @@ import termios
 import time
 
 import harness
-from vm import child
 
 
 class OnTerminal(harness.Test):
@@ -33,7 +32,7 @@ class OnTerminal(harness.Test):
         self._sees_size(vm, "44 111")
         with self.subTest("Ctrl-] asks, and c continues"):
             vm.type("\x1d")
-            vm.out.expect(r"\[s\]top .*\[k\]ill .*\[c\]ontinue", 30)
+            vm.out.expect(r"\[d\]etach, \[s\]top .*\[k\]ill .*\[c\]ontinue", 30)
             vm.type("c")
             self.assertEqual(vm.sh("echo $((6 * 7))"), ("42\n", 0))
         with self.subTest("^C is the guest's"):
@@ -82,7 +81,7 @@ class OnTerminal(harness.Test):
     def test_qemu_dies(self):
         vm = self.start_hanging()
         self.assertTrue(vm.is_raw())
-        os.kill(child(vm.pid, "qemu", 30), signal.SIGKILL)
+        os.kill(vm.child("qemu"), signal.SIGKILL)
         self.assertEqual(vm.wait(), 123)
         self.assert_restored(vm)
 

@@ -6,6 +6,7 @@ import pathlib
 import pty
 import re
 import signal
+import socket
 import struct
 import subprocess
 import termios
@@ -85,6 +86,26 @@ class GuestShell:
         self.out.expect(re.escape(PROMPT), seconds)
 
 
+class ConsoleClient(GuestShell):
+    """The other end of a console's socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.out = Stream(self.socket.fileno())
+
+    def type(self, text):
+        self.socket.sendall(text.encode())
+
+    def end(self):
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the VM was faster
+        self.out.finish()
+        self.socket.close()
+
+
 class Vm(GuestShell):
     """qvm with pipes on stdin, stdout and stderr."""
 
@@ -141,7 +162,8 @@ class Vm(GuestShell):
 
 
 class TerminalVm(GuestShell):
-    """qvm on a terminal, under a shell that stays after it, as a user's does."""
+    """qvm on a terminal, under a shell that stays after it, as a user's does. `pid` is what that
+    shell waits for; its child is the supervisor, which can leave the terminal."""
 
     SHELL = 'echo "[shell $$]"; "$@"; echo "[status $?]"; read -r rest'
 
@@ -158,6 +180,14 @@ class TerminalVm(GuestShell):
     @property
     def pid(self):
         return child(self.shell, "qvm", SOON)
+
+    @property
+    def supervisor(self):
+        return child(self.pid, "qvm", SOON)
+
+    def child(self, name, seconds=SOON):
+        """The pid of the supervisor's child of that name."""
+        return child(self.supervisor, name, seconds)
 
     def type(self, text):
         os.write(self.master, text.replace("\n", "\r").encode())
