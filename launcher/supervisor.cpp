@@ -572,25 +572,28 @@ class Supervisor final : public Controlled {
     }
 
     /// ACPI's power button; a guest that does not heed it in time is ended with `exit_status`.
+    /// The most impatient of those who ask decides how long that is.
     void ask_to_power_down(Clock::duration grace, int exit_status) {
-        if (powering_down_) return;
-        powering_down_ = true;
-        spawn(power_down(grace, exit_status));
+        const auto deadline = Clock::now() + grace;
+        if (powering_down_ && deadline >= patience_.expiry()) return;
+        grace_given_ = grace;
+        patience_.expires_at(deadline);
+        if (!std::exchange(powering_down_, true)) spawn(power_down(exit_status));
     }
 
-    awaitable<void> power_down(Clock::duration grace, int exit_status) {
+    awaitable<void> power_down(int exit_status) {
         debug("asking the guest to power down");
-        co_await press_power_button();
+        co_await press_power_button(state_.state == "paused");
         enter("stopping");
-        co_await delay(grace);
-        end(exit_status,
-            fmt::format("the guest did not power down within {} s and was ended", grace / 1.0s));
+        while (Clock::now() < patience_.expiry()) co_await patience_.async_wait(no_throw);
+        end(exit_status, fmt::format("the guest did not power down within {} s and was ended",
+                                     grace_given_ / 1.0s));
     }
 
     /// A guest whose CPUs are stopped would not notice.
-    awaitable<void> press_power_button() {
+    awaitable<void> press_power_button(bool paused) {
         try {
-            if (state_.state == "paused") co_await monitor_->execute("cont", {}, command_timeout);
+            if (paused) co_await monitor_->execute("cont", {}, command_timeout);
             co_await monitor_->execute("system_powerdown", {}, command_timeout);
         } catch (const std::exception& error) {
             debug(error.what());
@@ -641,10 +644,11 @@ class Supervisor final : public Controlled {
     }
 
     awaitable<void> restart_guest(std::chrono::milliseconds timeout) {
+        const bool paused = state_.state == "paused";
         enter("restarting");
         try {
             co_await set_shutdown_action("pause");
-            if (timeout > 0ms) co_await press_power_button();
+            if (timeout > 0ms) co_await press_power_button(paused);
             off_.expires_after(timeout);
             const auto [cancelled] = co_await off_.async_wait(no_throw);
             was_off_ = static_cast<bool>(cancelled);
@@ -781,6 +785,8 @@ class Supervisor final : public Controlled {
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()
     asio::steady_timer gone_{context_, Clock::time_point::max()};   ///< cancelled when QEMU is gone
     asio::steady_timer drained_{context_, Clock::time_point::max()};  ///< cancelled when shown_
+    asio::steady_timer patience_{context_};  ///< of those who asked the guest to power down
+    Clock::duration grace_given_{};
     asio::steady_timer off_{context_};  ///< of a restart; cancelled when the guest is off
     asio::steady_timer restarted_{context_, Clock::time_point::max()};  ///< cancelled after one
     asio::steady_timer taken_down_timer_{context_, Clock::time_point::max()};
