@@ -276,6 +276,10 @@ std::optional<LastEnd> DefinitionStore::last_end(const std::string& name) const 
     }
 }
 
+void DefinitionStore::forget_end(const std::string& name) const noexcept {
+    ::unlink((directory_ / name / last_name).c_str());
+}
+
 std::size_t DefinitionStore::sweep() const {
     std::size_t count = 0;
     if (directories_in(directory_).empty()) return count;

@@ -64,6 +64,8 @@ class DefinitionStore {
     void keep_end(const std::string& name, const LastEnd& end,
                   const std::filesystem::path& console_log) const noexcept;
     [[nodiscard]] std::optional<LastEnd> last_end(const std::string& name) const;
+    /// At the start of a life, which may end without a word.
+    void forget_end(const std::string& name) const noexcept;
 
     /// Removes what was never finished; how many.
     [[nodiscard]] std::size_t sweep() const;

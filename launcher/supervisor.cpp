@@ -122,6 +122,7 @@ class Supervisor final : public Controlled {
         if (run_.named != DefinitionStore{run_.directories}.exists(run_.plan.name))
             throw Failure(fmt::format("VM '{}': was {} by another process", run_.plan.name,
                                       run_.named ? "removed" : "created"));
+        if (run_.named) DefinitionStore{run_.directories}.forget_end(run_.plan.name);
         describe_vm();
         write_state();
         if (run_.seat) run_.seat->settled();
