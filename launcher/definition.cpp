@@ -51,6 +51,12 @@ class Reader {
         if (error) throw wrong(key, "a whole number");
         return number;
     }
+    [[nodiscard]] std::uint64_t number(const char* key, std::uint64_t otherwise,
+                                       std::uint64_t largest) const {
+        const auto value = number(key, otherwise);
+        if (value < 1 || value > largest) throw wrong(key, fmt::format("1 to {}", largest));
+        return value;
+    }
     [[nodiscard]] bool flag(const char* key) const {
         const auto* value = find(key);
         if (value == nullptr) return false;
@@ -74,7 +80,7 @@ class Reader {
         const auto* value = object_.if_contains(key);
         return value == nullptr || value->is_null() ? nullptr : value;
     }
-    static Failure wrong(const char* key, const char* what) {
+    static Failure wrong(const char* key, std::string_view what) {
         return Failure(fmt::format("'{}' is not {}", key, what));
     }
 
@@ -134,8 +140,9 @@ VmOptions vm_options_from(const json::object& object) {
     const Reader reader{object};
     VmOptions options;
     options.image = path_of(reader.text("image"));
-    options.memory_mib = reader.number("memory_mib", options.memory_mib);
-    options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus));
+    constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
+    options.memory_mib = reader.number("memory_mib", options.memory_mib, most_memory);
+    options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus, most_cpus));
     if (const auto net = reader.text("net")) options.net = parsed("net", *net, parse_net);
     if (const auto group = reader.text("group"))
         options.group = parsed("group", *group, parse_name);

@@ -38,11 +38,10 @@ auto value_of(std::string_view option, const std::string& text, Parse parse) {
 }
 
 unsigned parse_cpus(std::string_view text) {
-    constexpr unsigned most = 255;  // of the q35 machine without an IOMMU
     unsigned value = 0;
     const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || rest != text.data() + text.size() || value < 1 || value > most)
-        throw Failure(fmt::format("must be a number from 1 to {}", most));
+    if (error != std::errc{} || rest != text.data() + text.size() || value < 1 || value > most_cpus)
+        throw Failure(fmt::format("must be a number from 1 to {}", most_cpus));
     return value;
 }
 

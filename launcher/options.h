@@ -19,6 +19,8 @@ std::string_view to_string(Accel accel);
 /// Throws Failure with the reason alone.
 Accel parse_accel(std::string_view text);
 
+constexpr unsigned most_cpus = 255;  ///< of the q35 machine without an IOMMU
+
 /// What makes a VM; `qvm create` keeps it.
 struct VmOptions {
     std::optional<std::filesystem::path> image;  ///< may be missing with a kernel

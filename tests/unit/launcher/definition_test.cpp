@@ -68,6 +68,9 @@ TEST_CASE("a definition that is none is refused with the reason") {
     CHECK(failure_of("{}") == "has version 0; this qvm knows 1");
     CHECK(failure_of(R"({"version":2,"vm":{}})") == "has version 2; this qvm knows 1");
     CHECK(failure_of(R"({"version":1})") == "'vm' is not an object");
+    CHECK(failure_of(R"({"version":1,"vm":{"memory_mib":0}})") ==
+          "'memory_mib' is not 1 to 1073741824");
+    CHECK(failure_of(R"({"version":1,"vm":{"cpus":4294967297}})") == "'cpus' is not 1 to 255");
     CHECK(failure_of(R"({"version":1,"vm":{"cpus":"two"}})") == "'cpus' is not a whole number");
     CHECK(failure_of(R"({"version":1,"vm":{"net":"lan"}})") ==
           "'net' is 'lan', which unknown mode 'lan'");
