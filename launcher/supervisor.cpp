@@ -57,6 +57,7 @@ constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host tha
 constexpr auto command_timeout = 10s;  // of one QMP command
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
+constexpr auto echo_time = 100ms;      // a user's second Ctrl-C takes longer
 constexpr auto farewell = 1s;          // of a client to take its last answers
 constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;     // of one that still writes to the user's image
@@ -549,6 +550,10 @@ class Supervisor final : public Controlled {
     /// The first signal asks the guest, the second does not; nor is there one to ask before it
     /// runs.
     void handle(int number) {
+        const auto now = Clock::now();
+        const auto since = now - std::exchange(signalled_at_, now);
+        // One to the whole process group comes twice: also from the process that stands in for us.
+        if (reports_.detach && number == signal_ && since < echo_time) return;
         if (over_) return hurry();
         const bool ask = signal_ == 0 && is_running();
         if (signal_ == 0) signal_ = number;
@@ -802,6 +807,7 @@ class Supervisor final : public Controlled {
     bool restarting_ = false;
     bool was_off_ = false;  ///< in the last restart, before it was reset
     int signal_ = 0;
+    Clock::time_point signalled_at_;
     RunResult result_;
     std::exception_ptr failure_;
 };
