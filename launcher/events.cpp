@@ -36,4 +36,18 @@ void announce(const Directories& directories, const std::string& event, const st
     }
 }
 
+void sweep_listeners(const Directories& directories) {
+    const auto directory = directories.listeners();
+    std::error_code none;
+    if (!fs::exists(directory, none)) return;
+    const auto guard = lock_directory(directory);  // nobody begins to listen meanwhile
+    for (const auto& listener : fs::directory_iterator{directory, none}) {
+        const UniqueFd socket{::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+        const UnixAddress address{listener.path()};
+        if (::connect(socket.get(), address.get(), address.size()) != 0 && errno == ECONNREFUSED)
+            ::unlink(listener.path().c_str());
+    }
+    ::rmdir(directory.c_str());
+}
+
 }  // namespace qvm

@@ -14,4 +14,7 @@ namespace qvm {
 void announce(const Directories& directories, const std::string& event, const std::string& vm,
               boost::json::object data = {}) noexcept;
 
+/// Removes the sockets of listeners that are dead, and their directory where nobody listens.
+void sweep_listeners(const Directories& directories);
+
 }  // namespace qvm

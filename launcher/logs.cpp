@@ -75,8 +75,12 @@ class Follower {
   private:
     /// Until something changed; whether the supervisor is gone.
     bool wait() {
-        std::array<pollfd, 2> fds{{{changes_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}}};
+        // Of stdout, only that its reader is gone: a guest may never print again.
+        std::array<pollfd, 3> fds{{{changes_.get(), POLLIN, 0},
+                                   {supervisor_.get(), POLLIN, 0},
+                                   {STDOUT_FILENO, 0, 0}}};
         ::poll(fds.data(), fds.size(), -1);
+        if (fds[2].revents != 0) end_without_reader();
         std::array<char, 4096> ignored;
         while (::read(changes_.get(), ignored.data(), ignored.size()) > 0) {
         }

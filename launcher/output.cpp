@@ -18,14 +18,16 @@ void say(std::string_view line) noexcept {
     std::fputc('\n', stderr);
 }
 
+void end_without_reader() {
+    ::signal(SIGPIPE, SIG_DFL);
+    ::raise(SIGPIPE);
+}
+
 void print(std::string_view text) {
     const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
     const bool flushed = std::fflush(stdout) == 0;
     if (flushed && written) return;
-    if (errno == EPIPE) {  // as any program ends whose reader has seen enough
-        ::signal(SIGPIPE, SIG_DFL);
-        ::raise(SIGPIPE);
-    }
+    if (errno == EPIPE) end_without_reader();
     throw Failure("write to stdout: " + std::generic_category().message(errno));
 }
 

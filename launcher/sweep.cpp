@@ -36,6 +36,7 @@ Swept sweep(const Directories& directories) {
     Swept swept;
     swept.vms = sweep_vms(directories.run);
     for (const auto& name : swept.vms) announce(directories, "died", name);
+    sweep_listeners(directories);
     sweep_groups(directories, swept);
     sweep_forwarding(directories, swept);
     if (const auto count = DefinitionStore{directories}.sweep(); count > 0)

@@ -38,7 +38,8 @@ Failure failure(const std::string& what) {
 class Listener {
   public:
     explicit Listener(const Directories& directories)
-        : path_(directories.listeners() / fmt::format("{}.sock", ::getpid())),
+        : directories_(directories),
+          path_(directories.listeners() / fmt::format("{}.sock", ::getpid())),
           socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
         make_private_directory(directories.run);
         const auto guard = lock_directory(directories.listeners());
@@ -51,7 +52,11 @@ class Listener {
     Listener& operator=(const Listener&) = delete;
     ~Listener() {
         ::unlink(path_.c_str());
-        ::rmdir(path_.parent_path().c_str());  // when it was the last
+        try {
+            sweep_listeners(directories_);  // the directory, when it was the last
+        } catch (const Failure&) {
+            // For the next.
+        }
     }
     [[nodiscard]] int fd() const { return socket_.get(); }
 
@@ -64,6 +69,7 @@ class Listener {
     }
 
   private:
+    const Directories& directories_;
     fs::path path_;
     UniqueFd socket_;
 };
@@ -98,11 +104,15 @@ class Watch {
     /// Until a signal; its exit status.
     int operator()() {
         for (;;) {
-            std::vector<pollfd> fds{{listener_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}};
+            // Of stdout, only that its reader is gone.
+            std::vector<pollfd> fds{{listener_.fd(), POLLIN, 0},
+                                    {signals_.get(), POLLIN, 0},
+                                    {STDOUT_FILENO, 0, 0}};
             for (const auto& [name, pidfd] : supervisors_) fds.push_back({pidfd.get(), POLLIN, 0});
             ::poll(fds.data(), fds.size(), -1);
             while (const auto event = listener_.receive()) show(*event);
             if (fds[1].revents != 0) return signalled();
+            if (fds[2].revents != 0) return status::signalled + SIGPIPE;
             bury(fds);
         }
     }
@@ -134,7 +144,7 @@ class Watch {
     /// Whoever is gone without a word was killed: the sweep says so, to us as well.
     void bury(const std::vector<pollfd>& fds) {
         bool gone = false;
-        for (std::size_t i = 2; i < fds.size(); ++i) {
+        for (std::size_t i = 3; i < fds.size(); ++i) {
             if (fds[i].revents == 0) continue;
             gone = true;
             std::erase_if(supervisors_,
