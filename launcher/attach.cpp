@@ -37,6 +37,7 @@ class Attachment {
   public:
     Attachment(const Directories& directories, const std::string& name)
         : name_(name), control_(context_.get_executor(), directories, name) {
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGWINCH, SIGCONT}) signals_.add(number);
         auto socket = connect_to(directories.run / name / "console.sock");
         if (!socket) throw not_running(directories, name);
         console_.assign(stream_protocol{}, socket->release());
@@ -69,24 +70,30 @@ class Attachment {
     }
 
     awaitable<void> greet() {
-        const auto answer = co_await control_.execute("qvm-query-console", {}, command_timeout);
-        // This attachment is counted as well.
-        const auto attached = answer.at("attached").to_number<int>();
+        co_await resize();
         say(fmt::format("qvm: attached to '{}'{}; Ctrl-] leaves", name_,
-                        attached > 1 ? ", to watch until whoever writes there now leaves" : ""));
-        if (attached <= 1) co_await resize();
+                        writes_ ? "" : ", to watch until whoever writes there now leaves"));
     }
 
-    /// The guest's terminal is as large as the writer's.
+    /// Whoever is alone writes, and goes on to do so when others come.
+    awaitable<bool> writes() {
+        const auto answer = co_await control_.execute("qvm-query-console", {}, command_timeout);
+        // This attachment is counted as well.
+        writes_ = writes_ || answer.at("attached").to_number<int>() <= 1;
+        co_return writes_;
+    }
+
+    /// The guest's terminal is as large as the writer's. A courtesy.
     awaitable<void> resize() {
         const auto [rows, columns] = RawTerminal::size();
         boost::json::object size;
         size["rows"] = rows;
         size["columns"] = columns;
         try {
+            if (!co_await writes()) co_return;
             co_await control_.execute("qvm-resize-console", std::move(size), command_timeout);
         } catch (const Failure&) {
-            // A courtesy.
+            // The VM is on its way out.
         }
     }
 
@@ -136,11 +143,12 @@ class Attachment {
     std::string name_;
     ControlClient control_;
     stream_protocol::socket console_{context_};
-    asio::signal_set signals_{context_, SIGINT, SIGTERM, SIGHUP};
+    asio::signal_set signals_{context_};
     std::optional<Stdio> input_;
     std::optional<Stdio> output_;
     std::unique_ptr<RawTerminal> raw_;
     std::exception_ptr failure_;
+    bool writes_ = false;
     bool left_ = false;
     int exit_status_ = status::ok;
 };
