@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -74,7 +75,10 @@ void ControlClient::kill_supervisor() noexcept {
 awaitable<void> ControlClient::until_gone() {
     if (!supervisor_) co_return;
     asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor, supervisor_.release()};
-    co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
+    // The reactor may wake us for what happened to a socket that was closed a moment ago.
+    pollfd exit{pidfd.native_handle(), POLLIN, 0};
+    while (::poll(&exit, 1, 0) == 0)
+        co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
 }
 
 }  // namespace qvm

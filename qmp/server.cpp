@@ -1,5 +1,6 @@
 #include "qmp/server.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -76,6 +77,7 @@ struct Server::Connection : std::enable_shared_from_this<Connection> {
         : core(std::move(core_)), protocol(core->greeting), socket(core->acceptor.get_executor()) {}
 
     void watch();
+    bool hung_up();
     void advance();
     void read();
     void write();
@@ -100,10 +102,18 @@ struct Server::Connection : std::enable_shared_from_this<Connection> {
 };
 
 // The end of input says nothing about a client, but a hangup does: the peer has closed its socket,
-// or shut down both directions of it.
+// or shut down both directions of it. Asio's reactor may report the hangup of a connection that was
+// closed in the same turn to the one that was accepted after it, hence the second look.
 void Server::Connection::watch() {
-    socket.async_wait(asio::socket_base::wait_error,
-                      [self = shared_from_this()](error_code) { self->close(); });
+    socket.async_wait(asio::socket_base::wait_error, [self = shared_from_this()](error_code ec) {
+        if (!ec && !self->closed && !self->hung_up()) return self->watch();
+        self->close();
+    });
+}
+
+bool Server::Connection::hung_up() {
+    pollfd descriptor{socket.native_handle(), 0, 0};
+    return ::poll(&descriptor, 1, 0) != 0;
 }
 
 // Does all that can be done now. Called whenever something may have changed.
