@@ -203,6 +203,8 @@ class TerminalVm(GuestShell):
         return int(self.out.expect(r"\[status (\d+)\]", seconds).group(1))
 
     def end(self):
+        if self.process.returncode is not None:
+            return False
         running = children(self.shell)
         for pid in (*running, self.shell):
             os.kill(pid, signal.SIGKILL)
