@@ -148,10 +148,7 @@ std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::strin
 
 GroupSeat::GroupSeat(const Directories& directories, const std::string& group,
                      const std::string& vm)
-    : run_(directories.run),
-      group_(group),
-      vm_(vm),
-      directory_(directories.groups() / group) {
+    : run_(directories.run), group_(group), vm_(vm), directory_(directories.groups() / group) {
     make_private_directory(directories.run);
     make_private_directory(directories.groups());
     const auto deadline = std::chrono::steady_clock::now() + join_timeout;

@@ -89,8 +89,8 @@ class Group {
 
     /// Leads, or waits until this member is to lead. Runs until leave().
     boost::asio::awaitable<void> mind();
-    /// Gives the lead to others. Whether there are any; of members that leave at the same moment, the
-    /// last is told that there are none. `tell` is to write that into our state file.
+    /// Gives the lead to others. Whether there are any; of members that leave at the same moment,
+    /// the last is told that there are none. `tell` is to write that into our state file.
     bool leave(const std::function<void()>& tell = [] {});
 
   private:

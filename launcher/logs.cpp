@@ -76,9 +76,8 @@ class Follower {
     /// Until something changed; whether the supervisor is gone.
     bool wait() {
         // Of stdout, only that its reader is gone: a guest may never print again.
-        std::array<pollfd, 3> fds{{{changes_.get(), POLLIN, 0},
-                                   {supervisor_.get(), POLLIN, 0},
-                                   {STDOUT_FILENO, 0, 0}}};
+        std::array<pollfd, 3> fds{
+            {{changes_.get(), POLLIN, 0}, {supervisor_.get(), POLLIN, 0}, {STDOUT_FILENO, 0, 0}}};
         ::poll(fds.data(), fds.size(), -1);
         if (fds[2].revents != 0) end_without_reader();
         std::array<char, 4096> ignored;

@@ -222,7 +222,11 @@ boost::asio::awaitable<ExitStatus> Child::wait() {
     namespace asio = boost::asio;
     asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor,
                                          ::fcntl(pidfd_.get(), F_DUPFD_CLOEXEC, 0)};
-    co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
+    // Asio's reactor may wake a descriptor for what happened to another one that had its number.
+    pollfd ended{pidfd.native_handle(), POLLIN, 0};
+    do {
+        co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
+    } while (::poll(&ended, 1, 0) == 0);
     co_return reap();
 }
 

@@ -57,6 +57,7 @@ constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host tha
 constexpr auto command_timeout = 10s;  // of one QMP command
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
+constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
 constexpr auto echo_time = 100ms;      // a user's second Ctrl-C takes longer
 constexpr auto farewell = 1s;          // of a client to take its last answers
 constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
@@ -459,7 +460,7 @@ class Supervisor final : public Controlled {
     }
 
     void cpus_stopped() {
-        if (over_ || restarting_ || !is_running()) return;
+        if (over_ || restarting_ || powering_down_ || !is_running()) return;
         enter("paused");
         tell("paused");
     }
@@ -581,17 +582,22 @@ class Supervisor final : public Controlled {
     /// The most impatient of those who ask decides how long that is.
     void ask_to_power_down(Clock::duration grace, int exit_status) {
         const auto deadline = Clock::now() + grace;
-        if (powering_down_ && deadline >= patience_.expiry()) return;
+        if (powering_down_ && deadline >= patience_) return;
         grace_given_ = grace;
-        patience_.expires_at(deadline);
+        patience_ = deadline;
+        off_.cancel();
         if (!std::exchange(powering_down_, true)) spawn(power_down(exit_status));
     }
 
     awaitable<void> power_down(int exit_status) {
         debug("asking the guest to power down");
-        co_await press_power_button(state_.state == "paused");
+        bool paused = state_.state == "paused";
         enter("stopping");
-        while (Clock::now() < patience_.expiry()) co_await patience_.async_wait(no_throw);
+        while (!over_ && Clock::now() < patience_) {
+            co_await press_power_button(std::exchange(paused, false));
+            off_.expires_at(std::min(patience_, Clock::now() + button_pause));
+            co_await off_.async_wait(no_throw);
+        }
         end(exit_status, fmt::format("the guest did not power down within {} s and was ended",
                                      grace_given_ / 1.0s));
     }
@@ -645,31 +651,40 @@ class Supervisor final : public Controlled {
         restarting_ = true;
         spawn(restart_guest(timeout));
         co_await restarted_.async_wait(no_throw);
-        if (over_) refuse("The VM ended");
+        if (over_ || powering_down_) refuse("The VM was stopped");
         co_return boost::json::object{{"how", was_off_ ? "powered-off" : "reset"}};
     }
 
     awaitable<void> restart_guest(std::chrono::milliseconds timeout) {
-        const bool paused = state_.state == "paused";
+        bool paused = state_.state == "paused";
         enter("restarting");
         try {
             co_await set_shutdown_action("pause");
-            if (timeout > 0ms) co_await press_power_button(paused);
-            off_.expires_after(timeout);
-            const auto [cancelled] = co_await off_.async_wait(no_throw);
-            was_off_ = static_cast<bool>(cancelled);
-            state_.agent = false;
-            co_await monitor_->execute("system_reset", {}, command_timeout);
+            was_off_ = false;
+            const auto deadline = Clock::now() + timeout;
+            while (!was_off_ && !powering_down_ && !over_ && Clock::now() < deadline) {
+                co_await press_power_button(std::exchange(paused, false));
+                off_.expires_at(std::min(deadline, Clock::now() + button_pause));
+                const auto [cancelled] = co_await off_.async_wait(no_throw);
+                was_off_ = cancelled && !powering_down_;
+            }
+            const bool called_off = powering_down_ || over_;
+            if (!called_off) co_await monitor_->execute("system_reset", {}, command_timeout);
             co_await set_shutdown_action("poweroff");
-            co_await monitor_->execute("cont", {}, command_timeout);
-            enter("running");
-            tell("restarted");
+            if (!called_off) co_await boot_again();
         } catch (const std::system_error&) {
             if (!monitor_->closed()) throw;
             // watch_qemu() says why.
         }
         restarting_ = false;
         restarted_.cancel();
+    }
+
+    awaitable<void> boot_again() {
+        state_.agent = false;
+        co_await monitor_->execute("cont", {}, command_timeout);
+        enter("running");
+        tell("restarted");
     }
 
     awaitable<boost::json::value> set_shutdown_action(const char* action) {
@@ -791,9 +806,9 @@ class Supervisor final : public Controlled {
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()
     asio::steady_timer gone_{context_, Clock::time_point::max()};   ///< cancelled when QEMU is gone
     asio::steady_timer drained_{context_, Clock::time_point::max()};  ///< cancelled when shown_
-    asio::steady_timer patience_{context_};  ///< of those who asked the guest to power down
+    Clock::time_point patience_;  ///< of those who asked the guest to power down, until then
     Clock::duration grace_given_{};
-    asio::steady_timer off_{context_};  ///< of a restart; cancelled when the guest is off
+    asio::steady_timer off_{context_};  ///< cancelled when the guest is off, or asked otherwise
     asio::steady_timer restarted_{context_, Clock::time_point::max()};  ///< cancelled after one
     asio::steady_timer taken_down_timer_{context_, Clock::time_point::max()};
     bool over_ = false;

@@ -105,9 +105,8 @@ class Watch {
     int operator()() {
         for (;;) {
             // Of stdout, only that its reader is gone.
-            std::vector<pollfd> fds{{listener_.fd(), POLLIN, 0},
-                                    {signals_.get(), POLLIN, 0},
-                                    {STDOUT_FILENO, 0, 0}};
+            std::vector<pollfd> fds{
+                {listener_.fd(), POLLIN, 0}, {signals_.get(), POLLIN, 0}, {STDOUT_FILENO, 0, 0}};
             for (const auto& [name, pidfd] : supervisors_) fds.push_back({pidfd.get(), POLLIN, 0});
             ::poll(fds.data(), fds.size(), -1);
             while (const auto event = listener_.receive()) show(*event);
