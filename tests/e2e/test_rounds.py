@@ -48,16 +48,32 @@ class Rounds(detached.Test):
         self.command("stop", "-t", "0", name)
         self.command("rm", name)
 
-    def rounds(self, numbers):
+    def member_round(self, number):
+        """A life in a group that all others come to and leave as well, leaders and all."""
+        name = f"vm{number}"
+        self.command("run", "-q", "-d", "--group", "herd", "--name", name, self.hang)
+        living = [vm for vm in self.ps() if vm["name"] == name]
+        self.assertEqual([vm["net"]["mode"] for vm in living], ["nat"])
+        if number % 3 == 0:
+            detached.kill_and_wait(living[0]["pid"])
+        else:
+            self.command(*(("stop", "-t", "0") if number % 3 == 1 else ("kill",)), name)
+
+    def rounds(self, numbers, round=None):
         """Every failure is one of the test."""
         with concurrent.futures.ThreadPoolExecutor(AT_A_TIME) as pool:
-            for _ in pool.map(self.round, numbers):
+            for _ in pool.map(round or self.round, numbers):
                 pass
 
     def quiet(self):
         """What the others left to be told is told, and their namespaces are gone."""
         wait_for(lambda: len(self.ps()) == 2)
         time.sleep(1)
+
+    def test_members_come_and_go(self):
+        self.rounds(range(ROUNDS), self.member_round)
+        self.command("gc")
+        self.assert_nothing_left()
 
     def test_rounds(self):
         events = subprocess.Popen([harness.QVM, "events", "--json"], stdout=subprocess.PIPE,
