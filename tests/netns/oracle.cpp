@@ -85,6 +85,9 @@ Internet::Internet(unsigned mtu) {
     sh(space,
        "ip link set lo up && ip addr add 203.0.113.1/24 dev host0 && "
        "ip addr add 198.51.100.7/32 dev lo && ip link set host0 up");
+    // The carrier comes a moment later.
+    sh("for i in $(seq 150); do ip -br link show wan0 | grep -q ' UP ' && exit 0; sleep 0.02; done;"
+       " exit 1");
 }
 
 Internet::~Internet() {
