@@ -108,6 +108,7 @@ std::optional<int> Background::fork() {
 void Background::detach(const std::string& text) noexcept {
     if (!to_parent_) return;
     ::prctl(PR_SET_PDEATHSIG, 0);
+    [[maybe_unused]] const int moved = ::chdir("/");  // not to hold the user's file system
     ::setsid();
     const UniqueFd null{::open("/dev/null", O_RDWR | O_CLOEXEC)};
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) ::dup2(null.get(), fd);

@@ -17,8 +17,8 @@ class Background {
     /// exit status. Throws Failure where there can be no child.
     std::optional<int> fork();
 
-    /// In the child: into a session of its own, with /dev/null as its stdio, and out of the user's
-    /// sight. The parent prints `text` and ends with status 0. Idempotent.
+    /// In the child: into a session of its own, with /dev/null as its stdio and / as its directory.
+    /// The parent prints `text` and ends with status 0. Idempotent.
     void detach(const std::string& text) noexcept;
 
     /// Whether this process is a child that has not detached yet.

@@ -354,7 +354,9 @@ class Parser {
         exec.prefix_command();
         exec.allow_extras();
         exec.add_option("NAME", name_, "A VM or a group")->required();
-        exec.footer("  qvm net exec web -- ping -c 1 192.168.26.10\n");
+        exec.footer(
+            "qvm net exec NAME [--] COMMAND [ARG...]\n\n  qvm net exec web -- ping -c 1 "
+            "192.168.26.10\n");
     }
 
     void add_image() {

@@ -206,7 +206,11 @@ int run(const Wanted& wanted, Timings& timings) {
 }  // namespace
 
 int run(const RunOptions& options, Timings& timings) {
-    return run(Wanted{options, std::nullopt}, timings);
+    Wanted wanted{options, std::nullopt};
+    // Written when the directory may be another.
+    auto& file = wanted.options.timings_file;
+    if (file) file = std::filesystem::absolute(*file);
+    return run(wanted, timings);
 }
 
 int start(const StartOptions& options, Timings& timings) {

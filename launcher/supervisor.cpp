@@ -152,13 +152,16 @@ class Supervisor final : public Controlled {
         state_.created = run_.created;
         state_.named = run_.named;
         state_.vm = run_.options.vm;
+        // detach() changes directory.
+        for (auto* path : {&state_.vm.image, &state_.vm.kernel, &state_.vm.initrd})
+            if (*path) *path = std::filesystem::absolute(**path).lexically_normal();
         state_.network = run_.plan.network;
         state_.guest = run_.plan.guest;
         state_.ports = state_.vm.publish;
         for (std::size_t i = 0; i < run_.ports.size(); ++i)
             state_.ports[i].host_port = run_.ports[i].port;
         if (!run_.image) return;
-        state_.disk = {{"image", std::filesystem::absolute(*state_.vm.image).string()},
+        state_.disk = {{"image", state_.vm.image->string()},
                        {"format", run_.image->facts.format},
                        {"virtual_size", run_.image->facts.virtual_size},
                        {"writes", run_.options.persist ? "image"

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "launcher/console_text.h"
+#include "launcher/definition.h"
 #include "launcher/failure.h"
 #include "netns/dns_relay.h"
 #include "netns/error.h"
@@ -32,7 +33,14 @@ void plan(std::string_view text) {
     spec.mac = net.mac;
     spec.mtu = net.mtu;
     spec.queues = net.queues;
-    (void)qvm::netns::describe(qvm::netns::make_plan(spec, {}, {}));
+    const auto network = qvm::netns::make_plan(spec, {}, {});
+    (void)qvm::netns::describe(network, qvm::netns::make_guest(spec, network));
+}
+
+/// What was read is written as something that reads the same.
+void publish(std::string_view text) {
+    const auto written = to_string(qvm::parse_publish(text));
+    if (to_string(qvm::parse_publish(written)) != written) __builtin_trap();
 }
 
 }  // namespace
@@ -43,6 +51,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     attempt([&] { return qvm::parse_duration(text); });
     attempt([&] { return qvm::parse_name(text); });
     attempt([&] { return plan(text), 0; });
+    attempt([&] { return publish(text), 0; });
+    attempt([&] { return qvm::parse_definition("vm", std::string{text}); });
     (void)qvm::netns::parse_nameservers(text);
     qvm::LastLine lines;
     lines.feed(text);
