@@ -9,6 +9,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <chrono>
+#include <memory>
 #include <optional>
 
 #include "launcher/directories.h"
@@ -19,22 +20,27 @@ namespace qvm {
 namespace asio = boost::asio;
 namespace fs = std::filesystem;
 using asio::awaitable;
+using namespace std::chrono_literals;
 
 namespace {
 
-// dnsmasq(8), EXIT CODES: "a problem with network access occurred (address in use, ...)".
-constexpr int address_in_use = 2;
-// Of the dnsmasq of a leader that was killed, to follow it.
-constexpr std::chrono::milliseconds retry_pause{50};
-constexpr int most_retries = 40;
+// In a group it may fail at first: its addresses are still another member's dnsmasq's, which is on
+// its way out, or a TAP goes while it lists the interfaces.
+constexpr int most_starts = 100;
+constexpr auto start_pause = 20ms;
+
+awaitable<void> collect(std::shared_ptr<Process> process, Report report) {
+    co_await process->words.collect(std::move(report));
+}
 
 }  // namespace
 
 struct NameService::State : std::enable_shared_from_this<State> {
-    State(const asio::any_io_executor& executor_, const netns::NetworkPlan& plan_, fs::path path,
-          Report debug_, std::function<void(const std::string&)> died_)
+    State(const asio::any_io_executor& executor_, const netns::NetworkPlan& plan_, int space_,
+          fs::path path, Report debug_, std::function<void(const std::string&)> died_)
         : executor(executor_),
           plan(plan_),
+          space(space_),
           directory(std::move(path)),
           debug(std::move(debug_)),
           died(std::move(died_)) {}
@@ -50,38 +56,45 @@ struct NameService::State : std::enable_shared_from_this<State> {
     }
 
     void start() {
+        SpawnSpec spec;
+        spec.argv = netns::dnsmasq_command(plan, directory.string());
+        spec.network_namespace = space;
+        spec.ignore_hangup = true;  // until it has a handler: update() may come first
         dnsmasq = std::make_shared<Process>(executor);
-        dnsmasq->start(command);
-        asio::co_spawn(executor, dnsmasq->words.collect(debug),
-                       [keep = dnsmasq](const std::exception_ptr&) {});
-        asio::co_spawn(executor, watch(dnsmasq), asio::detached);
+        dnsmasq->start(std::move(spec));
+        asio::co_spawn(executor, collect(dnsmasq, debug), asio::detached);
     }
 
-    awaitable<void> watch(std::shared_ptr<Process> process) {
+    void signal(int number) noexcept {
+        if (dnsmasq && dnsmasq->child) dnsmasq->child->signal(number);
+    }
+
+    /// Until it is killed, or fails again and again.
+    awaitable<void> watch() {
         const auto self = shared_from_this();
-        const auto how = co_await process->child->wait();
-        process->child.reset();
-        // The last of its stderr.
-        co_await asio::post(executor, asio::use_awaitable);
-        if (stopped) co_return;
-        if (how.code != address_in_use || retries == most_retries)
-            co_return died("dnsmasq died: " + process->words.text_or(how.describe()));
-        ++retries;
-        asio::steady_timer pause{executor, retry_pause};
-        co_await pause.async_wait(asio::use_awaitable);
-        if (!stopped) start();
+        asio::steady_timer pause{executor};
+        for (int starts = 1; !stopped; ++starts) {
+            const auto how = co_await dnsmasq->child->wait();
+            dnsmasq->child.reset();
+            co_await asio::post(executor, asio::use_awaitable);  // the last of its stderr
+            if (stopped) co_return;
+            if (how.signal != 0 || how.code == 0 || starts == most_starts)
+                co_return died("dnsmasq died: " + dnsmasq->words.text_or(how.describe()));
+            pause.expires_after(start_pause);
+            co_await pause.async_wait(asio::use_awaitable);
+            if (!stopped) start();
+        }
     }
 
     asio::any_io_executor executor;
     netns::NetworkPlan plan;
+    int space;
     fs::path directory;
     Report debug;
-    std::function<void(const std::string&)> died;
-    SpawnSpec command;
     std::shared_ptr<Process> dnsmasq;
+    std::function<void(const std::string&)> died;
     std::optional<netns::DnsRelay> relay;
     std::string written;
-    int retries = 0;
     bool stopped = false;
 };
 
@@ -89,14 +102,13 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
                          const netns::Namespace& space, netns::Network::DnsSockets dns,
                          const fs::path& directory, const std::vector<netns::GuestPlan>& guests,
                          const Report& debug, std::function<void(const std::string&)> died)
-    : state_(std::make_shared<State>(executor, plan, directory, debug, std::move(died))) {
+    : state_(
+          std::make_shared<State>(executor, plan, space.fd(), directory, debug, std::move(died))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
-    state_->command.argv = netns::dnsmasq_command(plan, directory.string());
-    state_->command.network_namespace = space.fd();
-    state_->command.ignore_hangup = true;  // until it has a handler: update() may come first
     state_->start();
     if (dns.udp) state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp));
+    asio::co_spawn(executor, state_->watch(), asio::detached);
 }
 
 NameService::~NameService() {
@@ -104,13 +116,13 @@ NameService::~NameService() {
 }
 
 void NameService::update(const std::vector<netns::GuestPlan>& guests) {
-    if (state_->write(guests) && state_->dnsmasq->child) state_->dnsmasq->child->signal(SIGHUP);
+    if (state_->write(guests)) state_->signal(SIGHUP);
 }
 
 void NameService::stop() noexcept {
     state_->stopped = true;
     state_->relay.reset();
-    if (state_->dnsmasq->child) state_->dnsmasq->child->signal(SIGKILL);
+    state_->signal(SIGKILL);
 }
 
 std::string resolv_conf(const netns::NetworkPlan& plan) {

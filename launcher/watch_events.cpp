@@ -136,7 +136,7 @@ class Watch {
         const std::string vm{name->get_string()};
         if (*what == "stopped" || *what == "died")
             supervisors_.erase(vm);
-        else if (!supervisors_.contains(vm))
+        else if (*what == "started")
             watch(vm);
     }
 
