@@ -7,13 +7,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <boost/asio/posix/stream_descriptor.hpp>
-#include <boost/asio/this_coro.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <system_error>
 
 #include "launcher/definition.h"
 #include "launcher/unix_socket.h"
+#include "launcher/vm_state.h"
+#include "netns/unique_fd.h"
 #include "qmp/error.h"
 
 namespace qvm {
@@ -28,29 +30,61 @@ Failure not_running(const Directories& directories, const std::string& name) {
                    "qvm ps -a lists those that are");
 }
 
-ControlClient::ControlClient(const asio::any_io_executor& executor, const Directories& directories,
-                             const std::string& name)
-    : name_(name) {
-    if (!supervisor_of(directories.run, name)) throw not_running(directories, name);
-    auto socket = connect_to(directories.run / name / "control.sock");
-    if (!socket) {
-        const int error = errno;
-        if (!supervisor_of(directories.run, name)) throw not_running(directories, name);
-        throw Failure(fmt::format("VM '{}': connect to its control socket: {}", name,
-                                  std::generic_category().message(error)));
-    }
-    // While it is connected its pid cannot be another's.
-    supervisor_.reset(
-        static_cast<int>(::syscall(SYS_pidfd_open, peer_pid(socket->get()), O_NONBLOCK)));
-    client_ = std::make_unique<qmp::Client>(executor, socket->release());
+namespace {
+
+constexpr std::chrono::seconds answer_timeout{10};
+constexpr std::chrono::seconds start_timeout{90};
+constexpr std::chrono::milliseconds connect_pause{10};
+
+bool has_ended(int pidfd) {
+    pollfd exit{pidfd, POLLIN, 0};
+    return ::poll(&exit, 1, 0) != 0;
 }
 
-awaitable<void> ControlClient::ready(std::chrono::milliseconds timeout) {
+/// A pidfd of whoever holds the VM's lock: while it does, its pid cannot be another's.
+UniqueFd open_supervisor(const Directories& directories, const std::string& name) {
+    for (;;) {
+        const auto pid = supervisor_of(directories.run, name);
+        if (!pid) throw not_running(directories, name);
+        UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, *pid, O_NONBLOCK))};
+        const int error = errno;
+        if (supervisor_of(directories.run, name) != pid) continue;  // it ended meanwhile
+        if (fd) return fd;
+        throw Failure(fmt::format("VM '{}': open its supervisor (pid {}): {}", name, *pid,
+                                  std::generic_category().message(error)));
+    }
+}
+
+}  // namespace
+
+ControlClient::ControlClient(const asio::any_io_executor& executor, const Directories& directories,
+                             const std::string& name)
+    : name_(name),
+      directory_(directories.run / name),
+      supervisor_(executor, open_supervisor(directories, name).release()) {
+    const auto vm = read_vm(directories.run, name);
+    patience_ = vm && vm->text("state") != "starting" ? answer_timeout : start_timeout;
+}
+
+awaitable<void> ControlClient::ready() {
+    const auto deadline = std::chrono::steady_clock::now() + patience_;
+    const Gone gone{fmt::format("VM '{}': ended before it could be asked", name_)};
+    const Failure silent{fmt::format("VM '{}': its supervisor does not answer", name_),
+                         "qvm kill " + name_};
+    auto socket = connect_to(directory_ / "control.sock");
+    // It does not listen yet, or not any more.
+    while (!socket && !co_await is_gone(connect_pause)) {
+        if (std::chrono::steady_clock::now() >= deadline) throw silent;
+        socket = connect_to(directory_ / "control.sock");
+    }
+    if (!socket) throw gone;
+    client_ = std::make_unique<qmp::Client>(supervisor_.get_executor(), socket->release());
     try {
-        co_await client_->handshake(timeout);
+        co_await client_->handshake(std::chrono::duration_cast<std::chrono::milliseconds>(
+            deadline - std::chrono::steady_clock::now()));
     } catch (const std::system_error& error) {
-        if (client_->closed()) throw Gone(fmt::format("VM '{}': ended while it started", name_));
-        throw Failure(fmt::format("VM '{}': its supervisor does not answer", name_));
+        if (client_->closed()) throw gone;
+        throw silent;
     }
 }
 
@@ -69,16 +103,21 @@ awaitable<boost::json::value> ControlClient::execute(std::string command,
 }
 
 void ControlClient::kill_supervisor() noexcept {
-    ::syscall(SYS_pidfd_send_signal, supervisor_.get(), SIGKILL, nullptr, 0U);
+    ::syscall(SYS_pidfd_send_signal, supervisor_.native_handle(), SIGKILL, nullptr, 0U);
 }
 
 awaitable<void> ControlClient::until_gone() {
-    if (!supervisor_) co_return;
-    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor, supervisor_.release()};
     // The reactor may wake us for what happened to a socket that was closed a moment ago.
-    pollfd exit{pidfd.native_handle(), POLLIN, 0};
-    while (::poll(&exit, 1, 0) == 0)
-        co_await pidfd.async_wait(asio::posix::stream_descriptor::wait_read, asio::use_awaitable);
+    while (!has_ended(supervisor_.native_handle()))
+        co_await supervisor_.async_wait(asio::posix::stream_descriptor::wait_read,
+                                        asio::use_awaitable);
+}
+
+awaitable<bool> ControlClient::is_gone(std::chrono::milliseconds timeout) {
+    using namespace asio::experimental::awaitable_operators;
+    asio::steady_timer timer{supervisor_.get_executor(), timeout};
+    co_await (until_gone() || timer.async_wait(asio::use_awaitable));
+    co_return has_ended(supervisor_.native_handle());
 }
 
 }  // namespace qvm

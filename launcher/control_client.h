@@ -2,14 +2,15 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/json/object.hpp>
 #include <chrono>
+#include <filesystem>
 #include <memory>
 #include <string>
 
 #include "launcher/directories.h"
 #include "launcher/failure.h"
-#include "netns/unique_fd.h"
 #include "qmp/client.h"
 
 namespace qvm {
@@ -20,14 +21,14 @@ Failure not_running(const Directories& directories, const std::string& name);
 /// A client of one living VM's control socket. What fails is said with the VM's name.
 class ControlClient {
   public:
-    /// Connects. Throws Failure where no VM of that name lives.
+    /// Takes hold of the VM's supervisor. Throws Failure where no VM of that name lives.
     ControlClient(const boost::asio::any_io_executor& executor, const Directories& directories,
                   const std::string& name);
 
-    /// Waits until the VM's CPUs run, for `timeout` at most: by default longer than a supervisor
-    /// gives QEMU to start. Throws Failure.
-    boost::asio::awaitable<void> ready(std::chrono::milliseconds timeout = std::chrono::seconds{
-                                           90});
+    /// Connects, and waits until the VM's CPUs run: 10 s at most, and 90 s for a VM that starts,
+    /// which is longer than its supervisor gives QEMU. Throws Failure, and Gone when the VM ended
+    /// or is about to.
+    boost::asio::awaitable<void> ready();
     /// SIGKILL to the supervisor, which takes all that is its with it.
     void kill_supervisor() noexcept;
     /// Throws Failure for what is refused or not answered in time, and Gone when the VM ended
@@ -37,6 +38,8 @@ class ControlClient {
                                                        std::chrono::milliseconds timeout);
     /// Until the supervisor has ended, and all that was its with it.
     boost::asio::awaitable<void> until_gone();
+    /// The same, for `timeout` at most; whether it has ended.
+    boost::asio::awaitable<bool> is_gone(std::chrono::milliseconds timeout);
 
     struct Gone : Failure {
         using Failure::Failure;
@@ -44,7 +47,9 @@ class ControlClient {
 
   private:
     std::string name_;
-    UniqueFd supervisor_;  ///< a pidfd
+    std::filesystem::path directory_;                ///< the VM's, below the run directory
+    std::chrono::milliseconds patience_;             ///< of ready()
+    boost::asio::posix::stream_descriptor supervisor_;  ///< a pidfd
     std::unique_ptr<qmp::Client> client_;
 };
 

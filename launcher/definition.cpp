@@ -24,9 +24,9 @@ namespace {
 constexpr int version = 1;
 constexpr const char* definition_name = "definition.json";
 constexpr const char* last_name = "last.json";
-constexpr const char* console_name = "console.log";
+constexpr std::array console_names{"console.log.1", "console.log"};  // the older half first
 constexpr std::array files{"definition.json", "definition.json.new", "overlay.qcow2", "last.json",
-                           "last.json.new",   "console.log",         "lock"};
+                           "last.json.new",   "console.log",         "console.log.1", "lock"};
 
 std::string reason() {
     return std::generic_category().message(errno);
@@ -164,6 +164,7 @@ std::string to_text(const Definition& definition) {
                                         {"name", definition.name},
                                         {"created", definition.created},
                                         {"virtual_size", definition.virtual_size},
+                                        {"image_modified_ns", definition.image_modified},
                                         {"vm", std::move(vm)}}) +
            "\n";
 }
@@ -180,6 +181,7 @@ Definition parse_definition(const std::string& name, const std::string& text) {
     definition.name = name;
     definition.created = reader.text("created").value_or("");
     definition.virtual_size = reader.number("virtual_size", 0);
+    definition.image_modified = reader.number("image_modified_ns", 0);
     definition.vm = vm_options_from(vm->get_object());
     return definition;
 }
@@ -243,6 +245,9 @@ void DefinitionStore::add(const Definition& definition) const {
 void DefinitionStore::remove(const std::string& name) const {
     const auto lock = try_lock_file(path(name) / "lock");
     if (!lock) throw Failure(fmt::format("remove VM '{}': another process does", name));
+    if (const auto foreign = foreign_file(path(name), files))
+        throw Failure(fmt::format("remove VM '{}': '{}' is not qvm's", name, foreign->string()),
+                      "move it away first");
     // Out of sight in one step; what is left of it by a crash is swept.
     const auto aside = directory_ / fmt::format(".{}.{}", name, ::getpid());
     if (::rename(path(name).c_str(), aside.c_str()) != 0)
@@ -255,11 +260,12 @@ void DefinitionStore::remove(const std::string& name) const {
 }
 
 void DefinitionStore::keep_end(const std::string& name, const LastEnd& end,
-                               const fs::path& console_log) const noexcept {
+                               const fs::path& run_directory) const noexcept {
     try {
-        std::error_code ignored;
-        fs::copy_file(console_log, path(name) / console_name, fs::copy_options::overwrite_existing,
-                      ignored);
+        std::error_code none;
+        for (const char* log : console_names)
+            fs::copy_file(run_directory / log, path(name) / log,
+                          fs::copy_options::overwrite_existing, none);
         write_file(
             path(name) / last_name,
             json::serialize(json::object{
@@ -284,7 +290,8 @@ std::optional<LastEnd> DefinitionStore::last_end(const std::string& name) const 
 }
 
 void DefinitionStore::forget_end(const std::string& name) const noexcept {
-    ::unlink((directory_ / name / last_name).c_str());
+    ::unlink((path(name) / last_name).c_str());
+    for (const char* log : console_names) ::unlink((path(name) / log).c_str());
 }
 
 std::size_t DefinitionStore::sweep() const {

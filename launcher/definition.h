@@ -24,6 +24,7 @@ struct Definition {
     VmOptions vm;
     std::string created;             ///< RFC 3339, UTC
     std::uint64_t virtual_size = 0;  ///< bytes, of the image when the overlay was made
+    std::uint64_t image_modified = 0;  ///< ns since the epoch, the same
 };
 
 /// Pure. Members that are not known are ignored within a version; another version is refused.
@@ -60,9 +61,9 @@ class DefinitionStore {
         return directory_ / name;
     }
 
-    /// Keeps how a life ended, and its console log; a failure is no error.
+    /// Keeps how a life ended, and the console log in the VM's run directory; a failure is no error.
     void keep_end(const std::string& name, const LastEnd& end,
-                  const std::filesystem::path& console_log) const noexcept;
+                  const std::filesystem::path& run_directory) const noexcept;
     [[nodiscard]] std::optional<LastEnd> last_end(const std::string& name) const;
     /// At the start of a life, which may end without a word.
     void forget_end(const std::string& name) const noexcept;

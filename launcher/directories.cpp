@@ -195,7 +195,17 @@ std::optional<std::string> read_file(const fs::path& path) {
     }
 }
 
+std::optional<fs::path> foreign_file(const fs::path& directory,
+                                     std::span<const char* const> names) {
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(directory, ignored))
+        if (std::find(names.begin(), names.end(), entry.path().filename()) == names.end())
+            return entry.path();
+    return std::nullopt;
+}
+
 bool remove_directory(const fs::path& directory, std::span<const char* const> names) {
+    if (foreign_file(directory, names)) return false;
     for (const char* name : names) ::unlink((directory / name).c_str());
     return ::rmdir(directory.c_str()) == 0;
 }
@@ -209,7 +219,7 @@ std::vector<fs::path> directories_in(const fs::path& directory) {
     return result;
 }
 
-std::vector<std::string> sweep_vms(const fs::path& run) {
+std::vector<std::string> sweep_vms(const fs::path& run, const BeforeRemoval& before) {
     std::vector<std::string> names;
     if (!is_our_directory(run)) return names;
     const auto guard = lock_directory(run);
@@ -217,13 +227,19 @@ std::vector<std::string> sweep_vms(const fs::path& run) {
         auto name = directory.filename().string();
         if (name.starts_with('.')) continue;
         const auto lock = try_lock_existing(directory / "lock");
-        if (lock && remove_directory(directory, vm_files)) names.push_back(std::move(name));
+        if (!lock || foreign_file(directory, vm_files)) continue;
+        before(name, directory);
+        if (remove_directory(directory, vm_files)) names.push_back(std::move(name));
     }
     return names;
 }
 
 std::optional<pid_t> supervisor_of(const fs::path& run, const std::string& name) {
-    const auto fd = open_lock(run / name / "lock", 0);
+    const auto file = run / name / "lock";
+    const auto fd = open_lock(file, 0);
+    // Who cannot look must not take it for dead.
+    if (!fd && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
+        throw Failure(fmt::format("open '{}': {}", file.string(), reason()));
     if (!fd || !is_locked(fd.get())) return std::nullopt;
     std::array<char, 32> text{};
     const auto size = ::pread(fd.get(), text.data(), text.size() - 1, 0);
@@ -258,7 +274,15 @@ VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(r
 }
 
 VmDirectory::~VmDirectory() {
+    if (!lock_) return;  // moved from
+    UniqueFd guard;
+    try {
+        guard = lock_directory(path_.parent_path());  // who takes the name next finds all or nothing
+    } catch (const Failure&) {
+        // It is removed all the same.
+    }
     remove_directory(path_, vm_files);
+    lock_.reset();
 }
 
 }  // namespace qvm

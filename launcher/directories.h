@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -53,29 +54,38 @@ UniqueFd try_lock_existing(const std::filesystem::path& file);
 /// Those of a directory's subdirectories that belong to us; links are passed over.
 std::vector<std::filesystem::path> directories_in(const std::filesystem::path& directory);
 
-/// Removes a directory that has no other files than `names`: somebody may have pointed a QVM_*_DIR
-/// at something else. Whether it is gone.
+/// A file in a directory that has none of these names.
+std::optional<std::filesystem::path> foreign_file(const std::filesystem::path& directory,
+                                                  std::span<const char* const> names);
+
+/// Removes a directory that has no other files than `names`; one that has is left as it is, since
+/// somebody may have pointed a QVM_*_DIR at something else. Whether it is gone.
 bool remove_directory(const std::filesystem::path& directory, std::span<const char* const> names);
 
+/// Told of a dead VM: its name and its directory, which is locked and is removed next.
+using BeforeRemoval =
+    std::function<void(const std::string& name, const std::filesystem::path& directory)>;
+
 /// Removes the directories of VMs whose supervisor is dead. A living one's is locked, and stays.
-/// The names of the dead.
-std::vector<std::string> sweep_vms(const std::filesystem::path& run);
+/// The names of the dead. Throws Failure.
+std::vector<std::string> sweep_vms(const std::filesystem::path& run, const BeforeRemoval& before);
 
 /// The pid of the supervisor that holds the lock of VM `name`; nothing where no VM has that name
-/// now.
+/// now. Throws Failure where that cannot be found out, for want of descriptors.
 std::optional<pid_t> supervisor_of(const std::filesystem::path& run, const std::string& name);
 
 /// The names of all VMs that live, sorted.
 std::vector<std::string> living_vms(const std::filesystem::path& run);
 
 /// The directory of one VM below the run directory, locked for as long as this object lives and
-/// removed with it. After a SIGKILL the next sweep() removes it.
+/// removed with it. Whoever has it is the only one to read or to change what the VM's name stands
+/// for: its definition, its disk. After a SIGKILL the next sweep() removes it.
 class VmDirectory {
   public:
     /// Throws Failure when a living VM has this name.
     VmDirectory(const std::filesystem::path& run, const std::string& name);
-    VmDirectory(const VmDirectory&) = delete;
-    VmDirectory& operator=(const VmDirectory&) = delete;
+    VmDirectory(VmDirectory&&) = default;
+    VmDirectory& operator=(VmDirectory&&) = delete;
     ~VmDirectory();
 
     [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }

@@ -1,12 +1,9 @@
 #include "launcher/events.h"
 
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <boost/json.hpp>
+#include <optional>
 
 #include "launcher/definition.h"
 #include "launcher/unix_socket.h"
@@ -14,6 +11,17 @@
 namespace qvm {
 
 namespace fs = std::filesystem;
+
+namespace {
+
+/// A dead listener's socket is removed.
+std::optional<UniqueFd> connect_or_bury(const fs::path& listener) {
+    auto socket = connect_to(listener, event_socket | SOCK_NONBLOCK);
+    if (!socket && errno == ECONNREFUSED) ::unlink(listener.c_str());
+    return socket;
+}
+
+}  // namespace
 
 void announce(const Directories& directories, const std::string& event, const std::string& vm,
               boost::json::object data) noexcept {
@@ -24,13 +32,9 @@ void announce(const Directories& directories, const std::string& event, const st
         boost::json::object object{{"event", event}, {"name", vm}, {"time", timestamp()}};
         for (auto& [key, value] : data) object[key] = value;
         const auto text = boost::json::serialize(object);
-        const UniqueFd socket{::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-        for (const auto& listener : listeners) {
-            const UnixAddress address{listener.path()};
-            const auto sent = ::sendto(socket.get(), text.data(), text.size(), MSG_NOSIGNAL,
-                                       address.get(), address.size());
-            if (sent < 0 && errno == ECONNREFUSED) ::unlink(listener.path().c_str());
-        }
+        for (const auto& listener : listeners)
+            if (const auto socket = connect_or_bury(listener.path()))
+                ::send(socket->get(), text.data(), text.size(), MSG_NOSIGNAL);
     } catch (const std::exception&) {
         // Nobody's life hangs on it.
     }
@@ -41,12 +45,8 @@ void sweep_listeners(const Directories& directories) {
     std::error_code none;
     if (!fs::exists(directory, none)) return;
     const auto guard = lock_directory(directory);  // nobody begins to listen meanwhile
-    for (const auto& listener : fs::directory_iterator{directory, none}) {
-        const UniqueFd socket{::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
-        const UnixAddress address{listener.path()};
-        if (::connect(socket.get(), address.get(), address.size()) != 0 && errno == ECONNREFUSED)
-            ::unlink(listener.path().c_str());
-    }
+    for (const auto& listener : fs::directory_iterator{directory, none})
+        (void)connect_or_bury(listener.path());
     ::rmdir(directory.c_str());
 }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/socket.h>
+
 #include <boost/json/object.hpp>
 #include <string>
 
@@ -7,10 +9,13 @@
 
 namespace qvm {
 
+/// What `qvm events` listens with, and who announces connects with: a connection is one event.
+inline constexpr int event_socket = SOCK_SEQPACKET;
+
 /// Tells every `qvm events` that something happened to a VM: {"event": ..., "name": ..., "time":
-/// RFC 3339, ...`data`}. Each listens on a datagram socket in Directories::listeners(); one that
-/// does not keep up loses events, and a dead one's socket is removed. Waits for nobody and never
-/// fails.
+/// RFC 3339, ...`data`}. Each listens on a socket in Directories::listeners(); one that does not
+/// keep up has as many events kept for it as connections fit in its backlog (net.core.somaxconn),
+/// and a dead one's socket is removed. Waits for nobody and never fails.
 void announce(const Directories& directories, const std::string& event, const std::string& vm,
               boost::json::object data = {}) noexcept;
 

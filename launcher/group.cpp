@@ -35,6 +35,7 @@ namespace {
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto join_timeout = 10s;
 constexpr auto retry_pause = 5ms;
+constexpr auto long_pause = 1s;  // where the host is short of something
 constexpr int most_tries = 20;
 // The connection of a member that was killed ends a moment before its lock does.
 constexpr std::array<std::chrono::milliseconds, 2> settle_pauses{100ms, 1s};
@@ -196,7 +197,11 @@ GroupSeat::~GroupSeat() {
     if (directory_.empty()) return;  // moved from
     leader_lock_.reset();
     members_lock_.reset();
-    sweep_group(directory_, vm_);
+    try {
+        sweep_group(directory_, vm_);
+    } catch (const Failure&) {
+        // It is left to the next sweep.
+    }
 }
 
 bool sweep_group(const fs::path& directory, const std::string& besides) {
@@ -227,6 +232,9 @@ struct Group::State : std::enable_shared_from_this<State> {
     awaitable<void> mind();
     awaitable<void> follow();
     awaitable<void> take_over();
+    awaitable<void> lead();
+    bool works(const std::function<void()>& step) const;
+    bool try_to_take_over();
     awaitable<void> serve();
     awaitable<void> serve(std::shared_ptr<stream_protocol::socket> member);
     void changed();
@@ -246,13 +254,36 @@ struct Group::State : std::enable_shared_from_this<State> {
 
 awaitable<void> Group::State::mind() {
     const auto self = shared_from_this();
-    while (!left && !seat.leader_lock_) {
-        co_await follow();
-        if (!left) co_await take_over();
+    if (seat.leader_lock_) {
+        handlers.lead();  // the first start: what fails now fails the VM
+    } else {
+        while (!left && !seat.leader_lock_) {
+            co_await follow();
+            if (!left) co_await take_over();
+        }
+        if (left) co_return;
+        asio::co_spawn(executor, lead(), asio::detached);
     }
-    if (left) co_return;
-    handlers.lead();
     co_await serve();
+}
+
+bool Group::State::works(const std::function<void()>& step) const {
+    try {
+        step();
+        return true;
+    } catch (const std::exception& error) {
+        handlers.failed(error.what());
+        return false;
+    }
+}
+
+awaitable<void> Group::State::lead() {
+    const auto self = shared_from_this();
+    asio::steady_timer pause{executor};
+    while (!left && !works(handlers.lead)) {
+        pause.expires_after(long_pause);
+        co_await pause.async_wait(no_throw);
+    }
 }
 
 /// Until the leader is gone. Its first message repeats what we have, and descriptors that nobody
@@ -273,18 +304,28 @@ awaitable<void> Group::State::follow() {
 awaitable<void> Group::State::take_over() {
     asio::steady_timer pause{executor};
     while (!left) {
-        if (auto lock = try_lock_file(seat.directory_ / "leader")) {
-            seat.leader_lock_ = std::move(*lock);
-            seat.listener_ = listen_on(seat.directory_ / "leader.sock");
-            co_return;
-        }
+        bool led = false;
+        const bool able = works([&] { led = try_to_take_over(); });
+        if (led) co_return;
         if (auto connection = connect_to(seat.directory_ / "leader.sock")) {
             seat.connection_ = std::move(*connection);
             co_return;
         }
-        pause.expires_after(retry_pause);
+        if (able)
+            pause.expires_after(retry_pause);
+        else
+            pause.expires_after(long_pause);
         co_await pause.async_wait(no_throw);
     }
+}
+
+/// Lets go of the lead again where it cannot listen.
+bool Group::State::try_to_take_over() {
+    auto lock = try_lock_file(seat.directory_ / "leader");
+    if (!lock) return false;
+    seat.listener_ = listen_on(seat.directory_ / "leader.sock");
+    seat.leader_lock_ = std::move(*lock);
+    return true;
 }
 
 awaitable<void> Group::State::serve() {
@@ -319,7 +360,7 @@ awaitable<void> Group::State::serve(std::shared_ptr<stream_protocol::socket> mem
 
 void Group::State::changed() {
     if (left) return;
-    handlers.changed();
+    works(handlers.changed);
     look_again(0);
 }
 
@@ -328,8 +369,9 @@ void Group::State::look_again(std::size_t pause) {
     settling.expires_after(settle_pauses.at(pause));
     settling.async_wait([self = shared_from_this(), pause](auto error) {
         if (error || self->left) return;
-        self->handlers.changed();
-        self->look_again(pause + 1);
+        const bool last = pause + 1 == settle_pauses.size();
+        const bool done = self->works(self->handlers.changed);
+        self->look_again(last && !done ? pause : pause + 1);
     });
 }
 
@@ -352,8 +394,11 @@ bool Group::leave(const std::function<void()>& tell) {
     // One after the other. Who joins just now has the lock until its own state file says so.
     const auto turn = lock_group_soon(state.seat.directory_);
     tell();
-    const bool others =
-        !turn || !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
+    bool others = true;  // where that cannot be found out: the kernel takes back what is left
+    state.works([&] {
+        others = !turn ||
+                 !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
+    });
     state.seat.leader_lock_.reset();
     state.leader.close(ignored);
     for (const auto& member : state.members) member->close(ignored);

@@ -79,6 +79,9 @@ class Group {
     struct Handlers {
         std::function<void()> lead;     ///< this member leads from now on
         std::function<void()> changed;  ///< somebody came or went, and we lead
+        /// Told why it could not take the lead, or why one of the two threw: both are called again,
+        /// since a run directory that is full is no reason to end a guest.
+        std::function<void(const std::string&)> failed;
     };
     /// `plan` and `shared` (borrowed) are what those who join are given.
     Group(const boost::asio::any_io_executor& executor, GroupSeat seat,

@@ -79,6 +79,14 @@ void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
     }
 }
 
+std::uint64_t modification_time(int fd) {
+    struct stat status {};
+    if (::fstat(fd, &status) != 0) return 0;
+    constexpr std::uint64_t ns = 1'000'000'000;
+    return static_cast<std::uint64_t>(status.st_mtim.tv_sec) * ns +
+           static_cast<std::uint64_t>(status.st_mtim.tv_nsec);
+}
+
 }  // namespace
 
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
@@ -94,6 +102,7 @@ ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool t
         images::check_image(info, trust_backing);
         images::check_contents(image.fd.get(), info, has_kernel);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
+        image.modified = modification_time(image.fd.get());
     } catch (const images::Error& error) {
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.what()));
     } catch (const std::system_error& error) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 
 #include "launcher/vm_plan.h"
@@ -11,6 +12,7 @@ namespace qvm {
 struct ImageFile {
     UniqueFd fd;  ///< read-only, or read-write with persist
     ImageFacts facts;
+    std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
 };
 
 /// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. Throws

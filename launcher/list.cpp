@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <optional>
 
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
@@ -128,15 +129,18 @@ int inspect(const InspectOptions& options) {
     const auto directories = find_directories();
     const DefinitionStore store{directories};
     json::array array;
+    std::optional<Failure> unknown;
     for (const auto& name : options.names) {
         if (const auto vm = read_vm(directories.run, name))
             array.push_back(vm->json());
         else if (store.exists(name))
             array.push_back(to_json(stopped_vm(store, name)));
-        else
-            throw not_running(directories, name);
+        else if (!unknown)
+            unknown = not_running(directories, name);
     }
-    print(pretty(array) + "\n");
+    // As docker does: those that there are, and then that there are not all.
+    if (!array.empty() || !unknown) print(pretty(array) + "\n");
+    if (unknown) throw Failure(*unknown);
     return status::ok;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
@@ -28,6 +29,10 @@ namespace {
 // its way out, or a TAP goes while it lists the interfaces.
 constexpr int most_starts = 100;
 constexpr auto start_pause = 20ms;
+constexpr auto is_up = 1s;  // what lives so long has not failed at its start
+// What ends it later (the kernel for want of memory, a guest's packets) must not end the guests,
+// nor keep a CPU busy.
+constexpr auto longest_pause = 1s;
 
 awaitable<void> collect(std::shared_ptr<Process> process, Report report) {
     co_await process->words.collect(std::move(report));
@@ -37,13 +42,13 @@ awaitable<void> collect(std::shared_ptr<Process> process, Report report) {
 
 struct NameService::State : std::enable_shared_from_this<State> {
     State(const asio::any_io_executor& executor_, const netns::NetworkPlan& plan_, int space_,
-          fs::path path, Report debug_, std::function<void(const std::string&)> died_)
+          fs::path path, Report debug_, std::function<void(const std::string&)> cannot_)
         : executor(executor_),
           plan(plan_),
           space(space_),
           directory(std::move(path)),
           debug(std::move(debug_)),
-          died(std::move(died_)) {}
+          cannot(std::move(cannot_)) {}
 
     /// Whether they are other files than before.
     bool write(const std::vector<netns::GuestPlan>& guests) {
@@ -69,20 +74,49 @@ struct NameService::State : std::enable_shared_from_this<State> {
         if (dnsmasq && dnsmasq->child) dnsmasq->child->signal(number);
     }
 
-    /// Until it is killed, or fails again and again.
+    /// Until it ends; why.
+    awaitable<std::string> end_of_dnsmasq() {
+        const auto how = co_await dnsmasq->child->wait();
+        dnsmasq->child.reset();
+        co_await asio::post(executor, asio::use_awaitable);  // the last of its stderr
+        co_return "dnsmasq died: " + dnsmasq->words.text_or(how.describe());
+    }
+
+    /// Why it could not; nothing where it could.
+    std::string start_again() {
+        try {
+            start();
+            return {};
+        } catch (const std::exception& error) {
+            return error.what();
+        }
+    }
+
+    /// Starts it again whenever it ends.
     awaitable<void> watch() {
+        using Clock = std::chrono::steady_clock;
         const auto self = shared_from_this();
-        asio::steady_timer pause{executor};
-        for (int starts = 1; !stopped; ++starts) {
-            const auto how = co_await dnsmasq->child->wait();
-            dnsmasq->child.reset();
-            co_await asio::post(executor, asio::use_awaitable);  // the last of its stderr
+        asio::steady_timer timer{executor};
+        Clock::duration pause = start_pause;
+        bool was_up = false;
+        std::string why;
+        for (int starts = 1;; ++starts) {
+            const auto began = Clock::now();
+            if (why.empty()) why = co_await end_of_dnsmasq();
             if (stopped) co_return;
-            if (how.signal != 0 || how.code == 0 || starts == most_starts)
-                co_return died("dnsmasq died: " + dnsmasq->words.text_or(how.describe()));
-            pause.expires_after(start_pause);
-            co_await pause.async_wait(asio::use_awaitable);
-            if (!stopped) start();
+            debug(why);
+            const bool came_up = Clock::now() - began >= is_up;
+            was_up = was_up || came_up;
+            const bool hopeless = !was_up && starts >= most_starts;
+            if (hopeless && cannot) co_return cannot(why);
+            if (came_up)
+                pause = start_pause;
+            else if (was_up || hopeless)
+                pause = std::min<Clock::duration>(2 * pause, longest_pause);
+            timer.expires_after(pause);
+            co_await timer.async_wait(asio::use_awaitable);
+            if (stopped) co_return;
+            why = start_again();
         }
     }
 
@@ -92,7 +126,7 @@ struct NameService::State : std::enable_shared_from_this<State> {
     fs::path directory;
     Report debug;
     std::shared_ptr<Process> dnsmasq;
-    std::function<void(const std::string&)> died;
+    std::function<void(const std::string&)> cannot;
     std::optional<netns::DnsRelay> relay;
     std::string written;
     bool stopped = false;
@@ -101,9 +135,9 @@ struct NameService::State : std::enable_shared_from_this<State> {
 NameService::NameService(const asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                          const netns::Namespace& space, netns::Network::DnsSockets dns,
                          const fs::path& directory, const std::vector<netns::GuestPlan>& guests,
-                         const Report& debug, std::function<void(const std::string&)> died)
+                         const Report& debug, std::function<void(const std::string&)> cannot)
     : state_(
-          std::make_shared<State>(executor, plan, space.fd(), directory, debug, std::move(died))) {
+          std::make_shared<State>(executor, plan, space.fd(), directory, debug, std::move(cannot))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
     state_->start();

@@ -76,15 +76,22 @@ json::object to_json(const LivingNetwork& network) {
             {"vms", std::move(vms)}};
 }
 
+bool has_namespace(const LivingVm& vm) {
+    return vm.number("namespace_fd") > 0;
+}
+
 /// A VM by its name, or any member of the group of that name.
 LivingVm member_of(const Directories& directories, const std::string& name) {
     auto found = read_vm(directories.run, name);
     if (!found)
         for (auto& vm : read_vms(directories.run))
-            if (vm.text("group") == name) found = std::move(vm);
+            if (vm.text("group") == name && (!found || has_namespace(vm))) found = std::move(vm);
     if (!found)
         throw Failure(fmt::format("network '{}': no VM or group of that name runs", name),
                       "qvm net ls lists those that do");
+    if (found->text("state") == "starting" && !has_namespace(*found))
+        throw Failure(fmt::format("network '{}': VM '{}' is starting", name, found->text("name")),
+                      "qvm events says when it has started");
     if (found->text("net.id").empty())
         throw Failure(
             fmt::format("network '{}': --net {} has no namespace", name, found->text("net.mode")));

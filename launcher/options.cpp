@@ -322,6 +322,7 @@ class Parser {
     void add_qmp() {
         auto& added = add("qmp", "Execute a QMP command and print what it returns", [this](auto*) {
             qmp_.name = parse_names({name_}).front();
+            if (qmp_.command.empty()) throw Failure("qmp: COMMAND is empty");
             return qmp_;
         });
         added.add_option("NAME", name_, "The VM")->required();

@@ -28,11 +28,13 @@ std::string random_id() {
     return fmt::format("{:08x}", number);
 }
 
-/// What is to be run: a throw-away VM, or one that was created.
-struct Wanted {
-    RunOptions options;
-    std::optional<Definition> definition;
-};
+std::string id_name(const std::optional<std::filesystem::path>& image, const std::string& id) {
+    return default_name(image, id.substr(0, 4));
+}
+
+void warn(const RunOptions& options, const std::string& text) {
+    if (!options.verbosity.quiet) say("qvm: " + text);
+}
 
 /// The network that is there already, if what was asked for is the same; else a new one.
 netns::NetworkPlan join_or_plan(netns::NetworkSpec& spec, PreparedRun& prepared) {
@@ -85,43 +87,69 @@ void check_writable(const std::filesystem::path& path) {
         fmt::format("--timings '{}': {}", path.string(), std::generic_category().message(errno)));
 }
 
-void open_disk(const Wanted& wanted, PreparedRun& prepared) {
+void open_disk(PreparedRun& prepared, const std::optional<Definition>& definition) {
     const auto& vm = prepared.options.vm;
     if (!vm.image) return;
     prepared.image =
         open_image(*vm.image, prepared.options.persist, vm.kernel.has_value(), vm.trust_backing);
-    if (!wanted.definition) return;
-    const auto& definition = *wanted.definition;
-    if (prepared.image->facts.virtual_size != definition.virtual_size)
+    if (!definition) return;
+    if (prepared.image->facts.virtual_size != definition->virtual_size)
         throw Failure(fmt::format("open image '{}': it has {} bytes, and had {} when VM '{}' was "
                                   "created",
                                   vm.image->string(), prepared.image->facts.virtual_size,
-                                  definition.virtual_size, definition.name),
+                                  definition->virtual_size, definition->name),
                       "the VM's own disk is of no use without that image");
-    prepared.overlay = open_overlay(DefinitionStore{prepared.directories}.path(definition.name) /
+    if (prepared.image->modified != definition->image_modified)
+        warn(prepared.options,
+             fmt::format("image '{}' was written to since VM '{}' was created: what the VM's own "
+                         "disk says no longer fits it",
+                         vm.image->string(), definition->name));
+    prepared.overlay = open_overlay(DefinitionStore{prepared.directories}.path(definition->name) /
                                     DefinitionStore::overlay_name);
 }
 
-std::string choose_name(const Wanted& wanted, const Directories& directories,
-                        const std::string& id) {
-    const auto& options = wanted.options;
-    if (wanted.definition) return wanted.definition->name;
-    if (!options.name) return default_name(options.vm.image, id.substr(0, 4));
-    if (DefinitionStore{directories}.exists(*options.name))
-        throw Failure(fmt::format("--name '{}': is in use by a VM that was created", *options.name),
-                      "qvm start " + *options.name);
-    return *options.name;
+/// An id by which a VM can be named that its user did not name.
+std::string free_id(const std::optional<std::filesystem::path>& image,
+                    const Directories& directories) {
+    constexpr int most_tries = 1000;
+    const DefinitionStore store{directories};
+    for (int tries = 0; tries < most_tries; ++tries) {
+        auto id = random_id();
+        const auto name = id_name(image, id);
+        if (!supervisor_of(directories.run, name) && !store.exists(name)) return id;
+    }
+    throw Failure("choose a name for the VM: all are taken", "--name NAME");
 }
 
-Writes writes_of(const Wanted& wanted) {
-    if (wanted.definition) return Writes::keep_overlay;
-    return wanted.options.persist ? Writes::image : Writes::throw_away;
+/// From here on nobody else can start, create or remove a VM of that name.
+void hold(const std::string& name, PreparedRun& prepared) {
+    if (!prepared.options.dry_run) prepared.directory.emplace(prepared.directories.run, name);
+    if (!prepared.named && DefinitionStore{prepared.directories}.exists(name))
+        throw Failure(fmt::format("--name '{}': is in use by a VM that was created", name),
+                      "qvm start " + name);
 }
 
-/// Checks all input and decides everything; creates nothing.
-PreparedRun prepare(const Wanted& wanted) {
-    const auto& options = wanted.options;
-    const auto& vm = options.vm;
+Writes writes_of(const PreparedRun& prepared) {
+    if (prepared.named) return Writes::keep_overlay;
+    return prepared.options.persist ? Writes::image : Writes::throw_away;
+}
+
+/// Checks all input and decides everything; creates nothing but the VM's directory. A VM that was
+/// created is known by its name alone: the options of a definition are read here.
+PreparedRun prepare(const RunOptions& options, bool created) {
+    PreparedRun prepared;
+    prepared.options = options;
+    prepared.directories = find_directories();
+    prepared.named = created;
+    prepared.created = timestamp();
+    auto& vm = prepared.options.vm;
+    std::optional<Definition> definition;
+    if (created) {
+        hold(*options.name, prepared);
+        definition = DefinitionStore{prepared.directories}.read(*options.name);
+        prepared.created = definition->created;
+        vm = definition->vm;
+    }
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
     const auto accel = choose_accel(vm.accel, host);
@@ -129,26 +157,22 @@ PreparedRun prepare(const Wanted& wanted) {
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     if (options.timings_file && !options.dry_run) check_writable(*options.timings_file);
 
-    PreparedRun prepared;
-    prepared.options = options;
-    prepared.directories = find_directories();
-    prepared.named = wanted.definition.has_value();
-    prepared.created = wanted.definition ? wanted.definition->created : timestamp();
-    const auto id = random_id();
-    const auto name = choose_name(wanted, prepared.directories, id);
-    open_disk(wanted, prepared);
+    const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
+    const auto name = options.name.value_or(id_name(vm.image, id));
+    if (!created) hold(name, prepared);
+    open_disk(prepared, definition);
     if (!options.dry_run) bind_ports(prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
     VmPlan network;
     if (const auto spec = network_spec(vm, name, id)) plan_network(*spec, prepared, network);
     const bool vhost = network.network && !netns::open_vhost(1).empty();
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
-    prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(wanted), network.network,
+    prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
                                  network.guest, vhost);
     // Last, so that an error stands alone.
-    if (!accel.why_not_kvm.empty() && !options.verbosity.quiet)
-        say(fmt::format("qvm: no KVM here ({}): QEMU's TCG runs the guest, much slower",
-                        accel.why_not_kvm));
+    if (!accel.why_not_kvm.empty())
+        warn(options, fmt::format("no KVM here ({}): QEMU's TCG runs the guest, much slower",
+                                  accel.why_not_kvm));
     return prepared;
 }
 
@@ -184,13 +208,12 @@ Reports reports(const RunOptions& options, const std::string& name, const Timing
     return result;
 }
 
-int run(const Wanted& wanted, Timings& timings) {
-    const auto& options = wanted.options;
+int run(const RunOptions& options, bool created, Timings& timings) {
     Background background;
     // Who may want to leave the VM behind needs a process to leave.
     if (!options.dry_run && (options.detach || RawTerminal::available()))
         if (const auto status = background.fork()) return *status;
-    auto prepared = prepare(wanted);
+    auto prepared = prepare(options, created);
     if (options.dry_run) {
         print(describe(prepared.plan));
         return status::ok;
@@ -206,23 +229,19 @@ int run(const Wanted& wanted, Timings& timings) {
 }  // namespace
 
 int run(const RunOptions& options, Timings& timings) {
-    Wanted wanted{options, std::nullopt};
+    auto absolute = options;
     // Written when the directory may be another.
-    auto& file = wanted.options.timings_file;
+    auto& file = absolute.timings_file;
     if (file) file = std::filesystem::absolute(*file);
-    return run(wanted, timings);
+    return run(absolute, false, timings);
 }
 
 int start(const StartOptions& options, Timings& timings) {
-    const auto directories = find_directories();
-    Wanted wanted;
-    if (const auto pid = supervisor_of(directories.run, options.name))
-        throw Failure(fmt::format("VM '{}': is running already (pid {})", options.name, *pid));
-    wanted.definition = DefinitionStore{directories}.read(options.name);
-    wanted.options.vm = wanted.definition->vm;
-    wanted.options.detach = true;
-    wanted.options.verbosity = options.verbosity;
-    return run(wanted, timings);
+    RunOptions known;
+    known.name = options.name;
+    known.detach = true;
+    known.verbosity = options.verbosity;
+    return run(known, true, timings);
 }
 
 int create(const CreateOptions& options) {
@@ -233,13 +252,15 @@ int create(const CreateOptions& options) {
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     Definition definition;
     definition.vm = vm;
-    if (vm.image)
-        definition.virtual_size =
-            open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing)
-                .facts.virtual_size;
-    const auto id = random_id();
-    definition.name = options.name.value_or(default_name(vm.image, id.substr(0, 4)));
+    if (vm.image) {
+        const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);
+        definition.virtual_size = image.facts.virtual_size;
+        definition.image_modified = image.modified;
+    }
+    definition.name =
+        options.name ? *options.name : id_name(vm.image, free_id(vm.image, directories));
     definition.created = timestamp();
+    const BlockedSignals blocked;  // nothing is left half made by one
     // A throw-away VM may have the name just now.
     const VmDirectory reserved{directories.run, definition.name};
     DefinitionStore{directories}.add(definition);

@@ -96,7 +96,10 @@ class Flag {
 class Supervisor final : public Controlled {
   public:
     Supervisor(PreparedRun run, Timings& timings, const Reports& reports)
-        : run_(std::move(run)), timings_(timings), reports_(reports) {}
+        : run_(std::move(run)),
+          timings_(timings),
+          reports_(reports),
+          directory_(std::move(*run_.directory)) {}
 
     RunResult operator()() {
         set_up();
@@ -118,18 +121,14 @@ class Supervisor final : public Controlled {
     void set_up() {
         for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT})
             if (!is_ignored(number)) signals_.add(number);
-        const BlockedSignals blocked;  // no call of the set-up is to be interrupted
-        directory_.emplace(run_.directories.run, run_.plan.name);
-        // Both were looked at before, and since then the name was free.
-        if (run_.named != DefinitionStore{run_.directories}.exists(run_.plan.name))
-            throw Failure(fmt::format("VM '{}': was {} by another process", run_.plan.name,
-                                      run_.named ? "removed" : "created"));
+        // No call of the set-up is to be interrupted.
+        const auto blocked = std::move(run_.blocked);
         if (run_.named) DefinitionStore{run_.directories}.forget_end(run_.plan.name);
         describe_vm();
-        write_state();
+        save_state();  // by which a group knows its member: without it there is no VM
         if (run_.seat) run_.seat->settled();
-        control_listener_ = listen_on(directory_->path() / "control.sock");
-        console_listener_ = listen_on(directory_->path() / "console.sock");
+        control_listener_ = listen_on(directory_.path() / "control.sock");
+        console_listener_ = listen_on(directory_.path() / "console.sock");
         if (run_.plan.network) {
             set_up_network();
             state_.namespace_fd = network_->space().fd();
@@ -142,7 +141,7 @@ class Supervisor final : public Controlled {
             });
         timings_.measure("qemu-spawn", [&] { spawn_qemu(std::move(overlay)); });
         if (network_ && !run_.seat)
-            serve_names(directory_->path(), {*run_.plan.guest}, network_->take_dns());
+            serve_names(directory_.path(), {*run_.plan.guest}, network_->take_dns());
         if (network_) publish_ports();
     }
 
@@ -187,7 +186,8 @@ class Supervisor final : public Controlled {
         if (!run_.seat) return;
         group_.emplace(context_.get_executor(), std::move(*run_.seat), plan, network_->shared(),
                        Group::Handlers{.lead = [this] { lead_group(); },
-                                       .changed = [this] { update_names(); }});
+                                       .changed = [this] { update_names(); },
+                                       .failed = reports_.debug});
     }
 
     void spawn_qemu(UniqueFd overlay) {
@@ -236,9 +236,12 @@ class Supervisor final : public Controlled {
 
     void serve_names(const std::filesystem::path& directory,
                      const std::vector<netns::GuestPlan>& guests, netns::Network::DnsSockets dns) {
+        std::function<void(const std::string&)> cannot;
+        // A guest that runs can do without it for a while.
+        if (!is_running())
+            cannot = [this](const std::string& why) { end(status::failed, why); };
         names_.emplace(context_.get_executor(), *run_.plan.network, network_->space(),
-                       std::move(dns), directory, guests, reports_.debug,
-                       [this](const std::string& why) { end(status::guest_died, why); });
+                       std::move(dns), directory, guests, reports_.debug, std::move(cannot));
     }
 
     [[nodiscard]] std::vector<netns::GuestPlan> all_guests() const {
@@ -271,11 +274,16 @@ class Supervisor final : public Controlled {
 
     void debug(const std::string& text) const { reports_.debug(text); }
 
-    /// What others read of us. A run directory that is full is not the guest's fault.
+    /// What others read of us.
+    void save_state() {
+        state_.timings = timings_.phases();
+        write_file(directory_.path() / "state.json", serialize(to_json(state_)) + "\n");
+    }
+
+    /// A run directory that is full by now is not the guest's fault.
     void write_state() noexcept {
         try {
-            state_.timings = timings_.phases();
-            write_file(directory_->path() / "state.json", serialize(to_json(state_)) + "\n");
+            save_state();
         } catch (const std::exception& error) {
             debug(error.what());
         }
@@ -334,13 +342,13 @@ class Supervisor final : public Controlled {
         };
         handlers.stop = [this](bool now) {
             if (now)
-                end(status::ok, {});
+                end(status::signalled + SIGKILL, {});
             else
-                ask_to_power_down(powerdown_grace, status::ok);
+                ask_to_power_down(powerdown_grace, status::signalled + SIGKILL);
         };
         if (reports_.detach) handlers.detach = [this] { detach(); };
         console_.emplace(context_.get_executor(), std::move(console_socket_),
-                         std::move(console_listener_), directory_->path() / "console.log",
+                         std::move(console_listener_), directory_.path() / "console.log",
                          !run_.options.detach, std::move(handlers));
     }
 
@@ -363,7 +371,7 @@ class Supervisor final : public Controlled {
             co_await monitor_->handshake(start_timeout);
             timings_.add("qmp-ready", spawned, Clock::now());
             const auto ready = Clock::now();
-            co_await monitor_->execute("cont", {}, command_timeout);
+            co_await monitor_->execute("cont", {}, start_timeout);
             timings_.add("running", ready, Clock::now());
             if (run_.options.vm.net_or_default().mode == NetOption::Mode::user)
                 co_await find_forwarded_ports();
@@ -452,6 +460,7 @@ class Supervisor final : public Controlled {
         const auto* reason = event.data.if_contains("reason");
         debug("guest is off: " + (reason ? boost::json::serialize(*reason) : "?"));
         if (restarting_ && !powering_down_) {
+            was_off_ = true;
             off_.cancel();
             return;
         }
@@ -586,6 +595,10 @@ class Supervisor final : public Controlled {
     void ask_to_power_down(Clock::duration grace, int exit_status) {
         const auto deadline = Clock::now() + grace;
         if (powering_down_ && deadline >= patience_) return;
+        if (restarting_ && was_off_) {  // it is off at this moment
+            powered_off_ = true;
+            return end(signal_ != 0 ? status::signalled + signal_ : status::ok, {});
+        }
         grace_given_ = grace;
         patience_ = deadline;
         off_.cancel();
@@ -594,7 +607,7 @@ class Supervisor final : public Controlled {
 
     awaitable<void> power_down(int exit_status) {
         debug("asking the guest to power down");
-        bool paused = state_.state == "paused";
+        bool paused = state_.state == "paused" || restarting_;
         enter("stopping");
         while (!over_ && Clock::now() < patience_) {
             co_await press_power_button(std::exchange(paused, false));
@@ -655,32 +668,41 @@ class Supervisor final : public Controlled {
         spawn(restart_guest(timeout));
         co_await restarted_.async_wait(no_throw);
         if (over_ || powering_down_) refuse("The VM was stopped");
+        if (!restart_failure_.empty()) refuse(restart_failure_.c_str());
         co_return boost::json::object{{"how", was_off_ ? "powered-off" : "reset"}};
     }
 
     awaitable<void> restart_guest(std::chrono::milliseconds timeout) {
-        bool paused = state_.state == "paused";
+        restart_failure_.clear();
+        was_off_ = false;
+        const bool paused = state_.state == "paused";
         enter("restarting");
         try {
-            co_await set_shutdown_action("pause");
-            was_off_ = false;
-            const auto deadline = Clock::now() + timeout;
-            while (!was_off_ && !powering_down_ && !over_ && Clock::now() < deadline) {
-                co_await press_power_button(std::exchange(paused, false));
-                off_.expires_at(std::min(deadline, Clock::now() + button_pause));
-                const auto [cancelled] = co_await off_.async_wait(no_throw);
-                was_off_ = cancelled && !powering_down_;
-            }
-            const bool called_off = powering_down_ || over_;
-            if (!called_off) co_await monitor_->execute("system_reset", {}, command_timeout);
-            co_await set_shutdown_action("poweroff");
-            if (!called_off) co_await boot_again();
-        } catch (const std::system_error&) {
-            if (!monitor_->closed()) throw;
-            // watch_qemu() says why.
+            co_await power_off_and_reset(timeout, paused);
+            if (!called_off()) co_await boot_again();
+        } catch (const std::exception& error) {
+            // Of a QEMU that is gone, watch_qemu() says why.
+            restart_failure_ = error.what();
+            if (!called_off()) enter("running");
         }
         restarting_ = false;
         restarted_.cancel();
+    }
+
+    /// By somebody who wants the VM to stop.
+    [[nodiscard]] bool called_off() const { return powering_down_ || over_; }
+
+    awaitable<void> power_off_and_reset(std::chrono::milliseconds timeout, bool paused) {
+        co_await set_shutdown_action("pause");
+        const auto deadline = Clock::now() + timeout;
+        while (!was_off_ && !called_off() && Clock::now() < deadline) {
+            co_await press_power_button(std::exchange(paused, false));
+            if (was_off_ || called_off()) break;
+            off_.expires_at(std::min(deadline, Clock::now() + button_pause));
+            co_await off_.async_wait(no_throw);
+        }
+        if (!called_off()) co_await monitor_->execute("system_reset", {}, command_timeout);
+        co_await set_shutdown_action("poweroff");
     }
 
     awaitable<void> boot_again() {
@@ -708,7 +730,13 @@ class Supervisor final : public Controlled {
     }
 
     Answer pass_through(std::string command, boost::json::object arguments) override {
-        co_return co_await monitor_->execute(command, std::move(arguments), foreign_timeout);
+        try {
+            co_return co_await monitor_->execute(command, std::move(arguments), foreign_timeout);
+        } catch (const std::system_error& error) {
+            // QEMU may be gone before it has answered this one.
+            if (command == "quit" && monitor_->closed()) co_return boost::json::object{};
+            throw qmp::CommandError(command, "GenericError", error.code().message());
+        }
     }
 
     // --- teardown -----------------------------------------------------------------------------
@@ -757,8 +785,7 @@ class Supervisor final : public Controlled {
         tell("stopped", {{"exit_status", result_.exit_status}, {"message", result_.message}});
         if (!run_.named) return;
         DefinitionStore{run_.directories}.keep_end(
-            state_.name, {result_.exit_status, result_.message, timestamp()},
-            directory_->path() / "console.log");
+            state_.name, {result_.exit_status, result_.message, timestamp()}, directory_.path());
     }
 
     /// Whether what the guest wrote last is worth to wait for.
@@ -789,7 +816,7 @@ class Supervisor final : public Controlled {
     asio::signal_set signals_{context_};
 
     std::optional<Group> group_;            ///< its directory goes with the last member's
-    std::optional<VmDirectory> directory_;  ///< its end is what others take for ours
+    VmDirectory directory_;       ///< its end is what others take for ours
     VmState state_;
     std::optional<netns::Network> network_;
     std::optional<netns::PortForwards> forwards_;
@@ -824,6 +851,7 @@ class Supervisor final : public Controlled {
     bool powering_down_ = false;
     bool restarting_ = false;
     bool was_off_ = false;  ///< in the last restart, before it was reset
+    std::string restart_failure_;
     int signal_ = 0;
     Clock::time_point signalled_at_;
     RunResult result_;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "launcher/image_file.h"
 #include "launcher/last_words.h"
 #include "launcher/options.h"
+#include "launcher/process.h"
 #include "launcher/timings.h"
 #include "launcher/vm_plan.h"
 #include "netns/host_network.h"
@@ -17,8 +19,11 @@
 
 namespace qvm {
 
-/// What prepare() made ready: everything is checked, and nothing is created yet.
+/// What prepare() made ready: everything is checked, and nothing is created yet but the VM's
+/// directory.
 struct PreparedRun {
+    /// Until the supervisor minds them itself: a signal must not leave the directory behind.
+    std::unique_ptr<BlockedSignals> blocked = std::make_unique<BlockedSignals>();
     RunOptions options;
     VmPlan plan;
     Directories directories;
@@ -28,7 +33,8 @@ struct PreparedRun {
     std::string created;  ///< RFC 3339, UTC
     netns::Claims claims;
     netns::RouteSocket host;
-    std::optional<GroupSeat> seat;
+    std::optional<GroupSeat> seat;         ///< its directory goes with the last member's
+    std::optional<VmDirectory> directory;  ///< but for a dry run
     std::vector<netns::BoundPort> ports;  ///< in the order of the options; none for --net user
 };
 

@@ -1,7 +1,7 @@
 #include "launcher/sweep.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
+#include <signal.h>
 
 #include "launcher/definition.h"
 #include "launcher/events.h"
@@ -34,12 +34,19 @@ void sweep_forwarding(const Directories& directories, Swept& swept) {
 
 Swept sweep(const Directories& directories) {
     Swept swept;
-    swept.vms = sweep_vms(directories.run);
+    const DefinitionStore store{directories};
+    // A VM that was created keeps how it ended, also where nobody was left to say so.
+    swept.vms = sweep_vms(directories.run, [&](const auto& name, const auto& directory) {
+        if (store.exists(name))
+            store.keep_end(name,
+                           {status::signalled + SIGKILL, "its supervisor was killed", timestamp()},
+                           directory);
+    });
     for (const auto& name : swept.vms) announce(directories, "died", name);
     sweep_listeners(directories);
     sweep_groups(directories, swept);
     sweep_forwarding(directories, swept);
-    if (const auto count = DefinitionStore{directories}.sweep(); count > 0)
+    if (const auto count = store.sweep(); count > 0)
         swept.others.push_back(fmt::format("{} half made definitions", count));
     return swept;
 }

@@ -33,13 +33,13 @@ UnixAddress::UnixAddress(const fs::path& path)
     if (name.size() < sizeof address_.sun_path) name.copy(address_.sun_path, name.size());
 }
 
-UniqueFd listen_on(const fs::path& path) {
+UniqueFd listen_on(const fs::path& path, int type) {
     const auto failed = [&] {
         return Failure(fmt::format("listen on '{}': {}", path.string(),
                                    std::generic_category().message(errno)));
     };
     const UnixAddress address{path};
-    UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+    UniqueFd fd{::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
     if (!fd || !address.valid()) throw failed();
     ::unlink(path.c_str());
     // Its directory lets nobody else in; the mode is for those who look.
@@ -50,19 +50,12 @@ UniqueFd listen_on(const fs::path& path) {
     return fd;
 }
 
-std::optional<UniqueFd> connect_to(const fs::path& path) {
+std::optional<UniqueFd> connect_to(const fs::path& path, int type) {
     const UnixAddress address{path};
     if (!address.valid()) return std::nullopt;
-    UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    UniqueFd fd{::socket(AF_UNIX, type | SOCK_CLOEXEC, 0)};
     if (!fd || ::connect(fd.get(), address.get(), address.size()) != 0) return std::nullopt;
     return fd;
-}
-
-pid_t peer_pid(int socket) {
-    ucred credentials{};
-    socklen_t size = sizeof credentials;
-    ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size);
-    return credentials.pid;
 }
 
 bool send_with_fds(int socket, const std::string& text, const std::vector<int>& fds) {

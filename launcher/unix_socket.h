@@ -10,7 +10,7 @@
 
 #include "netns/unique_fd.h"
 
-/// Unix stream sockets in a directory of ours, whose path may be longer than sun_path (108 bytes).
+/// Unix sockets in a directory of ours, whose path may be longer than sun_path (108 bytes).
 namespace qvm {
 
 /// A socket's address, by way of its directory's descriptor, which keeps it short.
@@ -29,14 +29,13 @@ class UnixAddress {
     sockaddr_un address_{};
 };
 
-/// A listening socket, non-blocking, mode 0600; what is in its place is replaced. Throws Failure.
-UniqueFd listen_on(const std::filesystem::path& path);
+/// A listening socket of that type (of socket(2)), non-blocking, mode 0600; what is in its place is
+/// replaced. Throws Failure.
+UniqueFd listen_on(const std::filesystem::path& path, int type = SOCK_STREAM);
 
-/// A connected, blocking socket; nothing where nobody listens, with errno as connect(2) left it.
-std::optional<UniqueFd> connect_to(const std::filesystem::path& path);
-
-/// The pid of the process at the other end, as it was when it began to listen (SO_PEERCRED).
-pid_t peer_pid(int socket);
+/// A connected socket, which blocks unless `type` says otherwise; nothing where nobody listens, with
+/// errno as connect(2) left it.
+std::optional<UniqueFd> connect_to(const std::filesystem::path& path, int type = SOCK_STREAM);
 
 /// A message of at most 16 KiB with descriptors; those that are sent stay the sender's.
 struct MessageWithFds {

@@ -6,6 +6,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
+#include <optional>
 
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
@@ -25,7 +26,6 @@ using Verb = VerbOptions::Verb;
 namespace {
 
 constexpr auto command_timeout = 30s;
-constexpr auto answer_timeout = 10s;  // of a supervisor, before it is killed
 constexpr auto end_timeout = 10min;   // of a VM that writes to the user's image
 constexpr auto endless = 24h * 365;
 
@@ -34,7 +34,6 @@ struct Outcome {
     std::string printed;  ///< on stdout
     std::string note;     ///< on stderr
     int exit_status = status::ok;
-    bool failed = false;
     std::string hint = {};
 };
 
@@ -61,6 +60,7 @@ std::string in_seconds(std::chrono::milliseconds time) {
 awaitable<Outcome> stop(ControlClient& vm, const std::string& name, const VerbOptions& options) {
     Outcome outcome{name, fmt::format("{}: ended", name)};
     try {
+        co_await vm.ready();
         const auto answer =
             co_await vm.execute("qvm-stop", timeout_of(options), options.timeout + end_timeout);
         if (text_of(answer, "how") == "powered-off")
@@ -80,7 +80,7 @@ awaitable<Outcome> kill(const Directories& directories, const std::string& name)
     Outcome outcome{name, {}};
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     try {
-        co_await vm.ready(answer_timeout);
+        co_await vm.ready();
         co_await vm.execute("qvm-kill", {}, end_timeout);
     } catch (const ControlClient::Gone&) {
         // All the better.
@@ -93,11 +93,29 @@ awaitable<Outcome> kill(const Directories& directories, const std::string& name)
     co_return outcome;
 }
 
-awaitable<Outcome> wait(ControlClient& vm) {
-    const auto answer = co_await vm.execute("qvm-wait", {}, endless);
+Outcome waited_for(int exit_status) {
+    return {std::to_string(exit_status), {}, exit_status};
+}
+
+/// A VM that was created keeps how it ended.
+awaitable<Outcome> wait(const Directories& directories, const std::string& name) {
+    const DefinitionStore store{directories};
+    if (!supervisor_of(directories.run, name))
+        if (const auto end = store.last_end(name)) co_return waited_for(end->exit_status);
+    ControlClient vm{co_await asio::this_coro::executor, directories, name};
+    std::exception_ptr gone;
+    try {
+        co_await vm.ready();
+        const auto answer = co_await vm.execute("qvm-wait", {}, endless);
+        co_await vm.until_gone();
+        co_return waited_for(status_of(answer));
+    } catch (const ControlClient::Gone&) {
+        gone = std::current_exception();
+    }
     co_await vm.until_gone();
-    const int exit_status = status_of(answer);
-    co_return Outcome{std::to_string(exit_status), {}, exit_status};
+    sweep(directories);  // which says how, if it was killed
+    if (const auto end = store.last_end(name)) co_return waited_for(end->exit_status);
+    std::rethrow_exception(gone);
 }
 
 awaitable<Outcome> restart(ControlClient& vm, const std::string& name, const VerbOptions& options) {
@@ -111,36 +129,18 @@ awaitable<Outcome> restart(ControlClient& vm, const std::string& name, const Ver
 
 awaitable<Outcome> one(const Directories& directories, const std::string& name,
                        const VerbOptions& options) {
-    const DefinitionStore store{directories};
-    // A VM that was created keeps how it ended.
-    if (options.verb == Verb::wait && !supervisor_of(directories.run, name))
-        if (const auto end = store.last_end(name))
-            co_return Outcome{std::to_string(end->exit_status), {}, end->exit_status};
     if (options.verb == Verb::kill) co_return co_await kill(directories, name);
+    if (options.verb == Verb::wait) co_return co_await wait(directories, name);
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
+    if (options.verb == Verb::stop) co_return co_await stop(vm, name, options);
     co_await vm.ready();
-    switch (options.verb) {
-        case Verb::stop:
-            co_return co_await stop(vm, name, options);
-        case Verb::kill:
-            break;  // done above
-        case Verb::wait:
-            co_return co_await wait(vm);
-        case Verb::restart:
-            co_return co_await restart(vm, name, options);
-        case Verb::pause:
-            co_await vm.execute("stop", {}, command_timeout);
-            break;
-        case Verb::resume:
-            co_await vm.execute("cont", {}, command_timeout);
-            break;
-    }
+    if (options.verb == Verb::restart) co_return co_await restart(vm, name, options);
+    co_await vm.execute(options.verb == Verb::pause ? "stop" : "cont", {}, command_timeout);
     co_return Outcome{name, {}};
 }
 
 Outcome outcome_of(const std::exception_ptr& failure) {
     Outcome outcome;
-    outcome.failed = true;
     outcome.exit_status = status::failed;
     try {
         std::rethrow_exception(failure);
@@ -153,26 +153,40 @@ Outcome outcome_of(const std::exception_ptr& failure) {
     return outcome;
 }
 
-/// Does it to all of them at the same time; their outcomes in the order of the names. An exit
-/// status: the first that is not 0.
+void show(const Outcome& outcome) {
+    if (!outcome.note.empty()) say("qvm: " + outcome.note);
+    if (!outcome.hint.empty()) say("hint: " + outcome.hint);
+    if (!outcome.printed.empty()) print(outcome.printed + "\n");
+}
+
+/// Does it to all of them at the same time. Each outcome is shown as soon as it is its name's turn.
+/// An exit status: the first that is not 0.
 template <typename Work>
 int for_each(const std::vector<std::string>& names, Work work) {
     asio::io_context context{1};
-    std::vector<Outcome> outcomes(names.size());
+    std::vector<std::optional<Outcome>> outcomes(names.size());
+    std::size_t shown = 0;
+    int exit_status = status::ok;
     for (std::size_t i = 0; i < names.size(); ++i)
         asio::co_spawn(context, work(names[i]),
-                       [&outcomes, i](const std::exception_ptr& failure, Outcome outcome) {
+                       [&, i](const std::exception_ptr& failure, Outcome outcome) {
                            outcomes[i] = failure ? outcome_of(failure) : std::move(outcome);
+                           for (; shown < names.size() && outcomes[shown]; ++shown) {
+                               show(*outcomes[shown]);
+                               if (exit_status == status::ok)
+                                   exit_status = outcomes[shown]->exit_status;
+                           }
                        });
     context.run();
-    int exit_status = status::ok;
-    for (const auto& outcome : outcomes) {
-        if (!outcome.note.empty()) say("qvm: " + outcome.note);
-        if (!outcome.hint.empty()) say("hint: " + outcome.hint);
-        if (!outcome.printed.empty()) print(outcome.printed + "\n");
-        if (exit_status == status::ok) exit_status = outcome.exit_status;
-    }
     return exit_status;
+}
+
+awaitable<void> kill_if_there(const Directories& directories, const std::string& name) {
+    try {
+        co_await kill(directories, name);
+    } catch (const Failure&) {
+        if (supervisor_of(directories.run, name)) throw;
+    }
 }
 
 awaitable<Outcome> remove_one(const Directories& directories, const std::string& name, bool force) {
@@ -188,7 +202,7 @@ awaitable<Outcome> remove_one(const Directories& directories, const std::string&
     if (pid && !force)
         throw Failure(fmt::format("VM '{}': is running (pid {})", name, *pid),
                       fmt::format("qvm stop {0}, or qvm rm -f {0}", name));
-    if (pid) co_await kill(directories, name);
+    if (pid) co_await kill_if_there(directories, name);
     if (created) {
         const VmDirectory reserved{directories.run, name};  // nobody starts it now
         store.remove(name);
@@ -211,8 +225,14 @@ awaitable<Outcome> execute(const Directories& directories, const QmpOptions& opt
     auto arguments = arguments_of(options);
     ControlClient vm{co_await asio::this_coro::executor, directories, options.name};
     co_await vm.ready();
-    const auto answer = co_await vm.execute(options.command, std::move(arguments), endless);
-    co_return Outcome{json::serialize(answer), {}};
+    try {
+        const auto answer = co_await vm.execute(options.command, std::move(arguments), endless);
+        co_return Outcome{json::serialize(answer), {}};
+    } catch (const ControlClient::Gone&) {
+        // A QEMU that obeyed need not have answered.
+        if (options.command != "quit") throw;
+    }
+    co_return Outcome{"{}", {}};
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 #include <array>
 #include <boost/json.hpp>
 #include <map>
-#include <system_error>
+#include <optional>
 
 #include "launcher/commands.h"
 #include "launcher/events.h"
@@ -29,24 +29,17 @@ namespace json = boost::json;
 namespace {
 
 constexpr std::size_t largest_event = 65536;
+constexpr int patience_ms = 1000;  // with a sender that was stopped between two calls
 
-Failure failure(const std::string& what) {
-    return Failure(fmt::format("{}: {}", what, std::generic_category().message(errno)));
-}
-
-/// A datagram socket with a name in the listeners' directory, which goes with it.
+/// A socket with a name in the listeners' directory, which goes with it.
 class Listener {
   public:
     explicit Listener(const Directories& directories)
         : directories_(directories),
-          path_(directories.listeners() / fmt::format("{}.sock", ::getpid())),
-          socket_(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)) {
+          path_(directories.listeners() / fmt::format("{}.sock", ::getpid())) {
         make_private_directory(directories.run);
         const auto guard = lock_directory(directories.listeners());
-        ::unlink(path_.c_str());
-        const UnixAddress address{path_};
-        if (!socket_ || ::bind(socket_.get(), address.get(), address.size()) != 0)
-            throw failure(fmt::format("listen on '{}'", path_.string()));
+        socket_ = listen_on(path_, event_socket);
     }
     Listener(const Listener&) = delete;
     Listener& operator=(const Listener&) = delete;
@@ -60,11 +53,17 @@ class Listener {
     }
     [[nodiscard]] int fd() const { return socket_.get(); }
 
+    /// The next event; empty from one who only asked whether we live. Nothing where there is none.
     std::optional<std::string> receive() {
+        const UniqueFd sender{
+            ::accept4(socket_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+        if (!sender) return std::nullopt;
+        // Whoever connects sends at once, or never.
+        pollfd news{sender.get(), POLLIN, 0};
+        ::poll(&news, 1, patience_ms);
         std::string text(largest_event, '\0');
-        const auto size = ::recv(socket_.get(), text.data(), text.size(), 0);
-        if (size < 0) return std::nullopt;
-        text.resize(static_cast<std::size_t>(size));
+        const auto size = ::recv(sender.get(), text.data(), text.size(), 0);
+        text.resize(size < 0 ? 0 : static_cast<std::size_t>(size));
         return text;
     }
 

@@ -8,6 +8,7 @@
 #include "netns/tcp_forward.h"
 
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -30,6 +31,17 @@ constexpr int most_accepts = 64;
 void set_no_delay(int fd) {
     const int on = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+/// A client that went without a word, behind a NAT that forgot it, does not stay for ever. Not for
+/// a guest's end: one that is paused does not answer.
+void set_keep_alive(int fd) {
+    const int on = 1;
+    const int idle_s = 120;
+    const int interval_s = 30;
+    ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof idle_s);
+    ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof interval_s);
 }
 
 /// Closing will send RST: what a peer that is not there would answer.
@@ -95,6 +107,7 @@ class TcpForward::Connection : public std::enable_shared_from_this<Connection> {
     void start(UniqueFd client, UniqueFd guest, const asio::ip::tcp::endpoint& address) {
         if (!client_.adopt(std::move(client)) || !guest_.adopt(std::move(guest))) return fail();
         set_no_delay(client_.fd.native_handle());
+        set_keep_alive(client_.fd.native_handle());
         set_no_delay(guest_.fd.native_handle());
         if (::connect(guest_.fd.native_handle(), address.data(),
                       static_cast<socklen_t>(address.size())) == 0)
@@ -159,8 +172,14 @@ class TcpForward::Connection : public std::enable_shared_from_this<Connection> {
     }
 
     void look_at_error(End* end) {
-        // No error: both ways of this end are shut, which the other one's Splice will see.
-        if (pending_error(end->fd.native_handle()) != 0) fail();
+        const int fd = end->fd.native_handle();
+        if (pending_error(fd) != 0) return fail();
+        // A hangup without an error: both ways of this end are shut, which the other one's Splice
+        // will see. Neither: this was for a descriptor that had the same number.
+        pollfd state{fd, 0, 0};
+        if (::poll(&state, 1, 0) != 0) return;
+        end->watched = false;
+        watch(*end);
     }
 
     void fail() {

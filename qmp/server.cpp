@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
@@ -19,7 +20,6 @@
 #include <cerrno>
 #include <exception>
 #include <optional>
-#include <set>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -57,7 +57,7 @@ struct Server::Core : std::enable_shared_from_this<Core> {
     void accept_later();
     void admit(int descriptor);
     void forget(const std::shared_ptr<Connection>& connection);
-    std::vector<std::shared_ptr<Connection>> everyone() const;
+    std::shared_ptr<Connection> longest_idle() const;
     void close();
     static asio::awaitable<void> finish(std::shared_ptr<Core> self, milliseconds grace);
 
@@ -66,7 +66,7 @@ struct Server::Core : std::enable_shared_from_this<Core> {
     Unix::acceptor acceptor;
     asio::steady_timer pause;  // before the next attempt to accept
     asio::steady_timer news;   // cancelled to wake finish()
-    std::set<std::shared_ptr<Connection>> connections;
+    std::vector<std::shared_ptr<Connection>> connections;  // in the order in which they came
     bool accepting = false;
     bool finishing = false;
 };
@@ -164,6 +164,7 @@ void Server::Connection::execute(Request request) {
         if (self->closed) return;
         self->answer(id, failure, value);
         self->advance();
+        self->core->accept();  // who is idle now may have to make room
     };
     asio::co_spawn(socket.get_executor(), handle(shared_from_this(), std::move(request)),
                    asio::bind_cancellation_slot(cancellation.slot(), std::move(answered)));
@@ -219,7 +220,8 @@ void Server::Core::listen(int descriptor) {
 }
 
 void Server::Core::accept() {
-    if (accepting || !acceptor.is_open() || connections.size() >= max_clients) return;
+    if (accepting || !acceptor.is_open()) return;
+    if (connections.size() >= max_clients && !longest_idle()) return;
     accepting = true;
     acceptor.async_wait(asio::socket_base::wait_read, [self = shared_from_this()](error_code ec) {
         self->accepting = false;
@@ -254,27 +256,32 @@ void Server::Core::admit(int descriptor) {
         ::close(descriptor);
         return;
     }
-    connections.insert(connection);
+    if (connections.size() >= max_clients)
+        if (const auto idle = longest_idle()) idle->close();
+    connections.push_back(connection);
     connection->watch();
     connection->advance();
 }
 
 void Server::Core::forget(const std::shared_ptr<Connection>& connection) {
-    connections.erase(connection);
+    std::erase(connections, connection);
     news.cancel();
     accept();
 }
 
-// A copy, since connections that are closed leave.
-std::vector<std::shared_ptr<Server::Connection>> Server::Core::everyone() const {
-    return {connections.begin(), connections.end()};
+// Of those for whom nothing is under way, the one that came first.
+std::shared_ptr<Server::Connection> Server::Core::longest_idle() const {
+    const auto found = std::find_if(connections.begin(), connections.end(),
+                                    [](const auto& connection) { return !connection->handling; });
+    return found == connections.end() ? nullptr : *found;
 }
 
 void Server::Core::close() {
     error_code ignored;
     acceptor.close(ignored);
     pause.cancel();
-    for (const auto& connection : everyone()) connection->close();
+    // A copy, since connections that are closed leave.
+    for (const auto& connection : std::vector(connections)) connection->close();
 }
 
 asio::awaitable<void> Server::Core::finish(std::shared_ptr<Core> self, milliseconds grace) {
@@ -282,7 +289,7 @@ asio::awaitable<void> Server::Core::finish(std::shared_ptr<Core> self, milliseco
     error_code ignored;
     self->acceptor.close(ignored);
     self->finishing = true;
-    for (const auto& connection : self->everyone()) connection->advance();
+    for (const auto& connection : std::vector(self->connections)) connection->advance();
 
     self->news.expires_at(end);
     while (!self->connections.empty() && std::chrono::steady_clock::now() < end)
@@ -301,7 +308,7 @@ Server::~Server() {
 }
 
 void Server::broadcast(const Event& event) {
-    for (const auto& connection : core_->everyone()) {
+    for (const auto& connection : std::vector(core_->connections)) {
         connection->protocol.event(event);
         connection->advance();
     }

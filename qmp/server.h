@@ -34,7 +34,8 @@ class Server {
     /// that is under way then ends only when the executor next runs.
     using Handler = std::function<boost::asio::awaitable<boost::json::value>(Request)>;
 
-    /// How many clients are served at once; others wait in the socket's backlog until one goes.
+    /// How many clients are served at once. One more takes the place of the one that has been there
+    /// longest of those that wait for no answer; where all do, it waits in the socket's backlog.
     static constexpr std::size_t max_clients = 128;
 
     /// Takes over `listening_descriptor`, a listening AF_UNIX stream socket, and accepts clients

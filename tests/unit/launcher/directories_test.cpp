@@ -1,8 +1,10 @@
 #include "launcher/directories.h"
 
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <fstream>
 #include <thread>
@@ -20,6 +22,8 @@ void write(const fs::path& path) {
     std::ofstream{path} << "x";
 }
 
+void tell_nobody(const std::string&, const fs::path&) {}
+
 }  // namespace
 
 TEST_CASE("a dead supervisor's directory is swept, a living one's is not") {
@@ -28,7 +32,13 @@ TEST_CASE("a dead supervisor's directory is swept, a living one's is not") {
     const VmDirectory living{directories.run, "living"};
     write(directories.run / "dead/lock");
     write(directories.run / "dead/console.log");
-    CHECK(sweep_vms(directories.run) == std::vector<std::string>{"dead"});
+    std::vector<std::string> told;
+    const auto tell = [&](const std::string& name, const fs::path& directory) {
+        CHECK(fs::exists(directory / "console.log"));
+        told.push_back(name);
+    };
+    CHECK(sweep_vms(directories.run, tell) == std::vector<std::string>{"dead"});
+    CHECK(told == std::vector<std::string>{"dead"});
     CHECK(fs::exists(living.path() / "lock"));
     CHECK(!fs::exists(directories.run / "dead"));
     CHECK_THROWS_AS(VmDirectory(directories.run, "living"), Failure);
@@ -41,15 +51,64 @@ TEST_CASE("a directory goes with its VM") {
     const VmDirectory again{base.path / "run", "web"};
 }
 
+TEST_CASE("a directory that was given away goes with its new owner") {
+    const Temporary base;
+    std::optional<VmDirectory> first{std::in_place, base.path / "run", "web"};
+    std::optional<VmDirectory> second{std::move(*first)};
+    first.reset();
+    CHECK(supervisor_of(base.path / "run", "web") == ::getpid());
+    second.reset();
+    CHECK(!fs::exists(base.path / "run/web"));
+}
+
+TEST_CASE("many that take a name at once: one has it, the others are told so") {
+    const Temporary base;
+    std::atomic<int> had = 0;
+    std::atomic<int> strange = 0;
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < 4; ++i)
+        threads.emplace_back([&] {
+            for (int round = 0; round < 200; ++round) try {
+                    const VmDirectory directory{base.path / "run", "web"};
+                    ++had;
+                } catch (const Failure& failure) {
+                    if (std::string{failure.what()}.find("is running") == std::string::npos)
+                        ++strange;
+                }
+        });
+    threads.clear();
+    CHECK(had > 0);
+    CHECK(strange == 0);
+}
+
+TEST_CASE("who cannot look takes nobody for dead") {
+    const Temporary base;
+    const VmDirectory web{base.path / "run", "web"};
+    rlimit before{};
+    REQUIRE(::getrlimit(RLIMIT_NOFILE, &before) == 0);
+    const rlimit none{0, before.rlim_max};
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &none) == 0);
+    std::string why;
+    try {
+        supervisor_of(base.path / "run", "web");
+    } catch (const Failure& failure) {
+        why = failure.what();
+    }
+    REQUIRE(::setrlimit(RLIMIT_NOFILE, &before) == 0);
+    CHECK_THAT(why, Catch::EndsWith("Too many open files"));
+}
+
 TEST_CASE("nothing that no supervisor made is swept, wherever QVM_RUN_DIR points") {
     const Temporary base;
     const Directories directories{base.path, base.path / "data", base.path / "cache"};
     write(base.path / "precious/disk.qcow2");
     write(base.path / "locked/lock");
     write(base.path / "locked/disk.qcow2");
-    sweep_vms(directories.run);
+    write(base.path / "locked/console.log");
+    sweep_vms(directories.run, tell_nobody);
     CHECK(fs::exists(base.path / "precious/disk.qcow2"));
-    CHECK(fs::exists(base.path / "locked/disk.qcow2"));
+    for (const char* file : {"disk.qcow2", "console.log", "lock"})
+        CHECK(fs::exists(base.path / "locked" / file));
 }
 
 TEST_CASE("no link is followed") {
@@ -57,7 +116,7 @@ TEST_CASE("no link is followed") {
     write(base.path / "home/web/lock");
     fs::create_directory(base.path / "run");
     fs::create_symlink(base.path / "home/web", base.path / "run/web");
-    CHECK(sweep_vms(base.path / "run").empty());
+    CHECK(sweep_vms(base.path / "run", tell_nobody).empty());
     CHECK(fs::exists(base.path / "home/web/lock"));
     CHECK_THROWS_AS(VmDirectory(base.path / "run", "web"), Failure);
 }

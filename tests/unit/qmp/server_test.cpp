@@ -428,10 +428,27 @@ TEST_CASE("server: input is held back while a command is under way") {
     CHECK(f.handled == 1);
 }
 
-TEST_CASE("server: one client too many waits until another goes") {
+TEST_CASE("server: one client too many takes the place of the one that was idle longest") {
     Fixture f;
     std::vector<Peer> peers;
     for (std::size_t i = 0; i < Server::max_clients; ++i) peers.push_back(f.negotiated());
+    f.send(peers.front(), execute("wait"));
+    f.run_until([&] { return f.waiting == 1; });
+    auto last = f.connect();
+    f.run([&] { return last.negotiate(); });
+    CHECK(f.receive_all(peers.at(1)).empty());
+    CHECK(f.talk(peers.at(2), execute("echo")) == done);
+    CHECK(f.waiting == 1);
+}
+
+TEST_CASE("server: one client too many waits while all others are served") {
+    Fixture f;
+    std::vector<Peer> peers;
+    for (std::size_t i = 0; i < Server::max_clients; ++i) {
+        peers.push_back(f.negotiated());
+        f.send(peers.back(), execute("wait"));
+    }
+    f.run_until([&] { return f.waiting == Server::max_clients; });
     auto last = f.connect();
     f.settle();
     CHECK(last.socket.available() == 0);
