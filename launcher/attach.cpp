@@ -31,6 +31,7 @@ namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto command_timeout = 10s;
+constexpr auto farewell = 5s;     // of a supervisor that has let go of its console, to be gone
 constexpr char leave_key = 0x1d;  // Ctrl-]
 
 class Attachment {
@@ -51,7 +52,7 @@ class Attachment {
         context_.run();
         raw_.reset();
         if (failure_) std::rethrow_exception(failure_);
-        if (!left_) say(fmt::format("qvm: VM '{}' ended", name_));
+        if (!say_after_.empty()) say(say_after_);
         return exit_status_;
     }
 
@@ -66,7 +67,22 @@ class Attachment {
         output_.emplace(context_.get_executor(), STDOUT_FILENO);
         asio::co_spawn(context_, watch_signals(), asio::detached);
         asio::co_spawn(context_, pump_input(), asio::detached);
-        co_await pump_output();
+        const bool read = co_await pump_output();
+        const bool gone = !read || co_await control_.is_gone(farewell);
+        if (!read)
+            exit_status_ = status::signalled + SIGPIPE;
+        else if (gone)
+            say_after_ = fmt::format("qvm: VM '{}' ended", name_);
+        else
+            let_go();
+    }
+
+    [[noreturn]] void let_go() const {
+        throw Failure(
+            fmt::format("VM '{}': goes on, but has too many consoles, or this one did not "
+                        "keep up",
+                        name_),
+            "qvm logs -f " + name_);
     }
 
     awaitable<void> greet() {
@@ -97,12 +113,14 @@ class Attachment {
         }
     }
 
-    awaitable<void> pump_output() {
+    /// Until the other end closes; false where nobody reads what we write.
+    awaitable<bool> pump_output() {
         std::array<char, 16384> buffer;
         for (;;) {
             const auto [error, size] =
                 co_await console_.async_read_some(asio::buffer(buffer), no_throw);
-            if (error || !co_await output_->write({buffer.data(), size})) co_return;
+            if (error) co_return true;
+            if (!co_await output_->write({buffer.data(), size})) co_return false;
         }
     }
 
@@ -117,9 +135,7 @@ class Attachment {
                 co_await asio::async_write(console_, asio::buffer(keys.substr(0, leave)), no_throw);
             if (error) co_return;
             if (leave == std::string_view::npos) continue;
-            left_ = true;
-            raw_.reset();
-            say(fmt::format("\nqvm: left '{}', which goes on", name_));
+            say_after_ = fmt::format("\nqvm: left '{}', which goes on", name_);
             context_.stop();
         }
     }
@@ -132,7 +148,6 @@ class Attachment {
             } else if (number == SIGCONT) {
                 if (raw_) raw_->reapply();
             } else {
-                left_ = true;
                 exit_status_ = status::signalled + number;
                 context_.stop();
             }
@@ -149,7 +164,7 @@ class Attachment {
     std::unique_ptr<RawTerminal> raw_;
     std::exception_ptr failure_;
     bool writes_ = false;
-    bool left_ = false;
+    std::string say_after_;  ///< when the terminal is as it was
     int exit_status_ = status::ok;
 };
 

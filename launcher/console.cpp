@@ -7,6 +7,7 @@
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <cstdio>
@@ -59,7 +60,9 @@ Console::Console(const asio::any_io_executor& executor, UniqueFd socket, UniqueF
                     co_return co_await send(bytes);
                 }}),
       quiet_(executor, Clock::time_point::max()),
-      panic_(executor, Clock::time_point::max()) {
+      panic_(executor, Clock::time_point::max()),
+      news_(executor, Clock::time_point::max()),
+      room_(executor, Clock::time_point::max()) {
     if (!log_)
         throw Failure(
             fmt::format("create '{}': {}", log.string(), std::generic_category().message(errno)));
@@ -93,14 +96,37 @@ void Console::watch(std::string_view bytes) {
 }
 
 awaitable<void> Console::pump_output() {
+    using namespace asio::experimental::awaitable_operators;
+    co_await (read_all() && show_all());
+}
+
+/// A terminal that was stopped, or a slow reader, does not hold up the log and those who watch. The
+/// guest is held back when too much waits to be shown.
+awaitable<void> Console::read_all() {
     std::array<char, buffer_size> buffer;
     for (;;) {
         const auto [error, size] = co_await socket_.async_read_some(asio::buffer(buffer), no_throw);
-        if (error) co_return;
+        if (error) break;
         const std::string_view bytes{buffer.data(), size};
         log(bytes);
         watch(bytes);
         clients_.show(bytes);
+        if (local_) unshown_.append(bytes);
+        news_.cancel();
+        while (unshown_.size() >= ConsoleClients::max_backlog) co_await room_.async_wait(no_throw);
+    }
+    all_read_ = true;
+    news_.cancel();
+}
+
+awaitable<void> Console::show_all() {
+    for (;;) {
+        while (unshown_.empty()) {
+            if (all_read_) co_return;
+            co_await news_.async_wait(no_throw);
+        }
+        const auto bytes = std::exchange(unshown_, {});
+        room_.cancel();
         co_await show(bytes);
     }
 }

@@ -62,6 +62,8 @@ class Console {
 
     void log(std::string_view bytes);
     void watch(std::string_view bytes);
+    boost::asio::awaitable<void> read_all();
+    boost::asio::awaitable<void> show_all();
     boost::asio::awaitable<void> show(std::string_view bytes);
     boost::asio::awaitable<void> wait_for_prompt();
     boost::asio::awaitable<bool> send(std::string_view bytes);
@@ -79,8 +81,12 @@ class Console {
     std::string panic_reason_;
     boost::asio::steady_timer quiet_;  ///< runs while the guest prints nothing
     boost::asio::steady_timer panic_;  ///< the same, after a panic's last line
-    bool discarding_ = false;          ///< stdout is gone
-    bool asking_ = false;              ///< Ctrl-] was typed; the next key is the answer
+    boost::asio::steady_timer news_;   ///< cancelled when there is more to show, or no more to come
+    boost::asio::steady_timer room_;   ///< cancelled when less is left to show
+    std::string unshown_;              ///< printed by the guest, and not yet by us
+    bool all_read_ = false;
+    bool discarding_ = false;  ///< stdout is gone
+    bool asking_ = false;      ///< Ctrl-] was typed; the next key is the answer
 };
 
 }  // namespace qvm

@@ -47,8 +47,8 @@ class ControlClient {
 
   private:
     std::string name_;
-    std::filesystem::path directory_;                ///< the VM's, below the run directory
-    std::chrono::milliseconds patience_;             ///< of ready()
+    std::filesystem::path directory_;                   ///< the VM's, below the run directory
+    std::chrono::milliseconds patience_;                ///< of ready()
     boost::asio::posix::stream_descriptor supervisor_;  ///< a pidfd
     std::unique_ptr<qmp::Client> client_;
 };

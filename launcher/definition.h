@@ -22,8 +22,8 @@ VmOptions vm_options_from(const boost::json::object& object);
 struct Definition {
     std::string name;
     VmOptions vm;
-    std::string created;             ///< RFC 3339, UTC
-    std::uint64_t virtual_size = 0;  ///< bytes, of the image when the overlay was made
+    std::string created;               ///< RFC 3339, UTC
+    std::uint64_t virtual_size = 0;    ///< bytes, of the image when the overlay was made
     std::uint64_t image_modified = 0;  ///< ns since the epoch, the same
 };
 
@@ -61,7 +61,8 @@ class DefinitionStore {
         return directory_ / name;
     }
 
-    /// Keeps how a life ended, and the console log in the VM's run directory; a failure is no error.
+    /// Keeps how a life ended, and the console log in the VM's run directory; a failure is no
+    /// error.
     void keep_end(const std::string& name, const LastEnd& end,
                   const std::filesystem::path& run_directory) const noexcept;
     [[nodiscard]] std::optional<LastEnd> last_end(const std::string& name) const;

@@ -277,7 +277,8 @@ VmDirectory::~VmDirectory() {
     if (!lock_) return;  // moved from
     UniqueFd guard;
     try {
-        guard = lock_directory(path_.parent_path());  // who takes the name next finds all or nothing
+        guard =
+            lock_directory(path_.parent_path());  // who takes the name next finds all or nothing
     } catch (const Failure&) {
         // It is removed all the same.
     }

@@ -396,8 +396,7 @@ bool Group::leave(const std::function<void()>& tell) {
     tell();
     bool others = true;  // where that cannot be found out: the kernel takes back what is left
     state.works([&] {
-        others = !turn ||
-                 !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
+        others = !turn || !group_guests(state.seat.run_, state.seat.group_, state.seat.vm_).empty();
     });
     state.seat.leader_lock_.reset();
     state.leader.close(ignored);

@@ -136,8 +136,8 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
                          const netns::Namespace& space, netns::Network::DnsSockets dns,
                          const fs::path& directory, const std::vector<netns::GuestPlan>& guests,
                          const Report& debug, std::function<void(const std::string&)> cannot)
-    : state_(
-          std::make_shared<State>(executor, plan, space.fd(), directory, debug, std::move(cannot))) {
+    : state_(std::make_shared<State>(executor, plan, space.fd(), directory, debug,
+                                     std::move(cannot))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
     state_->start();

@@ -159,9 +159,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
 
     const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
     const auto name = options.name.value_or(id_name(vm.image, id));
-    if (!created) hold(name, prepared);
     open_disk(prepared, definition);
     if (!options.dry_run) bind_ports(prepared);
+    if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
     VmPlan network;
     if (const auto spec = network_spec(vm, name, id)) plan_network(*spec, prepared, network);

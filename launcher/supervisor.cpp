@@ -238,8 +238,7 @@ class Supervisor final : public Controlled {
                      const std::vector<netns::GuestPlan>& guests, netns::Network::DnsSockets dns) {
         std::function<void(const std::string&)> cannot;
         // A guest that runs can do without it for a while.
-        if (!is_running())
-            cannot = [this](const std::string& why) { end(status::failed, why); };
+        if (!is_running()) cannot = [this](const std::string& why) { end(status::failed, why); };
         names_.emplace(context_.get_executor(), *run_.plan.network, network_->space(),
                        std::move(dns), directory, guests, reports_.debug, std::move(cannot));
     }
@@ -815,7 +814,7 @@ class Supervisor final : public Controlled {
     // From the start, so that no signal ends us with a setting of the host changed.
     asio::signal_set signals_{context_};
 
-    std::optional<Group> group_;            ///< its directory goes with the last member's
+    std::optional<Group> group_;  ///< its directory goes with the last member's
     VmDirectory directory_;       ///< its end is what others take for ours
     VmState state_;
     std::optional<netns::Network> network_;

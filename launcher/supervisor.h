@@ -35,7 +35,7 @@ struct PreparedRun {
     netns::RouteSocket host;
     std::optional<GroupSeat> seat;         ///< its directory goes with the last member's
     std::optional<VmDirectory> directory;  ///< but for a dry run
-    std::vector<netns::BoundPort> ports;  ///< in the order of the options; none for --net user
+    std::vector<netns::BoundPort> ports;   ///< in the order of the options; none for --net user
 };
 
 /// How a VM's life ended.

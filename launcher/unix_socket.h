@@ -33,8 +33,8 @@ class UnixAddress {
 /// replaced. Throws Failure.
 UniqueFd listen_on(const std::filesystem::path& path, int type = SOCK_STREAM);
 
-/// A connected socket, which blocks unless `type` says otherwise; nothing where nobody listens, with
-/// errno as connect(2) left it.
+/// A connected socket, which blocks unless `type` says otherwise; nothing where nobody listens,
+/// with errno as connect(2) left it.
 std::optional<UniqueFd> connect_to(const std::filesystem::path& path, int type = SOCK_STREAM);
 
 /// A message of at most 16 KiB with descriptors; those that are sent stay the sender's.

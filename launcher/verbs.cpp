@@ -26,7 +26,7 @@ using Verb = VerbOptions::Verb;
 namespace {
 
 constexpr auto command_timeout = 30s;
-constexpr auto end_timeout = 10min;   // of a VM that writes to the user's image
+constexpr auto end_timeout = 10min;  // of a VM that writes to the user's image
 constexpr auto endless = 24h * 365;
 
 /// One VM's outcome.

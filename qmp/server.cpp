@@ -57,6 +57,7 @@ struct Server::Core : std::enable_shared_from_this<Core> {
     void accept_later();
     void admit(int descriptor);
     void forget(const std::shared_ptr<Connection>& connection);
+    bool has_room() const;
     std::shared_ptr<Connection> longest_idle() const;
     void close();
     static asio::awaitable<void> finish(std::shared_ptr<Core> self, milliseconds grace);
@@ -64,8 +65,8 @@ struct Server::Core : std::enable_shared_from_this<Core> {
     Greeting greeting;
     Handler handler;
     Unix::acceptor acceptor;
-    asio::steady_timer pause;  // before the next attempt to accept
-    asio::steady_timer news;   // cancelled to wake finish()
+    asio::steady_timer pause;                              // before the next attempt to accept
+    asio::steady_timer news;                               // cancelled to wake finish()
     std::vector<std::shared_ptr<Connection>> connections;  // in the order in which they came
     bool accepting = false;
     bool finishing = false;
@@ -220,8 +221,7 @@ void Server::Core::listen(int descriptor) {
 }
 
 void Server::Core::accept() {
-    if (accepting || !acceptor.is_open()) return;
-    if (connections.size() >= max_clients && !longest_idle()) return;
+    if (accepting || !acceptor.is_open() || !has_room()) return;
     accepting = true;
     acceptor.async_wait(asio::socket_base::wait_read, [self = shared_from_this()](error_code ec) {
         self->accepting = false;
@@ -231,6 +231,7 @@ void Server::Core::accept() {
 
 // Asio's own accept would leave a moment in which a child that is started inherits the descriptor.
 void Server::Core::accept_one() {
+    if (!has_room()) return;  // since this was waited for
     const int descriptor =
         ::accept4(acceptor.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (descriptor < 0 && errno != EAGAIN) return accept_later();
@@ -267,6 +268,10 @@ void Server::Core::forget(const std::shared_ptr<Connection>& connection) {
     std::erase(connections, connection);
     news.cancel();
     accept();
+}
+
+bool Server::Core::has_room() const {
+    return connections.size() < max_clients || longest_idle();
 }
 
 // Of those for whom nothing is under way, the one that came first.

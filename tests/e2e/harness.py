@@ -118,9 +118,9 @@ class Test(unittest.TestCase):
         """Any qvm command, on a terminal."""
         return self._ended_with_test(vm.TerminalVm([QVM, *map(str, words)], host))
 
-    def started(self, *words, **more):
+    def started(self, *words, before=(), **more):
         """Any qvm command that goes on, with pipes."""
-        return self._ended_with_test(vm.Vm([QVM, *map(str, words)], host, **more))
+        return self._ended_with_test(vm.Vm([*before, QVM, *map(str, words)], host, **more))
 
     def _ended_with_test(self, started):
         def end():
@@ -219,6 +219,15 @@ class Test(unittest.TestCase):
         self.assertEqual(guest.wait(), 130)
 
     # --- commands -------------------------------------------------------------------------------
+
+    def instead_of(self, tool, script):
+        """Words before a command, for which `tool` is this shell script."""
+        directory = host.files / f"instead-of-{tool}"
+        directory.mkdir()
+        self.addCleanup(shutil.rmtree, directory)
+        (directory / tool).write_text(f"#!/bin/sh\n{script}\n")
+        (directory / tool).chmod(0o755)
+        return ["env", f"PATH={directory}:{os.environ['PATH']}"]
 
     def tool(self, *command):
         subprocess.run([str(word) for word in command], check=True, timeout=60,

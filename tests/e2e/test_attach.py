@@ -113,6 +113,38 @@ class Attach(harness.Test):
         self.succeed("kill", "web")
         self.assertEqual(stopped.wait(), 0)
 
+    def test_a_terminal_that_was_stopped(self):
+        """Ctrl-S holds up neither the log nor others."""
+        terminal = self.start_on_terminal("-q", "--net", "none", "--name", "web",
+                                          *self.boot_files())
+        terminal.wait_for_prompt()
+        termios.tcflow(terminal.slave, termios.TCOOFF)
+        other = self.attach("web")
+        terminal.type("for i in $(seq 2000); do echo line-$i; done\n")
+        other.out.expect("line-2000", 60)
+        self.wait_until(lambda: "line-2000" in self.succeed("logs", "web"))
+        self.assertNotIn("line-2000", terminal.out.text)
+        termios.tcflow(terminal.slave, termios.TCOON)
+        terminal.out.expect("line-2000", 60)
+        terminal.type("poweroff\n")
+        self.assertEqual(terminal.wait(), 0)
+
+    def test_more_consoles_than_there_may_be(self):
+        self.detach("--net", "none", "--name", "web", self.hang)
+        consoles = [self.attach("web") for _ in range(64)]
+        done = self.qvm("console", "web")
+        self.assertEqual(done.returncode, 125)
+        self.assertRegex(done.stderr, "^qvm: VM 'web': goes on, but has too many consoles")
+        self.assertEqual(len(consoles), 64)
+        self.assertEqual([vm["state"] for vm in self.ps()], ["running"])
+
+    def test_a_reader_that_has_seen_enough(self):
+        self.detach("--net", "none", "--name", "web", self.babble)
+        done = subprocess.run(["bash", "-c", '"$0" console web </dev/null | head -c 1 >/dev/null; '
+                               'echo "${PIPESTATUS[0]}"', harness.QVM],
+                              capture_output=True, text=True, timeout=30)
+        self.assertEqual((done.stdout, done.stderr), ("141\n", ""))
+
     def test_detach_from_a_foreground_run(self):
         terminal = self.start_on_terminal("--net", "none", "--name", "web", *self.boot_files())
         self.killed_with_test("web")
@@ -187,7 +219,7 @@ class Attach(harness.Test):
             os.kill(pid, signal.SIGCONT)
         self.wait_until(lambda: self._state(parent) == "S")
         terminal.type(f"{LEAVE}k")
-        self.assertEqual(terminal.wait(), 0)
+        self.assertEqual(terminal.wait(), 137)
         self.assert_restored(terminal)
 
     @staticmethod

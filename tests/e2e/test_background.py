@@ -169,23 +169,53 @@ class Verbs(harness.Test):
     def test_supervisor_dies_under_its_clients(self):
         self.hanging("web")
         clients = {words: self.started(*words, "web") for words in (
-            ("wait",), ("stop", "-t", "100"), ("logs", "-f"), ("console",), ("restart", "-t", "100"))}
+            ("wait",), ("logs", "-f"), ("console",), ("restart", "-t", "100"))}
         events = self.started("events", "--json")
-        for client in clients.values():
-            self.wait_until(lambda: client.process.poll() is None)
         clients["logs", "-f"].out.expect(harness.STARTED, 30)
+        self.wait_until(lambda: self.ps()[0]["state"] == "restarting")
         time.sleep(1)
         os.kill(self.supervisor_of("web"), signal.SIGKILL)
         start = time.monotonic()
         statuses = {words[0]: client.wait() for words, client in clients.items()}
         self.assertLess(time.monotonic() - start, 10)
-        self.assertEqual(statuses, {"wait": 125, "stop": 0, "logs": 0, "console": 0, "restart": 125})
+        self.assertEqual(statuses, {"wait": 125, "logs": 0, "console": 0, "restart": 125})
         self.assertRegex(clients["wait",].err.text, "^qvm: VM 'web': ended, and did not say how\n$")
         self.assertRegex(clients["console",].err.text, "VM 'web' ended")
         events.out.expect('"died"', 30)
         events.signal(signal.SIGTERM)
         self.assertEqual(events.wait(), 143)
         self.assertEqual(os.listdir(self.host.run), [])
+
+    def test_a_supervisor_that_does_not_answer(self):
+        self.hanging("web")
+        supervisor = self.supervisor_of("web")
+        os.kill(supervisor, signal.SIGSTOP)
+        start = time.monotonic()
+        self.assert_refused(self.qvm("stop", "web", seconds=60), "'web': its supervisor does not answer",
+                            "qvm kill web")
+        self.assertLess(time.monotonic() - start, 25)
+        done = self.qvm("rm", "-f", "web", seconds=60)
+        self.assertEqual((done.returncode, done.stdout), (0, "web\n"))
+        self.assertEqual(self.ps(), [])
+
+    def test_verbs_while_a_vm_ends(self):
+        """Gone is what was wanted; nobody is told of sockets."""
+        for _ in range(10):
+            self.hanging("web")
+            many = [self.started(*words, "web") for words in (
+                ("kill",), ("rm", "-f"), ("stop", "-t", "0"), ("rm", "-f"), ("kill",))]
+            for one in many:
+                if one.wait() != 0:
+                    self.assertEqual(one.err.text, "qvm: VM 'web': there is none of that name\n"
+                                     "hint: qvm ps -a lists those that are\n")
+        self.create("--name", "box", "--net", "none", self.hang)
+        for _ in range(10):
+            self.succeed("start", "-q", "box")
+            many = [self.started(*words, "box") for words in (
+                ("wait",), ("kill",), ("wait",), ("wait",))]
+            for one in many:
+                self.assertIn((one.wait(), one.err.text), ((137, ""), (0, "")))
+            self.assertEqual(self.qvm("wait", "box").returncode, 137)
 
     # --- lists ----------------------------------------------------------------------------------
 
@@ -240,7 +270,11 @@ class Verbs(harness.Test):
             self.assertEqual([vm["name"] for vm in told], ["box", "a"])
             for vm in told:
                 self.assertLessEqual(keys, set(vm))
-            self.assert_refused(self.qvm("inspect", "a", "unknown"), "'unknown'.*none", "qvm ps -a")
+            done = self.qvm("inspect", "unknown", "a", "other")
+            self.assertEqual(done.returncode, 125)
+            self.assertRegex(done.stderr, "^qvm: VM 'unknown'.*none.*\nhint: qvm ps -a")
+            self.assertEqual([vm["name"] for vm in json.loads(done.stdout)], ["a"])
+            self.assert_refused(self.qvm("inspect", "unknown"), "'unknown'.*none", "qvm ps -a")
         with self.subTest("a reader that has seen enough"):
             done = subprocess.run(["bash", "-c", '"$0" inspect a | head -c 1; '
                                    'echo "${PIPESTATUS[0]}"', harness.QVM],
@@ -301,9 +335,10 @@ class Verbs(harness.Test):
             for name in ("lock", "precious"):
                 (ghost / name).write_text("1")
             self.assertEqual(self.succeed("gc"), "")
-            self.assertEqual(os.listdir(ghost), ["precious"])
+            self.assertEqual(sorted(os.listdir(ghost)), ["lock", "precious"])
             self.assertEqual(self.ps(), [])
-            (ghost / "precious").unlink()
+            for name in ("lock", "precious"):
+                (ghost / name).unlink()
             ghost.rmdir()
         with self.subTest("a link"):
             (self.host.files / "elsewhere").mkdir()
@@ -325,6 +360,24 @@ class Verbs(harness.Test):
             self.assertEqual(os.listdir(self.host.run), [])
 
     # --- events ---------------------------------------------------------------------------------
+
+    def test_no_event_is_lost(self):
+        """By one who was not listening for a while."""
+        self.hanging("web")
+        stream = self.started("events", "--json")
+        self.wait_until(lambda: list(self.host.run.glob(".events/*")))
+        stream.signal(signal.SIGSTOP)
+        client = self.control("web")
+        for _ in range(100):
+            client.execute("stop")
+            client.execute("cont")
+        self.succeed("kill", "web")
+        stream.signal(signal.SIGCONT)
+        stream.out.expect('"stopped"', 30)
+        stream.signal(signal.SIGTERM)
+        self.assertEqual(stream.wait(), 143)
+        told = [json.loads(line)["event"] for line in stream.out.text.splitlines()]
+        self.assertEqual(told, 100 * ["paused", "resumed"] + ["stopped"])
 
     def test_events(self):
         words = self.started("events")

@@ -188,9 +188,9 @@ class Control(harness.Test):
             client.connect(str(self.path))
             clients.append(client)
             self.addCleanup(client.close)
+        self.assert_answers()  # those who only stand about make room
         for client in clients:
             client.close()
-        self.assert_answers()
         self.assertEqual(self.succeed("qmp", "web", "query-name"), '{"name":"web"}\n')
 
     def test_console_clients_at_their_worst(self):
@@ -248,7 +248,10 @@ class Control(harness.Test):
         self.assert_refused(self.qvm("qmp", "unknown", "query-name"), "'unknown'.*none of that name",
                             "qvm ps")
         self.assert_refused(self.qvm("qmp", "web"), "COMMAND")
+        self.assert_refused(self.qvm("qmp", "web", ""), "COMMAND is empty")
         self.assert_answers()
+        self.assertEqual(self.succeed("qmp", "web", "quit"), "{}\n")
+        self.wait_until(lambda: self.ps() == [])
 
     def test_pause_and_resume(self):
         self.assertEqual(self.succeed("pause", "web"), "web\n")
@@ -286,6 +289,15 @@ class Control(harness.Test):
         self.assertLess(time.monotonic() - start, 5)
         self.assertEqual(first.wait(), 125)
         self.assertRegex(first.err.text, "^qvm: .*'web'.*ended")
+
+    def test_stop_while_it_is_restarted(self):
+        first = self.started("restart", "-t", "60", "web")
+        self.wait_until(lambda: self.ps()[0]["state"] == "restarting")
+        start = time.monotonic()
+        self.assertEqual(self.qvm("stop", "-t", "3", "web").returncode, 0)
+        self.assertLess(time.monotonic() - start, 20)
+        self.assertEqual(first.wait(), 125)
+        self.assertRegex(first.err.text, "^qvm: .*'web'.*stopped")
 
     def test_commands_at_the_same_time(self):
         """All are answered, whatever the order."""

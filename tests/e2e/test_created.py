@@ -267,13 +267,54 @@ class Created(harness.Test):
         self.assertEqual((vm["state"], vm["exit_status"], vm["pid"]), ("stopped", 137, None))
         (vm,) = json.loads(self.succeed("inspect", name))
         self.assertEqual(vm["last_end"]["exit_status"], 137)
-        with self.subTest("a supervisor that was killed has not said how"):
-            self.start_vm(name)
-            os.kill(self.supervisor_of(name), signal.SIGKILL)
-            self.wait_until(lambda: self.ps() == [])
-            (vm,) = self.ps("-a")
-            self.assertIsNone(vm["exit_status"])
-            self.assert_refused(self.qvm("wait", name), "'box': is not running")
+
+    def test_the_end_of_a_supervisor_that_was_killed(self):
+        name = self.create("--name", "box", "--net", "none", self.demo)
+        self.start_vm(name)
+        self.wait_until(lambda: "demo# " in self.succeed("logs", name))
+        self.succeed("kill", name)
+        self.start_vm(name)
+        self.wait_until(lambda: "SYSLINUX" in self.succeed("logs", name))
+        waiting = self.started("wait", name)
+        time.sleep(1)
+        os.kill(self.supervisor_of(name), signal.SIGKILL)
+        self.assertEqual((waiting.wait(), waiting.out.text, waiting.err.text), (137, "137\n", ""))
+        (vm,) = self.ps("-a")
+        self.assertEqual((vm["state"], vm["exit_status"]), ("stopped", 137))
+        (vm,) = json.loads(self.succeed("inspect", name))
+        self.assertEqual(vm["last_end"]["message"], "its supervisor was killed")
+        log = self.succeed("logs", name)
+        self.assertIn("SYSLINUX", log)
+        self.assertNotIn("demo# ", log, "the log of the life before")
+
+    def test_a_start_is_alone_with_its_vm(self):
+        """Nobody removes or makes anew what a start has begun to read."""
+        name = self.create("--name", "box", "--net", "none", self.hang)
+        gate = self.host.files / "gate"
+        os.mkfifo(gate)
+        self.addCleanup(gate.unlink)
+        before = self.instead_of(
+            "qemu-img", f"cat {gate} >/dev/null; exec {shutil.which('qemu-img')} \"$@\"")
+        start = self.started("start", name, before=before)
+        self.killed_with_test(name)
+        self.wait_until(lambda: self.ps())
+        self.assert_refused(self.qvm("rm", name), "'box': is running", "qvm stop box")
+        self.assert_refused(self.qvm("start", name), "'box': is running already")
+        gate.write_text("go")
+        self.assertEqual(start.wait(), 0, start.err.text)
+        self.assertEqual(self.ps()[0]["state"], "running")
+
+    def test_an_image_that_was_written_to(self):
+        image = self.host.files / "base.raw"
+        image.write_bytes(harness.HANG)
+        name = self.create("--name", "box", "--net", "none", image)
+        self.start_vm(name)
+        self.succeed("kill", name)
+        os.utime(image)
+        done = self.qvm("start", name)
+        self.killed_with_test(name)
+        self.assertEqual((done.returncode, done.stdout), (0, "box\n"))
+        self.assertRegex(done.stderr, f"image '{image}' was written to since VM 'box' was created")
 
 
 if __name__ == "__main__":

@@ -129,11 +129,21 @@ class Ends(harness.Test):
                 self.assertEqual(vm.wait(), 123)
                 self.assert_says(vm, "QEMU .*")
 
-    def test_dnsmasq_is_killed(self):
+    def test_dnsmasq_dies(self):
+        """It is started again, and the guest does not notice."""
         vm = self.start_hanging("--net", "flat")
-        os.kill(vm.child("dnsmasq"), signal.SIGKILL)
-        self.assertEqual(vm.wait(), 123)
-        self.assert_says(vm, "dnsmasq .*")
+        for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
+            with self.subTest(number.name):
+                dnsmasq = vm.child("dnsmasq")
+                os.kill(dnsmasq, number)
+                self.wait_until(lambda: vm.child("dnsmasq") != dnsmasq)
+        self.interrupt(vm)
+
+    def test_dnsmasq_never_comes_up(self):
+        before = self.instead_of("dnsmasq", "echo no such luck >&2; exit 2")
+        vm = self.start("-q", "--net", "flat", self.hang, before=before)
+        self.assertEqual(vm.wait(), 125)
+        self.assert_says(vm, "dnsmasq died: no such luck")
 
     def test_timeout(self):
         vm = self.start("-q", "--net", "nat", "--timeout", "5s", self.hang)

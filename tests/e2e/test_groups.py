@@ -188,6 +188,35 @@ class Groups(detached.Test):
         self.assertEqual(self.qvm("stop", "-t", "0", "bob", "cat", "dan").returncode, 0)
         self.assert_nothing_left()
 
+    def test_leader_dies_and_the_run_directory_is_full(self):
+        """The lead has to wait for room; the guest does not notice."""
+        run = str(self.host.run)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700,nr_inodes=200", "run", run],
+                       check=True)
+        self.addCleanup(subprocess.run, ["umount", "--lazy", run], check=True)
+        self.start_hanging("ann")
+        bob, = self.start_hanging("bob")
+        name, pid = self.leader()
+        self.assertEqual(name, "ann")
+        other = self.pids()["bob"]
+        fillers = []
+        with self.assertRaises(OSError):
+            for i in range(1000):
+                path = self.host.run / f"filler{i}"
+                path.touch()
+                fillers.append(path)
+        kill_and_wait(pid)
+        time.sleep(3)
+        self.assertIn("qvm", pathlib.Path(f"/proc/{other}/cmdline").read_text())
+        for path in fillers:
+            path.unlink()
+        self.assertEqual(self.leader(), ("bob", other))
+        wait_for(lambda: self.lookup("bob") == bob.address)
+        cat, = self.start_hanging("cat")
+        wait_for(lambda: self.lookup("cat") == cat.address)
+        self.assertEqual(self.qvm("kill", "bob", "cat").returncode, 0)
+        self.assertEqual(os.listdir(run), [])
+
     # --- the other kinds of network -------------------------------------------------------------
 
     def test_isolated(self):

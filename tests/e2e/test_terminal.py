@@ -67,7 +67,7 @@ class OnTerminal(harness.Test):
         vm.type("\x1d")
         vm.out.expect(r"\[k\]ill", 30)
         vm.type("k")
-        self.assertEqual(vm.wait(), 0)
+        self.assertEqual(vm.wait(), 137)  # as after `qvm kill`
         self.assert_restored(vm)
 
     def test_timeout(self):
