@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """fleet.py QVM DISK [ROUNDS]: many VMs at once, by the command line.
 
-Until N VMs that were started together run (from the first exec), until 50 that are stopped
-together are gone from the host, and what that costs another VM's start at the same moment. DISK
-only has to boot: nothing in the guest is waited for. Root; the host is a namespace of this
-program's own."""
+Until N VMs that were started together run (from the first exec), beside as many QEMUs alone; until
+50 that are stopped together are gone from the host, and what that costs another VM's start at the
+same moment. DISK is raw and only has to boot: nothing in the guest is waited for. Root; the host is
+a namespace of this program's own."""
 
 import os
 import pathlib
@@ -42,9 +42,12 @@ def main():
 def measure(qvm, disk, rounds):
     start = [qvm, *QUIET, disk]
     running = {n: [] for n in (1, 8, 32)}
-    gone, alone, beside = [], [], []
+    bare = {n: [] for n in running}
+    gone, alone, beside, bare_beside = [], [], [], []
     for _ in range(rounds):
         for size in running:
+            bare[size].append(start_qemus(disk, size))
+            time.sleep(1 + size * 0.05)
             running[size].append(start_all(start, size))
             kill_all(qvm)
             time.sleep(1 + size * 0.05)
@@ -58,12 +61,16 @@ def measure(qvm, disk, rounds):
         beside.append(time_beside)
         kill_all(qvm)
         time.sleep(4)
+        bare_beside.append(kill_beside_start_of_qemu(disk))
+        time.sleep(4)
     print(f"{rounds} rounds\n\n{'ms':<44} {'median':>9} {'least':>9} {'most':>9}")
     for size, values in running.items():
         show(f"{size} VMs run, from the first exec", values)
+        show(f"{size} QEMUs alone run, from the first exec", bare[size])
     show("50 stopped at once: gone from the host", gone)
     show("one start, alone", alone)
     show("one start, while 50 are stopped", beside)
+    show("one QEMU alone, while 50 QEMUs are killed", bare_beside)
 
 
 def show(name, values):
@@ -77,6 +84,52 @@ def start_all(command, count):
     if any(process.wait() != 0 for process in started):
         raise RuntimeError("a VM did not start")
     return (time.monotonic() - begin) * 1e3
+
+
+class Qemus:
+    """`count` QEMUs, with nothing around them; `ms` until the last has let its guest run."""
+
+    def __init__(self, disk, count):
+        command = ["qemu-system-x86_64", "-no-user-config", "-nodefaults",
+                   "-machine", "q35,vmport=off", "-accel", "tcg", "-cpu", "max", "-m", "64M",
+                   "-display", "none", "-S", "-serial", "null", "-qmp", "stdio",
+                   "-drive", f"file={disk},format=raw,if=virtio,snapshot=on"]
+        begin = time.monotonic()
+        self.processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                          for _ in range(count)]
+        for process in self.processes:
+            process.stdin.write(b'{"execute":"qmp_capabilities"}{"execute":"cont"}\n')
+            process.stdin.flush()
+        for process in self.processes:
+            while b'"RESUME"' not in process.stdout.readline():
+                pass
+        self.ms = (time.monotonic() - begin) * 1e3
+
+    def kill(self):
+        for process in self.processes:
+            process.kill()
+
+    def end(self):
+        self.kill()
+        for process in self.processes:
+            process.communicate()
+
+
+def start_qemus(disk, count):
+    qemus = Qemus(disk, count)
+    qemus.end()
+    return qemus.ms
+
+
+def kill_beside_start_of_qemu(disk):
+    many = Qemus(disk, 50)
+    time.sleep(3)
+    many.kill()
+    time.sleep(0.01)
+    another = Qemus(disk, 1)
+    many.end()
+    another.end()
+    return another.ms
 
 
 def names(qvm):

@@ -322,6 +322,7 @@ class Supervisor final : public Controlled {
         spawn(watch_signals());
         if (run_.options.timeout) spawn(watch_timeout(*run_.options.timeout));
         spawn(watch_qemu());
+        spawn(watch_firmware());
         spawn(start_cpus());
         if (!over_) co_await ended_.async_wait(no_throw);
         co_await take_down();
@@ -385,7 +386,6 @@ class Supervisor final : public Controlled {
         enter("running");
         tell("started");
         reports_.running();
-        spawn(watch_firmware());
         spawn(show_console());
         spawn(console_->pump_input());
     }
@@ -532,6 +532,8 @@ class Supervisor final : public Controlled {
         }
     }
 
+    /// Before the CPUs run: a firmware whose words nobody takes holds QEMU's lock until they are
+    /// taken, and QEMU answers nobody.
     awaitable<void> watch_firmware() {
         LastLine lines;
         std::array<char, 4096> buffer;

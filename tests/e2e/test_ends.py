@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import harness
@@ -10,6 +11,29 @@ KILLED = 2  # seconds until nothing is left of a qvm that was killed
 NOTHING_RUNS = ("links", "addresses", "routes", "policy rules", "nft ruleset",
                 "network namespaces", "processes", "mounts", "cache directory", "deleted files",
                 "disk space", "abstract sockets")
+
+
+# What SeaBIOS' log and QEMU's big lock come to when the CPUs are faster than the monitor. A socket
+# holds some 300 of such writes.
+TALKATIVE_QEMU = """
+import socket
+monitor, firmware = (socket.socket(fileno=number) for number in (3, 6))
+lines = monitor.makefile()
+def say(text):
+    monitor.sendall(text.encode() + b"\\n")
+say('{"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": ""}, '
+    '"capabilities": []}}')
+for line in lines:
+    if '"cont"' in line:
+        for _ in range(3000):
+            firmware.send(b".")
+    id = line.split('"id":')[1].rstrip("}\\n").split(",")[0]
+    say('{"return": {}, "id": ' + id + '}')
+    if '"cont"' in line:
+        break
+say('{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}, '
+    '"timestamp": {"seconds": 0, "microseconds": 0}}')
+"""
 
 
 class Ends(harness.Test):
@@ -128,6 +152,14 @@ class Ends(harness.Test):
                 os.kill(vm.child("qemu"), number)
                 self.assertEqual(vm.wait(), 123)
                 self.assert_says(vm, "QEMU .*")
+
+    def test_firmware_that_talks_while_qemu_starts(self):
+        """QEMU gives no answer before somebody has listened."""
+        program = self.host.files / "talkative.py"
+        program.write_text(TALKATIVE_QEMU)
+        before = self.instead_of("qemu-system-x86_64", f"exec {sys.executable} {program}")
+        vm = self.start("-q", "--net", "none", self.hang, before=before)
+        self.assertEqual(vm.wait(), 0, vm.err.text)
 
     def test_dnsmasq_dies(self):
         """It is started again, and the guest does not notice."""
