@@ -219,11 +219,23 @@ std::vector<fs::path> directories_in(const fs::path& directory) {
     return result;
 }
 
+namespace {
+
+/// Whether there is a lock that nobody holds.
+bool is_dead(const fs::path& directory) {
+    const auto lock = open_lock(directory / "lock", 0);
+    return lock && !is_locked(lock.get());
+}
+
+}  // namespace
+
 std::vector<std::string> sweep_vms(const fs::path& run, const BeforeRemoval& before) {
     std::vector<std::string> names;
-    if (!is_our_directory(run)) return names;
+    const auto directories = directories_in(run);
+    // Those who start and end just now are not held up where there is nothing to do.
+    if (std::none_of(directories.begin(), directories.end(), is_dead)) return names;
     const auto guard = lock_directory(run);
-    for (const auto& directory : directories_in(run)) {
+    for (const auto& directory : directories) {
         auto name = directory.filename().string();
         if (name.starts_with('.')) continue;
         const auto lock = try_lock_existing(directory / "lock");

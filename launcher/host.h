@@ -17,7 +17,7 @@ struct HostFacts {
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
     bool may_make_namespaces = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
-    std::string tun_problem;           ///< why /dev/net/tun does not open; empty when it does
+    std::string tun_problem;           ///< why /dev/net/tun may not be opened; empty when it may
 };
 HostFacts read_host_facts();
 

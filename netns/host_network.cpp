@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 #include <netlink/cache.h>
 #include <netlink/route/addr.h>
-#include <netlink/route/link.h>
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
+#include <net/if.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -41,11 +42,18 @@ std::optional<ip::network_v4> to_network(const nl_addr* address) {
                           static_cast<unsigned short>(nl_addr_get_prefixlen(address))};
 }
 
+/// Of this family alone: for one of all families the kernel takes RTNL, the lock of all network
+/// changes, behind which a host where many VMs end has a queue.
 void add_addresses(nl_sock* socket, HostNetwork& host) {
+    const auto check = [](int error) {
+        if (error < 0) throw Error("read the host's addresses", nl_geterror(error));
+    };
     nl_cache* raw = nullptr;
-    if (int error = rtnl_addr_alloc_cache(socket, &raw); error < 0)
-        throw Error("read the host's addresses", nl_geterror(error));
-    for_each(Cache{raw}, [&](nl_object* object) {
+    check(nl_cache_alloc_name("route/addr", &raw));
+    const Cache cache{raw};
+    nl_cache_set_arg1(raw, AF_INET);
+    check(nl_cache_refill(socket, raw));
+    for_each(cache, [&](nl_object* object) {
         auto network = to_network(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(object)));
         if (network) host.used.push_back(*network);
     });
@@ -61,6 +69,17 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     });
 }
 
+/// By ioctls, which unlike RTM_GETLINK need no RTNL either.
+std::optional<Uplink> describe(int index) {
+    ifreq request{};
+    request.ifr_ifindex = index;
+    const UniqueFd socket{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+    if (!socket || ::ioctl(socket.get(), SIOCGIFNAME, &request) != 0) return std::nullopt;
+    std::string name{request.ifr_name};
+    if (::ioctl(socket.get(), SIOCGIFMTU, &request) != 0) return std::nullopt;
+    return Uplink{std::move(name), static_cast<unsigned>(request.ifr_mtu)};
+}
+
 /// The kernel's own answer to "how would a packet to the outside leave?" (RTM_GETROUTE), which
 /// follows policy rules; nothing is sent. 192.0.2.1 is of TEST-NET-1 (RFC 5737).
 std::optional<Uplink> find_uplink(nl_sock* socket) {
@@ -73,11 +92,7 @@ std::optional<Uplink> find_uplink(nl_sock* socket) {
     auto* hop = rtnl_route_nexthop_n(route.get(), 0);
     if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return std::nullopt;
 
-    rtnl_link* raw_link = nullptr;
-    if (rtnl_link_get_kernel(socket, rtnl_route_nh_get_ifindex(hop), nullptr, &raw_link) < 0)
-        return std::nullopt;
-    const std::unique_ptr<rtnl_link, Deleter<rtnl_link_put>> link{raw_link};
-    return Uplink{rtnl_link_get_name(link.get()), rtnl_link_get_mtu(link.get())};
+    return describe(rtnl_route_nh_get_ifindex(hop));
 }
 
 }  // namespace
