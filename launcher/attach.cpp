@@ -19,6 +19,7 @@
 #include "launcher/output.h"
 #include "launcher/terminal.h"
 #include "launcher/unix_socket.h"
+#include "launcher/vm_state.h"
 
 namespace qvm {
 
@@ -37,11 +38,10 @@ constexpr char leave_key = 0x1d;  // Ctrl-]
 class Attachment {
   public:
     Attachment(const Directories& directories, const std::string& name)
-        : name_(name), control_(context_.get_executor(), directories, name) {
+        : directories_(directories),
+          name_(name),
+          control_(context_.get_executor(), directories, name) {
         for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGWINCH, SIGCONT}) signals_.add(number);
-        auto socket = connect_to(directories.run / name / "console.sock");
-        if (!socket) throw not_running(directories, name);
-        console_.assign(stream_protocol{}, socket->release());
     }
 
     int operator()() {
@@ -59,6 +59,7 @@ class Attachment {
   private:
     awaitable<void> attach() {
         co_await control_.ready();
+        connect();
         if (RawTerminal::available()) {
             co_await greet();
             raw_ = std::make_unique<RawTerminal>();
@@ -68,13 +69,26 @@ class Attachment {
         asio::co_spawn(context_, watch_signals(), asio::detached);
         asio::co_spawn(context_, pump_input(), asio::detached);
         const bool read = co_await pump_output();
-        const bool gone = !read || co_await control_.is_gone(farewell);
+        const bool gone = !read || co_await has_ended();
         if (!read)
             exit_status_ = status::signalled + SIGPIPE;
         else if (gone)
             say_after_ = fmt::format("qvm: VM '{}' ended", name_);
         else
             let_go();
+    }
+
+    /// A console that closes is mostly a VM's end.
+    awaitable<bool> has_ended() {
+        if (co_await control_.is_gone(farewell)) co_return true;
+        const auto vm = read_vm(directories_.run, name_);
+        co_return !vm || vm->text("state") == "stopping";
+    }
+
+    void connect() {
+        auto socket = connect_to(directories_.run / name_ / "console.sock");
+        if (!socket) throw not_running(directories_, name_);
+        console_.assign(stream_protocol{}, socket->release());
     }
 
     [[noreturn]] void let_go() const {
@@ -155,6 +169,7 @@ class Attachment {
     }
 
     asio::io_context context_{1};
+    Directories directories_;
     std::string name_;
     ControlClient control_;
     stream_protocol::socket console_{context_};

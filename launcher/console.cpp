@@ -77,6 +77,7 @@ void Console::log(std::string_view bytes) {
         log_size_ = 0;
     }
     // A full disk must not stop the guest: the log is a courtesy.
+    if (!log_) log_ = open_log(log_path_);
     if (::write(log_.get(), bytes.data(), bytes.size()) > 0) log_size_ += bytes.size();
 }
 

@@ -33,7 +33,7 @@ Failure not_running(const Directories& directories, const std::string& name) {
 namespace {
 
 constexpr std::chrono::seconds answer_timeout{10};
-constexpr std::chrono::seconds start_timeout{90};
+constexpr std::chrono::seconds start_timeout{150};
 constexpr std::chrono::milliseconds connect_pause{10};
 
 bool has_ended(int pidfd) {
@@ -55,6 +55,15 @@ UniqueFd open_supervisor(const Directories& directories, const std::string& name
     }
 }
 
+/// Nothing where nobody listens just now.
+std::optional<UniqueFd> connect(const std::filesystem::path& directory, const std::string& name) {
+    auto socket = connect_to(directory / "control.sock");
+    if (!socket && errno != ENOENT && errno != ECONNREFUSED)
+        throw Failure(fmt::format("VM '{}': connect to its control socket: {}", name,
+                                  std::generic_category().message(errno)));
+    return socket;
+}
+
 }  // namespace
 
 ControlClient::ControlClient(const asio::any_io_executor& executor, const Directories& directories,
@@ -69,13 +78,13 @@ ControlClient::ControlClient(const asio::any_io_executor& executor, const Direct
 awaitable<void> ControlClient::ready() {
     const auto deadline = std::chrono::steady_clock::now() + patience_;
     const Gone gone{fmt::format("VM '{}': ended before it could be asked", name_)};
-    const Failure silent{fmt::format("VM '{}': its supervisor does not answer", name_),
-                         "qvm kill " + name_};
-    auto socket = connect_to(directory_ / "control.sock");
+    const Silent silent{fmt::format("VM '{}': its supervisor does not answer", name_),
+                        "qvm kill " + name_};
+    auto socket = connect(directory_, name_);
     // It does not listen yet, or not any more.
     while (!socket && !co_await is_gone(connect_pause)) {
         if (std::chrono::steady_clock::now() >= deadline) throw silent;
-        socket = connect_to(directory_ / "control.sock");
+        socket = connect(directory_, name_);
     }
     if (!socket) throw gone;
     client_ = std::make_unique<qmp::Client>(supervisor_.get_executor(), socket->release());

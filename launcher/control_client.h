@@ -25,9 +25,9 @@ class ControlClient {
     ControlClient(const boost::asio::any_io_executor& executor, const Directories& directories,
                   const std::string& name);
 
-    /// Connects, and waits until the VM's CPUs run: 10 s at most, and 90 s for a VM that starts,
-    /// which is longer than its supervisor gives QEMU. Throws Failure, and Gone when the VM ended
-    /// or is about to.
+    /// Connects, and waits until the VM's CPUs run: 10 s at most, and 150 s for a VM that starts,
+    /// which is longer than its supervisor takes for that. Throws Failure; Gone when the VM ended
+    /// or is about to, Silent when the time is over.
     boost::asio::awaitable<void> ready();
     /// SIGKILL to the supervisor, which takes all that is its with it.
     void kill_supervisor() noexcept;
@@ -42,6 +42,9 @@ class ControlClient {
     boost::asio::awaitable<bool> is_gone(std::chrono::milliseconds timeout);
 
     struct Gone : Failure {
+        using Failure::Failure;
+    };
+    struct Silent : Failure {  ///< a supervisor that does not answer
         using Failure::Failure;
     };
 

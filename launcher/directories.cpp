@@ -8,8 +8,10 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdlib>
 #include <system_error>
+#include <thread>
 
 #include "launcher/failure.h"
 
@@ -144,6 +146,17 @@ UniqueFd try_lock_directory(const fs::path& path) {
     return lock_directory(path, LOCK_EX | LOCK_NB);
 }
 
+UniqueFd lock_soon(const fs::path& directory) {
+    constexpr int most_tries = 20;
+    constexpr std::chrono::milliseconds pause{5};
+    UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+    for (int tries = 0; fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+        if (tries == most_tries) return {};
+        std::this_thread::sleep_for(pause);
+    }
+    return fd;
+}
+
 std::optional<UniqueFd> try_lock_file(const fs::path& file) {
     for (;;) {
         auto fd = open_lock(file, O_CREAT);
@@ -197,11 +210,13 @@ std::optional<std::string> read_file(const fs::path& path) {
 
 std::optional<fs::path> foreign_file(const fs::path& directory,
                                      std::span<const char* const> names) {
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(directory, ignored))
-        if (std::find(names.begin(), names.end(), entry.path().filename()) == names.end())
-            return entry.path();
-    return std::nullopt;
+    std::error_code error;
+    for (fs::directory_iterator entry{directory, error}, end; !error && entry != end;
+         entry.increment(error))
+        if (std::find(names.begin(), names.end(), entry->path().filename()) == names.end())
+            return entry->path();
+    // What cannot be looked at is not ours to touch.
+    return error ? std::optional{directory} : std::nullopt;
 }
 
 bool remove_directory(const fs::path& directory, std::span<const char* const> names) {
@@ -278,22 +293,22 @@ VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(r
     if (!lock)
         throw Failure(fmt::format("VM '{}': is running already (pid {})", name,
                                   supervisor_of(run, name).value_or(0)));
-    lock_ = std::move(*lock);
     const auto pid = std::to_string(::getpid());
-    if (::ftruncate(lock_.get(), 0) != 0 ||
-        ::pwrite(lock_.get(), pid.data(), pid.size(), 0) != static_cast<ssize_t>(pid.size()))
-        throw Failure(fmt::format("write '{}': {}", (path_ / "lock").string(), reason()));
+    if (::ftruncate(lock->get(), 0) == 0 &&
+        ::pwrite(lock->get(), pid.data(), pid.size(), 0) == static_cast<ssize_t>(pid.size())) {
+        lock_ = std::move(*lock);
+        return;
+    }
+    const auto why = reason();
+    remove_directory(path_, vm_files);
+    throw Failure(fmt::format("write '{}': {}", (path_ / "lock").string(), why));
 }
 
 VmDirectory::~VmDirectory() {
     if (!lock_) return;  // moved from
-    UniqueFd guard;
-    try {
-        guard =
-            lock_directory(path_.parent_path());  // who takes the name next finds all or nothing
-    } catch (const Failure&) {
-        // It is removed all the same.
-    }
+    // Who takes the name next finds all of it or nothing. It is removed all the same where others
+    // have that lock for long.
+    const UniqueFd guard = lock_soon(path_.parent_path());
     remove_directory(path_, vm_files);
     lock_.reset();
 }

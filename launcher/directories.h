@@ -37,6 +37,10 @@ UniqueFd lock_directory(const std::filesystem::path& path);
 /// The same, or nothing while another process has it. Throws Failure.
 UniqueFd try_lock_directory(const std::filesystem::path& path);
 
+/// The lock of a directory that is there; nothing where others have it for more than 100 ms. Who
+/// has it does not keep it long, or it is not our turn.
+UniqueFd lock_soon(const std::filesystem::path& directory);
+
 /// Takes the lock that is a file, made if need be; nothing while another process has it. The kernel
 /// drops it with its holder. Throws Failure.
 std::optional<UniqueFd> try_lock_file(const std::filesystem::path& file);
@@ -54,7 +58,8 @@ UniqueFd try_lock_existing(const std::filesystem::path& file);
 /// Those of a directory's subdirectories that belong to us; links are passed over.
 std::vector<std::filesystem::path> directories_in(const std::filesystem::path& directory);
 
-/// A file in a directory that has none of these names.
+/// A file in a directory that has none of these names; the directory itself where it cannot be
+/// read.
 std::optional<std::filesystem::path> foreign_file(const std::filesystem::path& directory,
                                                   std::span<const char* const> names);
 

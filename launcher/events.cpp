@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <boost/json.hpp>
-#include <optional>
 
 #include "launcher/definition.h"
 #include "launcher/unix_socket.h"
@@ -11,17 +10,6 @@
 namespace qvm {
 
 namespace fs = std::filesystem;
-
-namespace {
-
-/// A dead listener's socket is removed.
-std::optional<UniqueFd> connect_or_bury(const fs::path& listener) {
-    auto socket = connect_to(listener, event_socket | SOCK_NONBLOCK);
-    if (!socket && errno == ECONNREFUSED) ::unlink(listener.c_str());
-    return socket;
-}
-
-}  // namespace
 
 void announce(const Directories& directories, const std::string& event, const std::string& vm,
               boost::json::object data) noexcept {
@@ -33,7 +21,7 @@ void announce(const Directories& directories, const std::string& event, const st
         for (auto& [key, value] : data) object[key] = value;
         const auto text = boost::json::serialize(object);
         for (const auto& listener : listeners)
-            if (const auto socket = connect_or_bury(listener.path()))
+            if (const auto socket = connect_to(listener.path(), event_socket | SOCK_NONBLOCK))
                 ::send(socket->get(), text.data(), text.size(), MSG_NOSIGNAL);
     } catch (const std::exception&) {
         // Nobody's life hangs on it.
@@ -46,7 +34,8 @@ void sweep_listeners(const Directories& directories) {
     if (!fs::exists(directory, none)) return;
     const auto guard = lock_directory(directory);  // nobody begins to listen meanwhile
     for (const auto& listener : fs::directory_iterator{directory, none})
-        (void)connect_or_bury(listener.path());
+        if (!connect_to(listener.path(), event_socket | SOCK_NONBLOCK) && errno == ECONNREFUSED)
+            ::unlink(listener.path().c_str());
     ::rmdir(directory.c_str());
 }
 

@@ -14,8 +14,8 @@ inline constexpr int event_socket = SOCK_SEQPACKET;
 
 /// Tells every `qvm events` that something happened to a VM: {"event": ..., "name": ..., "time":
 /// RFC 3339, ...`data`}. Each listens on a socket in Directories::listeners(); one that does not
-/// keep up has as many events kept for it as connections fit in its backlog (net.core.somaxconn),
-/// and a dead one's socket is removed. Waits for nobody and never fails.
+/// keep up has as many events kept for it as connections fit in its backlog (net.core.somaxconn).
+/// Waits for nobody and never fails.
 void announce(const Directories& directories, const std::string& event, const std::string& vm,
               boost::json::object data = {}) noexcept;
 

@@ -1,8 +1,6 @@
 #include "launcher/group.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 #include <array>
@@ -36,7 +34,6 @@ constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto join_timeout = 10s;
 constexpr auto retry_pause = 5ms;
 constexpr auto long_pause = 1s;  // where the host is short of something
-constexpr int most_tries = 20;
 // The connection of a member that was killed ends a moment before its lock does.
 constexpr std::array<std::chrono::milliseconds, 2> settle_pauses{100ms, 1s};
 constexpr std::array group_files{"dhcp-hosts",  "dhcp-hosts.new",  "hosts",       "hosts.new",
@@ -126,17 +123,6 @@ std::vector<netns::GuestPlan> living_guests(const fs::path& run, const std::stri
     return guests;
 }
 
-/// The lock of a group's directory. Who has it is about to join, leaves or sweeps; that does not
-/// take long, or it is not our turn.
-UniqueFd lock_group_soon(const fs::path& directory) {
-    UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
-    for (int tries = 0; fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-        if (tries == most_tries) return {};
-        std::this_thread::sleep_for(retry_pause);
-    }
-    return fd;
-}
-
 }  // namespace
 
 std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::string& group,
@@ -205,7 +191,7 @@ GroupSeat::~GroupSeat() {
 }
 
 bool sweep_group(const fs::path& directory, const std::string& besides) {
-    const auto guard = lock_group_soon(directory);
+    const auto guard = lock_soon(directory);
     if (!guard) return false;
     const auto leader = try_lock_file(directory / "leader");
     const auto run = directory.parent_path().parent_path();
@@ -392,7 +378,7 @@ bool Group::leave(const std::function<void()>& tell) {
     state.acceptor.close(ignored);
     state.settling.cancel();
     // One after the other. Who joins just now has the lock until its own state file says so.
-    const auto turn = lock_group_soon(state.seat.directory_);
+    const auto turn = lock_soon(state.seat.directory_);
     tell();
     bool others = true;  // where that cannot be found out: the kernel takes back what is left
     state.works([&] {

@@ -27,7 +27,7 @@ namespace {
 
 // In a group it may fail at first: its addresses are still another member's dnsmasq's, which is on
 // its way out, or a TAP goes while it lists the interfaces.
-constexpr int most_starts = 100;
+constexpr int most_failures = 100;
 constexpr auto start_pause = 20ms;
 constexpr auto is_up = 1s;  // what lives so long has not failed at its start
 // What ends it later (the kernel for want of memory, a guest's packets) must not end the guests,
@@ -100,14 +100,17 @@ struct NameService::State : std::enable_shared_from_this<State> {
         Clock::duration pause = start_pause;
         bool was_up = false;
         std::string why;
-        for (int starts = 1;; ++starts) {
+        for (int failures = 0;;) {
             const auto began = Clock::now();
-            if (why.empty()) why = co_await end_of_dnsmasq();
+            if (why.empty()) {
+                why = co_await end_of_dnsmasq();
+                ++failures;
+            }
             if (stopped) co_return;
             debug(why);
             const bool came_up = Clock::now() - began >= is_up;
             was_up = was_up || came_up;
-            const bool hopeless = !was_up && starts >= most_starts;
+            const bool hopeless = !was_up && failures >= most_failures;
             if (hopeless && cannot) co_return cannot(why);
             if (came_up)
                 pause = start_pause;
@@ -140,8 +143,8 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
                                      std::move(cannot))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
-    state_->start();
     if (dns.udp) state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp));
+    state_->start();
     asio::co_spawn(executor, state_->watch(), asio::detached);
 }
 

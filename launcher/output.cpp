@@ -23,12 +23,18 @@ void end_without_reader() {
     ::raise(SIGPIPE);
 }
 
-void print(std::string_view text) {
+bool try_print(std::string_view text) {
     const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size();
-    const bool flushed = std::fflush(stdout) == 0;
-    if (flushed && written) return;
-    if (errno == EPIPE) end_without_reader();
-    throw Failure("write to stdout: " + std::generic_category().message(errno));
+    return std::fflush(stdout) == 0 && written;
+}
+
+void cannot_print(int error) {
+    if (error == EPIPE) end_without_reader();
+    throw Failure("write to stdout: " + std::generic_category().message(error));
+}
+
+void print(std::string_view text) {
+    if (!try_print(text)) cannot_print(errno);
 }
 
 bool use_colour() {

@@ -7,8 +7,14 @@ namespace qvm {
 /// A line for the user, on stderr. Never fails: there is nowhere to say so.
 void say(std::string_view line) noexcept;
 
-/// What was asked for, on stdout. Throws Failure when it cannot be written.
+/// What was asked for, on stdout. Throws Failure when it cannot be written, and ends the process
+/// where nobody reads any more.
 void print(std::string_view text);
+
+/// For who has more to do than to print: whether it was written, else errno says why not. And what
+/// print() does then.
+bool try_print(std::string_view text);
+void cannot_print(int error);
 
 /// Ends as any program does whose reader has seen enough: by SIGPIPE.
 void end_without_reader();

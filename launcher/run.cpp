@@ -99,7 +99,7 @@ void open_disk(PreparedRun& prepared, const std::optional<Definition>& definitio
                                   vm.image->string(), prepared.image->facts.virtual_size,
                                   definition->virtual_size, definition->name),
                       "the VM's own disk is of no use without that image");
-    if (prepared.image->modified != definition->image_modified)
+    if (definition->image_modified != 0 && prepared.image->modified != definition->image_modified)
         warn(prepared.options,
              fmt::format("image '{}' was written to since VM '{}' was created: what the VM's own "
                          "disk says no longer fits it",
@@ -123,7 +123,10 @@ std::string free_id(const std::optional<std::filesystem::path>& image,
 
 /// From here on nobody else can start, create or remove a VM of that name.
 void hold(const std::string& name, PreparedRun& prepared) {
-    if (!prepared.options.dry_run) prepared.directory.emplace(prepared.directories.run, name);
+    if (!prepared.options.dry_run) {
+        prepared.blocked = std::make_unique<BlockedSignals>();
+        prepared.directory.emplace(prepared.directories.run, name);
+    }
     if (!prepared.named && DefinitionStore{prepared.directories}.exists(name))
         throw Failure(fmt::format("--name '{}': is in use by a VM that was created", name),
                       "qvm start " + name);

@@ -463,11 +463,21 @@ class Supervisor final : public Controlled {
             off_.cancel();
             return;
         }
-        powered_off_ = reason != nullptr && *reason == "guest-shutdown";
         // "host-signal" is a QEMU that somebody ended with SIGTERM.
         if (reason != nullptr && *reason == "host-signal")
-            end(status::guest_died, "QEMU was ended by a signal");
-        end(signal_ != 0 ? status::signalled + signal_ : status::ok, {});
+            return end(status::guest_died, "QEMU was ended by a signal");
+        if (reason != nullptr && *reason == "guest-shutdown") return powered_off();
+        end(exit_status(), {});
+    }
+
+    void powered_off() {
+        powered_off_ = true;
+        end(exit_status(), {});
+    }
+
+    /// Of an end in good order.
+    [[nodiscard]] int exit_status() const {
+        return signal_ != 0 ? status::signalled + signal_ : status::ok;
     }
 
     void cpus_stopped() {
@@ -596,10 +606,7 @@ class Supervisor final : public Controlled {
     void ask_to_power_down(Clock::duration grace, int exit_status) {
         const auto deadline = Clock::now() + grace;
         if (powering_down_ && deadline >= patience_) return;
-        if (restarting_ && was_off_) {  // it is off at this moment
-            powered_off_ = true;
-            return end(signal_ != 0 ? status::signalled + signal_ : status::ok, {});
-        }
+        if (restarting_ && was_off_) return powered_off();  // at this moment
         grace_given_ = grace;
         patience_ = deadline;
         off_.cancel();
@@ -667,7 +674,7 @@ class Supervisor final : public Controlled {
         if (powering_down_ || over_) refuse("The VM is being stopped");
         restarting_ = true;
         spawn(restart_guest(timeout));
-        co_await restarted_.async_wait(no_throw);
+        if (restarting_) co_await restarted_.async_wait(no_throw);
         if (over_ || powering_down_) refuse("The VM was stopped");
         if (!restart_failure_.empty()) refuse(restart_failure_.c_str());
         co_return boost::json::object{{"how", was_off_ ? "powered-off" : "reset"}};
@@ -684,6 +691,7 @@ class Supervisor final : public Controlled {
         } catch (const std::exception& error) {
             // Of a QEMU that is gone, watch_qemu() says why.
             restart_failure_ = error.what();
+            if (!called_off() && was_off_) powered_off();
             if (!called_off()) enter("running");
         }
         restarting_ = false;

@@ -22,8 +22,9 @@ namespace qvm {
 /// What prepare() made ready: everything is checked, and nothing is created yet but the VM's
 /// directory.
 struct PreparedRun {
-    /// Until the supervisor minds them itself: a signal must not leave the directory behind.
-    std::unique_ptr<BlockedSignals> blocked = std::make_unique<BlockedSignals>();
+    /// From when there is a directory, which no signal must leave behind, until the supervisor
+    /// minds them itself.
+    std::unique_ptr<BlockedSignals> blocked;
     RunOptions options;
     VmPlan plan;
     Directories directories;

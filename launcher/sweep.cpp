@@ -13,6 +13,8 @@
 
 namespace qvm {
 
+namespace fs = std::filesystem;
+
 namespace {
 
 void sweep_groups(const Directories& directories, Swept& swept) {
@@ -35,9 +37,10 @@ void sweep_forwarding(const Directories& directories, Swept& swept) {
 Swept sweep(const Directories& directories) {
     Swept swept;
     const DefinitionStore store{directories};
-    // A VM that was created keeps how it ended, also where nobody was left to say so.
+    // A VM that was created keeps how it ended, also where nobody was left to say so. One that has
+    // an end has not begun another life, or was on its way out of this one.
     swept.vms = sweep_vms(directories.run, [&](const auto& name, const auto& directory) {
-        if (store.exists(name))
+        if (store.exists(name) && !store.last_end(name) && fs::exists(directory / "state.json"))
             store.keep_end(name,
                            {status::signalled + SIGKILL, "its supervisor was killed", timestamp()},
                            directory);

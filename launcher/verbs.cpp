@@ -6,6 +6,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
+#include <cerrno>
 #include <optional>
 
 #include "launcher/commands.h"
@@ -13,6 +14,7 @@
 #include "launcher/definition.h"
 #include "launcher/events.h"
 #include "launcher/output.h"
+#include "launcher/process.h"
 #include "launcher/sweep.h"
 
 namespace qvm {
@@ -84,7 +86,7 @@ awaitable<Outcome> kill(const Directories& directories, const std::string& name)
         co_await vm.execute("qvm-kill", {}, end_timeout);
     } catch (const ControlClient::Gone&) {
         // All the better.
-    } catch (const Failure&) {
+    } catch (const ControlClient::Silent&) {
         vm.kill_supervisor();
         outcome.note = fmt::format("{}: its supervisor did not answer and was killed", name);
     }
@@ -93,29 +95,36 @@ awaitable<Outcome> kill(const Directories& directories, const std::string& name)
     co_return outcome;
 }
 
-Outcome waited_for(int exit_status) {
-    return {std::to_string(exit_status), {}, exit_status};
-}
-
-/// A VM that was created keeps how it ended.
-awaitable<Outcome> wait(const Directories& directories, const std::string& name) {
-    const DefinitionStore store{directories};
-    if (!supervisor_of(directories.run, name))
-        if (const auto end = store.last_end(name)) co_return waited_for(end->exit_status);
+/// Until it is gone; its exit status.
+awaitable<int> end_of(const Directories& directories, const std::string& name) {
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     std::exception_ptr gone;
     try {
         co_await vm.ready();
         const auto answer = co_await vm.execute("qvm-wait", {}, endless);
         co_await vm.until_gone();
-        co_return waited_for(status_of(answer));
+        co_return status_of(answer);
     } catch (const ControlClient::Gone&) {
         gone = std::current_exception();
     }
     co_await vm.until_gone();
-    sweep(directories);  // which says how, if it was killed
-    if (const auto end = store.last_end(name)) co_return waited_for(end->exit_status);
     std::rethrow_exception(gone);
+}
+
+/// A VM that was created keeps how it ended.
+awaitable<Outcome> wait(const Directories& directories, const std::string& name) {
+    std::exception_ptr failure;
+    try {
+        const int exit_status = co_await end_of(directories, name);
+        co_return Outcome{std::to_string(exit_status), {}, exit_status};
+    } catch (const Failure&) {
+        failure = std::current_exception();
+    }
+    const bool lives = supervisor_of(directories.run, name).has_value();
+    if (!lives) sweep(directories);  // which says how, if it was killed
+    const auto end = lives ? std::nullopt : DefinitionStore{directories}.last_end(name);
+    if (!end) std::rethrow_exception(failure);
+    co_return Outcome{std::to_string(end->exit_status), {}, end->exit_status};
 }
 
 awaitable<Outcome> restart(ControlClient& vm, const std::string& name, const VerbOptions& options) {
@@ -153,17 +162,21 @@ Outcome outcome_of(const std::exception_ptr& failure) {
     return outcome;
 }
 
-void show(const Outcome& outcome) {
+/// Whether it could be printed.
+bool show(const Outcome& outcome) {
     if (!outcome.note.empty()) say("qvm: " + outcome.note);
     if (!outcome.hint.empty()) say("hint: " + outcome.hint);
-    if (!outcome.printed.empty()) print(outcome.printed + "\n");
+    return outcome.printed.empty() || try_print(outcome.printed + "\n");
 }
 
-/// Does it to all of them at the same time. Each outcome is shown as soon as it is its name's turn.
-/// An exit status: the first that is not 0.
+/// Does it to all of them at the same time. Each outcome is shown as soon as it is its name's turn;
+/// a reader that has seen enough does not keep the rest from being done. An exit status: the first
+/// that is not 0.
 template <typename Work>
 int for_each(const std::vector<std::string>& names, Work work) {
+    raise_descriptor_limit();
     asio::io_context context{1};
+    int print_error = 0;
     std::vector<std::optional<Outcome>> outcomes(names.size());
     std::size_t shown = 0;
     int exit_status = status::ok;
@@ -172,12 +185,13 @@ int for_each(const std::vector<std::string>& names, Work work) {
                        [&, i](const std::exception_ptr& failure, Outcome outcome) {
                            outcomes[i] = failure ? outcome_of(failure) : std::move(outcome);
                            for (; shown < names.size() && outcomes[shown]; ++shown) {
-                               show(*outcomes[shown]);
+                               if (print_error == 0 && !show(*outcomes[shown])) print_error = errno;
                                if (exit_status == status::ok)
                                    exit_status = outcomes[shown]->exit_status;
                            }
                        });
     context.run();
+    if (print_error != 0) cannot_print(print_error);
     return exit_status;
 }
 

@@ -18,6 +18,7 @@
 #include "launcher/events.h"
 #include "launcher/failure.h"
 #include "launcher/output.h"
+#include "launcher/process.h"
 #include "launcher/sweep.h"
 #include "launcher/unix_socket.h"
 
@@ -168,6 +169,7 @@ class Watch {
 
 int events(const EventsOptions& options) {
     const auto directories = find_directories();
+    raise_descriptor_limit();  // one for each VM
     return Watch{directories, options.json}();
 }
 

@@ -1,11 +1,11 @@
 #include "netns/host_network.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <netlink/cache.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
-#include <net/if.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>

@@ -1,6 +1,7 @@
 #include "netns/splice.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -33,6 +34,17 @@ ssize_t move_bytes(int from, int to, std::size_t most) {
     return moved;
 }
 
+/// splice(2) stops in front of urgent data, and says EAGAIN there; recv(2) does not.
+ssize_t move_urgent_data(int from, int to) {
+    if (::sockatmark(from) != 1) {
+        errno = EAGAIN;
+        return -1;
+    }
+    std::array<char, 4096> bytes;  // an empty pipe has room for that
+    const auto got = ::recv(from, bytes.data(), bytes.size(), MSG_DONTWAIT);
+    return got > 0 ? ::write(to, bytes.data(), static_cast<std::size_t>(got)) : got;
+}
+
 }  // namespace
 
 PipePool::PipePool() {
@@ -57,7 +69,8 @@ void PipePool::give_back(Pipe pipe) {
 std::optional<Splice::Next> Splice::fill(int from, PipePool& pipes) {
     pipe_ = pipes.take();
     if (!pipe_) return Next::pipe;
-    const auto got = move_bytes(from, pipe_->write_end.get(), most_at_once);
+    auto got = move_bytes(from, pipe_->write_end.get(), most_at_once);
+    if (got < 0 && errno == EAGAIN) got = move_urgent_data(from, pipe_->write_end.get());
     if (got > 0) {
         held_ = static_cast<std::size_t>(got);
         return std::nullopt;

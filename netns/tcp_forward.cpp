@@ -33,6 +33,12 @@ void set_no_delay(int fd) {
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
+/// Urgent data becomes a part of the stream, in its place: splice(2) cannot pass it on.
+void take_urgent_data_inline(int fd) {
+    const int on = 1;
+    ::setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+}
+
 /// A client that went without a word, behind a NAT that forgot it, does not stay for ever. Not for
 /// a guest's end: one that is paused does not answer.
 void set_keep_alive(int fd) {
@@ -106,9 +112,11 @@ class TcpForward::Connection : public std::enable_shared_from_this<Connection> {
 
     void start(UniqueFd client, UniqueFd guest, const asio::ip::tcp::endpoint& address) {
         if (!client_.adopt(std::move(client)) || !guest_.adopt(std::move(guest))) return fail();
-        set_no_delay(client_.fd.native_handle());
+        for (const int fd : {client_.fd.native_handle(), guest_.fd.native_handle()}) {
+            set_no_delay(fd);
+            take_urgent_data_inline(fd);
+        }
         set_keep_alive(client_.fd.native_handle());
-        set_no_delay(guest_.fd.native_handle());
         if (::connect(guest_.fd.native_handle(), address.data(),
                       static_cast<socklen_t>(address.size())) == 0)
             return open();
@@ -174,12 +182,15 @@ class TcpForward::Connection : public std::enable_shared_from_this<Connection> {
     void look_at_error(End* end) {
         const int fd = end->fd.native_handle();
         if (pending_error(fd) != 0) return fail();
+        pollfd state{fd, POLLPRI, 0};
+        ::poll(&state, 1, 0);
         // A hangup without an error: both ways of this end are shut, which the other one's Splice
-        // will see. Neither: this was for a descriptor that had the same number.
-        pollfd state{fd, 0, 0};
-        if (::poll(&state, 1, 0) != 0) return;
+        // will see.
+        if ((state.revents & ~POLLPRI) != 0) return;
         end->watched = false;
-        watch(*end);
+        // Urgent data: it would be reported again at once. Nothing: this was for a descriptor that
+        // had the same number.
+        if (state.revents == 0) watch(*end);
     }
 
     void fail() {

@@ -276,8 +276,10 @@ bool Server::Core::has_room() const {
 
 // Of those for whom nothing is under way, the one that came first.
 std::shared_ptr<Server::Connection> Server::Core::longest_idle() const {
-    const auto found = std::find_if(connections.begin(), connections.end(),
-                                    [](const auto& connection) { return !connection->handling; });
+    const auto found =
+        std::find_if(connections.begin(), connections.end(), [](const auto& connection) {
+            return !connection->handling && connection->sending.empty();
+        });
     return found == connections.end() ? nullptr : *found;
 }
 

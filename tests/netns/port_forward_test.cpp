@@ -158,6 +158,15 @@ std::size_t open_descriptors() {
         std::distance(std::filesystem::directory_iterator{"/proc/self/fd"}, {}));
 }
 
+/// CPU time of a thread.
+std::chrono::nanoseconds cpu_time(std::jthread& thread) {
+    clockid_t clock{};
+    timespec time{};
+    REQUIRE(::pthread_getcpuclockid(thread.native_handle(), &clock) == 0);
+    REQUIRE(::clock_gettime(clock, &time) == 0);
+    return std::chrono::seconds{time.tv_sec} + std::chrono::nanoseconds{time.tv_nsec};
+}
+
 template <typename Condition>
 bool becomes_true(Condition condition) {
     for (int i = 0; i < 500 && !condition(); ++i) std::this_thread::sleep_for(10ms);
@@ -282,6 +291,23 @@ TEST_CASE("when the guest has said all, the client can still answer") {
     asio::write(c.client, asio::buffer("answer", 6));
     c.client.close();
     CHECK(read_all(c.guest) == "answer");
+}
+
+TEST_CASE("urgent data stays in its place, and nothing spins") {
+    Connected c;
+    asio::write(c.client, asio::buffer("before", 6));
+    c.client.send(asio::buffer("!", 1), tcp::socket::message_out_of_band);
+    const auto cpu = [&] { return cpu_time(c.server); };
+    std::this_thread::sleep_for(50ms);
+    const auto spent = cpu();
+    std::this_thread::sleep_for(300ms);
+    CHECK(cpu() - spent < 100ms);
+    asio::write(c.client, asio::buffer("after", 5));
+    asio::write(c.guest, asio::buffer("answer", 6));
+    c.client.shutdown(tcp::socket::shutdown_send);
+    CHECK(read_all(c.guest) == "before!after");
+    c.guest.close();
+    CHECK(read_all(c.client) == "answer");
 }
 
 TEST_CASE("a reader that does not read stops the writer, and loses nothing") {
