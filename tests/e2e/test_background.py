@@ -166,6 +166,14 @@ class Verbs(harness.Test):
                     self.assertRegex(one.err.text, "^qvm: VM 'web': ")
         self.assertEqual(self.ps(), [])
 
+    def test_a_reader_that_has_seen_enough_of_a_verb(self):
+        """What was asked for is done all the same."""
+        names = [self.hanging(name) for name in ("one", "two", "three", "four")]
+        done = subprocess.run(["bash", "-c", '"$0" rm -f "$@" | head -n 1; echo "${PIPESTATUS[0]}"',
+                               harness.QVM, *names], capture_output=True, text=True, timeout=30)
+        self.assertRegex(done.stdout, r"^one\n(0|141)\n$")
+        self.assertEqual((done.stderr, self.ps()), ("", []))
+
     def test_supervisor_dies_under_its_clients(self):
         self.hanging("web")
         clients = {words: self.started(*words, "web") for words in (

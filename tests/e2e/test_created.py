@@ -287,6 +287,25 @@ class Created(harness.Test):
         self.assertIn("SYSLINUX", log)
         self.assertNotIn("demo# ", log, "the log of the life before")
 
+    def test_what_never_lived_was_not_killed(self):
+        """A start that was killed before there was anything, and a removal."""
+        name = self.create("--name", "box", "--net", "none", self.hang)
+        left = self.host.run / "box"
+        for _ in range(2):
+            left.mkdir(mode=0o700)
+            (left / "lock").write_text("1")
+            (vm,) = self.ps("-a")
+            self.assertEqual((vm["state"], vm["exit_status"]), ("stopped", None))
+            self.assertFalse(left.exists())
+        self.start_vm(name)
+        self.succeed("qmp", name, "quit")
+        self.wait_until(lambda: self.ps() == [])
+        left.mkdir(mode=0o700)
+        for file in ("lock", "state.json"):  # as of one that was killed after it had said its end
+            (left / file).write_text("1")
+        (vm,) = self.ps("-a")
+        self.assertEqual(vm["exit_status"], 0)
+
     def test_a_start_is_alone_with_its_vm(self):
         """Nobody removes or makes anew what a start has begun to read."""
         name = self.create("--name", "box", "--net", "none", self.hang)
