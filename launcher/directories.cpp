@@ -221,7 +221,9 @@ std::optional<fs::path> foreign_file(const fs::path& directory,
 
 bool remove_directory(const fs::path& directory, std::span<const char* const> names) {
     if (foreign_file(directory, names)) return false;
-    for (const char* name : names) ::unlink((directory / name).c_str());
+    // In their order: the last is the lock, by which a sweep knows what is left.
+    for (const char* name : names)
+        if (::unlink((directory / name).c_str()) != 0 && errno != ENOENT) return false;
     return ::rmdir(directory.c_str()) == 0;
 }
 
@@ -236,10 +238,12 @@ std::vector<fs::path> directories_in(const fs::path& directory) {
 
 namespace {
 
-/// Whether there is a lock that nobody holds.
+/// Whether there is a lock that nobody holds, or nothing at all: who was killed between two calls
+/// had no lock yet, or none any more.
 bool is_dead(const fs::path& directory) {
-    const auto lock = open_lock(directory / "lock", 0);
-    return lock && !is_locked(lock.get());
+    if (const auto lock = open_lock(directory / "lock", 0)) return !is_locked(lock.get());
+    std::error_code error;
+    return fs::is_empty(directory, error) && !error;
 }
 
 }  // namespace
@@ -253,6 +257,7 @@ std::vector<std::string> sweep_vms(const fs::path& run, const BeforeRemoval& bef
     for (const auto& directory : directories) {
         auto name = directory.filename().string();
         if (name.starts_with('.')) continue;
+        if (::rmdir(directory.c_str()) == 0) continue;  // it was empty
         const auto lock = try_lock_existing(directory / "lock");
         if (!lock || foreign_file(directory, vm_files)) continue;
         before(name, directory);

@@ -37,7 +37,9 @@ TEST_CASE("a dead supervisor's directory is swept, a living one's is not") {
         CHECK(fs::exists(directory / "console.log"));
         told.push_back(name);
     };
+    fs::create_directory(directories.run / "killed-before-its-lock");
     CHECK(sweep_vms(directories.run, tell) == std::vector<std::string>{"dead"});
+    CHECK(!fs::exists(directories.run / "killed-before-its-lock"));
     CHECK(told == std::vector<std::string>{"dead"});
     CHECK(fs::exists(living.path() / "lock"));
     CHECK(!fs::exists(directories.run / "dead"));

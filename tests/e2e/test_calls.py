@@ -1,0 +1,111 @@
+"""SIGKILL before the supervisor's N-th system call, for many N: the host is as it was.
+
+QVM_EVERY_POINT=1 tries every one, which takes an hour."""
+
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+
+import harness
+import picture
+
+AT_CALL = os.environ.get("QVM_AT_CALL", "")
+EVERY_POINT = bool(os.environ.get("QVM_EVERY_POINT"))
+POINTS = 24  # of each variant, else
+GONE = 2  # seconds
+LIFE = ["-q", "-m", "64M", "--timeout", "0.3"]
+# All but what the next qvm command puts back: the run directory, and the uplink's forwarding.
+AT_ONCE = ("links", "addresses", "routes", "policy rules", "nft ruleset", "network namespaces",
+           "processes", "cache directory", "data directory", "working directory", "mounts",
+           "deleted files", "disk space", "abstract sockets")
+CALLS = {int(number): name for name, number in re.findall(
+    r"#define __NR_(\w+) (\d+)",
+    pathlib.Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").read_text())}
+
+
+class KillPoints(harness.Test):
+    def at_call(self, number, action, *words, forked=False, before=()):
+        """Runs qvm so; its exit status, and the call that was hit or (total, None)."""
+        report = self.host.files / "report"
+        options = ["--forked"] if forked else []
+        done = subprocess.run(
+            [*before, AT_CALL, str(number), action, report, *options, "--", harness.QVM,
+             *map(str, words)], cwd=self.host.cwd, stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, timeout=60)
+        count, call = report.read_text().split()
+        return done, (CALLS[int(call)] if call != "-" else None), int(count)
+
+    def points(self, total):
+        if EVERY_POINT:
+            return list(range(1, total + 1))
+        step = total / POINTS
+        return [1 + int(step * (i + random.random())) for i in range(POINTS)]
+
+    def try_points(self, *options, forked=False):
+        words = ("run", *LIFE, *options, self.hang)
+        self.sweep()  # which makes directories that stay
+        before = picture.Picture(self.host)
+        total = min(self.total(words, forked) for _ in range(3))  # it is not the same each time
+        self.assertEqual(picture.difference_to(before, self.host, harness.GONE), "")
+        hit = 0
+        for point in self.points(total):
+            done, call, _ = self.at_call(point, "kill", *words, forked=forked)
+            self.settle(done)
+            difference = picture.difference_to(before, self.host, GONE, AT_ONCE)
+            self.assertEqual(difference, "", f"killed before call {point}, {call}")
+            hit += call is not None
+        self.assertGreater(hit, 0.8 * len(self.points(total)), f"of {total} calls")
+        self.sweep()
+        self.assertEqual(picture.difference_to(before, self.host, GONE), "")
+
+    def total(self, words, forked):
+        """The calls of a life that is not disturbed."""
+        done, call, total = self.at_call(10**6, "kill", *words, forked=forked)
+        self.assertIsNone(call)
+        self.assertEqual(done.returncode, 0 if forked else 124, done.stderr)
+        self.settle(done)
+        return total
+
+    def settle(self, done):
+        """A VM that was let go before the kill lives its 0.3 s."""
+        if done.returncode == 0:
+            self.wait_until(lambda: not self.ps())
+
+    def test_isolated(self):
+        self.try_points("--net", "isolated")
+
+    def test_nat(self):
+        self.try_points("--net", "nat", "-p", "0:80", "-p", "0:53/udp")
+
+    def test_flat(self):
+        self.try_points("--net", "flat")
+
+    def test_in_the_background(self):
+        self.try_points("-d", "--net", "nat", forked=True)
+
+    def test_first_of_a_group(self):
+        self.try_points("--net", "nat", "--group", "lab")
+
+    def test_second_of_a_group(self):
+        self.detach("--net", "nat", "--group", "lab", "--name", "first", "-m", "64M", self.hang)
+        self.try_points("--group", "lab")
+
+    def test_a_leak_is_found(self):
+        """One that is planted."""
+        before = self.instead_of("dnsmasq", "setsid sleep 50 & exec sleep 60")
+        words = ("run", *LIFE, "--net", "isolated", self.hang)
+        picture_before = picture.Picture(self.host)
+        self.at_call(10**6, "kill", *words, before=before)
+        difference = picture.difference_to(picture_before, self.host, GONE, AT_ONCE)
+        for pid, name in picture.processes().items():
+            if name == "sleep":
+                os.kill(pid, signal.SIGKILL)
+        self.assertRegex(difference, r"\+net:\[\d+\]")
+        self.assertRegex(difference, r"\+\d+ sleep")
+
+
+if __name__ == "__main__":
+    harness.main()
