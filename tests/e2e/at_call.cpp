@@ -186,11 +186,11 @@ class Tracer {
     bool forked_;
     const char* report_;
     pid_t command_ = 0;
-    pid_t target_ = 0;           ///< whose calls are counted; 0: it is not there yet
-    std::set<pid_t> threads_;    ///< of the target
-    std::set<pid_t> expected_;   ///< ours, and yet to stop for the first time
-    std::set<pid_t> children_;   ///< the same, to be let go then
-    std::set<pid_t> early_;      ///< stopped before their birth was told
+    pid_t target_ = 0;          ///< whose calls are counted; 0: it is not there yet
+    std::set<pid_t> threads_;   ///< of the target
+    std::set<pid_t> expected_;  ///< ours, and yet to stop for the first time
+    std::set<pid_t> children_;  ///< the same, to be let go then
+    std::set<pid_t> early_;     ///< stopped before their birth was told
     pid_t failing_ = 0;
     long count_ = 0;
     long number_ = -1;
