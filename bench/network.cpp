@@ -4,13 +4,13 @@
 #include "netns/network.h"
 
 #include <sched.h>
-#include <sys/mount.h>
 #include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <optional>
 
+#include "host.h"
 #include "measure.h"
 #include "netns/error.h"
 
@@ -18,20 +18,6 @@ using namespace qvm::netns;
 namespace fs = std::filesystem;
 
 namespace {
-
-void sh(const std::string& command) {
-    if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
-}
-
-/// A host with an uplink that leads nowhere, in namespaces that end with this process.
-void become_host() {
-    check(::unshare(CLONE_NEWNET | CLONE_NEWNS), "make namespaces");
-    check(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "make mounts private");
-    check(::mount("none", "/run", "tmpfs", 0, nullptr), "mount /run");
-    sh("ip link set lo up; ip link add wan0 type veth peer name wan1; ip link set wan1 up;"
-       "ip addr add 203.0.113.2/24 dev wan0; ip link set wan0 up;"
-       "ip route add default via 203.0.113.1");
-}
 
 NetworkSpec spec_of_nat() {
     NetworkSpec spec;
@@ -64,8 +50,8 @@ void measure_qvm(bench::Table& up, bench::Table& down, const fs::path& forwardin
 
 void measure_script(bench::Table& up, bench::Table& down, const std::string& name,
                     const std::string& script) {
-    up.add(name, bench::time_of([&] { sh(script + " up"); }));
-    down.add(name, bench::time_of([&] { sh(script + " down"); }));
+    up.add(name, bench::time_of([&] { bench::sh(script + " up"); }));
+    down.add(name, bench::time_of([&] { bench::sh(script + " down"); }));
 }
 
 }  // namespace
@@ -73,7 +59,7 @@ void measure_script(bench::Table& up, bench::Table& down, const std::string& nam
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 30;
     const fs::path here = QVM_BENCH_DIR;
-    become_host();
+    bench::become_host();
     const fs::path forwarding = "/run/forwarding";
     fs::create_directory(forwarding);
     bench::Table up, down;

@@ -4,7 +4,6 @@
 // is a namespace of this program's own.
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +14,7 @@
 #include <optional>
 #include <thread>
 
+#include "host.h"
 #include "measure.h"
 #include "netns/error.h"
 #include "netns/network.h"
@@ -26,22 +26,6 @@ namespace fs = std::filesystem;
 namespace {
 
 const fs::path leases = "/run/leases";
-
-void sh(const std::string& command) {
-    if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
-}
-
-/// A host with an uplink that leads nowhere, in namespaces that end with this process.
-void become_host() {
-    check(::unshare(CLONE_NEWNET | CLONE_NEWNS), "make namespaces");
-    check(::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr), "make mounts private");
-    check(::mount("none", "/run", "tmpfs", 0, nullptr), "mount /run");
-    // What libnl's sysfs lookups of interfaces see must be this namespace.
-    check(::mount("none", "/sys", "sysfs", 0, nullptr), "mount /sys");
-    sh("ip link set lo up; ip link add wan0 type veth peer name wan1; ip link set wan1 up;"
-       "ip addr add 203.0.113.2/24 dev wan0; ip link set wan0 up;"
-       "ip route add default via 203.0.113.1");
-}
 
 struct Made {
     explicit Made(int number) {
@@ -165,7 +149,7 @@ double one_more(int number) {
 int main(int argc, char** argv) {
     const int rounds = argc > 1 ? std::atoi(argv[1]) : 10;
     const std::array sizes{1, 10, 50, 100};
-    become_host();
+    bench::become_host();
     bench::Table up, down, more, memory;
     for (int round = 0; round < rounds; ++round) {
         for (const int size : sizes) {

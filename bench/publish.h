@@ -1,6 +1,5 @@
 #pragma once
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -18,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "host.h"
 #include "netns/error.h"
 #include "netns/namespace.h"
 #include "netns/port_forward.h"
@@ -29,10 +29,6 @@ using namespace qvm::netns;
 namespace asio = boost::asio;
 namespace ip = boost::asio::ip;
 using ip::tcp;
-
-inline void sh(const std::string& command) {
-    if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
-}
 
 inline void exchange(tcp::socket& socket) {
     char byte = 0;

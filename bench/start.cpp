@@ -2,7 +2,6 @@
 // its network, disk overlay and DHCP, beside QEMU alone with the same machine, interleaved. Root;
 // the host is a namespace of this program's own.
 #include <fcntl.h>
-#include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include <fstream>
 #include <sstream>
 
+#include "host.h"
 #include "launcher/process.h"
 #include "measure.h"
 #include "netns/error.h"
@@ -27,10 +27,6 @@ namespace asio = boost::asio;
 namespace fs = std::filesystem;
 
 namespace {
-
-void sh(const std::string& command) {
-    if (std::system(command.c_str()) != 0) throw std::runtime_error("failed: " + command);
-}
 
 /// The machine that qvm gives a guest, without anything of qvm's around it.
 std::vector<std::string> bare_qemu(const std::string& disk) {
@@ -140,10 +136,7 @@ int main(int argc, char** argv) {
     const fs::path directory = ::mkdtemp(name);
     ::setenv("QVM_RUN_DIR", (directory / "run").c_str(), 1);
     ::setenv("QVM_CACHE_DIR", (directory / "cache").c_str(), 1);
-    netns::check(::unshare(CLONE_NEWNET), "make a namespace");
-    sh("ip link set lo up; ip link add wan0 type veth peer name wan1; ip link set wan1 up;"
-       "ip addr add 203.0.113.2/24 dev wan0; ip link set wan0 up;"
-       "ip route add default via 203.0.113.1");
+    bench::become_host();
     bench::Table table;
     for (int round = 0; round < rounds; ++round) {
         table.add("QEMU alone: exec to CPUs run", measure_bare(disk));
