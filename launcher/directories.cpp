@@ -147,8 +147,8 @@ UniqueFd try_lock_directory(const fs::path& path) {
 }
 
 UniqueFd lock_soon(const fs::path& directory) {
-    constexpr int most_tries = 20;
-    constexpr std::chrono::milliseconds pause{5};
+    constexpr int most_tries = 100;
+    constexpr std::chrono::milliseconds pause{1};
     UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
     for (int tries = 0; fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
         if (tries == most_tries) return {};
