@@ -42,12 +42,14 @@ awaitable<void> collect(std::shared_ptr<Process> process, Report report) {
 
 struct NameService::State : std::enable_shared_from_this<State> {
     State(const asio::any_io_executor& executor_, const netns::NetworkPlan& plan_, int space_,
-          fs::path path, Report debug_, std::function<void(const std::string&)> cannot_)
+          fs::path path, Report debug_, Report note_,
+          std::function<void(const std::string&)> cannot_)
         : executor(executor_),
           plan(plan_),
           space(space_),
           directory(std::move(path)),
           debug(std::move(debug_)),
+          note(std::move(note_)),
           cannot(std::move(cannot_)) {}
 
     /// Whether they are other files than before.
@@ -107,8 +109,11 @@ struct NameService::State : std::enable_shared_from_this<State> {
                 ++failures;
             }
             if (stopped) co_return;
-            debug(why);
             const bool came_up = Clock::now() - began >= is_up;
+            if (came_up)
+                note(why + "; it is started again");
+            else
+                debug(why);
             was_up = was_up || came_up;
             const bool hopeless = !was_up && failures >= most_failures;
             if (hopeless && cannot) co_return cannot(why);
@@ -128,6 +133,7 @@ struct NameService::State : std::enable_shared_from_this<State> {
     int space;
     fs::path directory;
     Report debug;
+    Report note;
     std::shared_ptr<Process> dnsmasq;
     std::function<void(const std::string&)> cannot;
     std::optional<netns::DnsRelay> relay;
@@ -138,8 +144,9 @@ struct NameService::State : std::enable_shared_from_this<State> {
 NameService::NameService(const asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                          const netns::Namespace& space, netns::Network::DnsSockets dns,
                          const fs::path& directory, const std::vector<netns::GuestPlan>& guests,
-                         const Report& debug, std::function<void(const std::string&)> cannot)
-    : state_(std::make_shared<State>(executor, plan, space.fd(), directory, debug,
+                         const Report& debug, const Report& note,
+                         std::function<void(const std::string&)> cannot)
+    : state_(std::make_shared<State>(executor, plan, space.fd(), directory, debug, note,
                                      std::move(cannot))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);

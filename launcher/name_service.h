@@ -18,13 +18,14 @@ namespace qvm {
 class NameService {
   public:
     /// Starts both for `guests`. dnsmasq's files are kept in `directory`; `space` (borrowed) and
-    /// `dns` (unset without an uplink) are the namespace's. A dnsmasq that dies is started again;
-    /// `cannot` is told why, where it never comes up at all; without it there is no end of tries.
-    /// Throws Failure.
+    /// `dns` (unset without an uplink) are the namespace's. A dnsmasq that dies is started again,
+    /// and `note` told so; `cannot` is told why, where it never comes up at all; without it there
+    /// is no end of tries. Throws Failure.
     NameService(const boost::asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                 const netns::Namespace& space, netns::Network::DnsSockets dns,
                 const std::filesystem::path& directory, const std::vector<netns::GuestPlan>& guests,
-                const Report& debug, std::function<void(const std::string&)> cannot);
+                const Report& debug, const Report& note,
+                std::function<void(const std::string&)> cannot);
     NameService(const NameService&) = delete;
     NameService& operator=(const NameService&) = delete;
     /// Ends both.

@@ -240,7 +240,8 @@ class Supervisor final : public Controlled {
         // A guest that runs can do without it for a while.
         if (!is_running()) cannot = [this](const std::string& why) { end(status::failed, why); };
         names_.emplace(context_.get_executor(), *run_.plan.network, network_->space(),
-                       std::move(dns), directory, guests, reports_.debug, std::move(cannot));
+                       std::move(dns), directory, guests, reports_.debug, reports_.note,
+                       std::move(cannot));
     }
 
     [[nodiscard]] std::vector<netns::GuestPlan> all_guests() const {

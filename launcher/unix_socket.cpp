@@ -23,15 +23,29 @@ namespace {
 constexpr std::size_t largest_message = 16 * 1024;
 constexpr std::size_t most_fds = 16;
 
-}  // namespace
+/// A socket's address, by way of its directory's descriptor, which keeps it short.
+class UnixAddress {
+  public:
+    explicit UnixAddress(const fs::path& path)
+        : directory_{::open(path.parent_path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)} {
+        const auto name =
+            fmt::format("/proc/self/fd/{}/{}", directory_.get(), path.filename().string());
+        address_.sun_family = AF_UNIX;
+        if (name.size() < sizeof address_.sun_path) name.copy(address_.sun_path, name.size());
+    }
+    [[nodiscard]] const sockaddr* get() const {
+        return reinterpret_cast<const sockaddr*>(&address_);
+    }
+    [[nodiscard]] socklen_t size() const { return sizeof address_; }
+    /// Whether the directory is there.
+    [[nodiscard]] bool valid() const { return static_cast<bool>(directory_); }
 
-UnixAddress::UnixAddress(const fs::path& path)
-    : directory_{::open(path.parent_path().c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)} {
-    const auto name =
-        fmt::format("/proc/self/fd/{}/{}", directory_.get(), path.filename().string());
-    address_.sun_family = AF_UNIX;
-    if (name.size() < sizeof address_.sun_path) name.copy(address_.sun_path, name.size());
-}
+  private:
+    UniqueFd directory_;
+    sockaddr_un address_{};
+};
+
+}  // namespace
 
 UniqueFd listen_on(const fs::path& path, int type) {
     const auto failed = [&] {

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include <filesystem>
 #include <optional>
@@ -12,22 +11,6 @@
 
 /// Unix sockets in a directory of ours, whose path may be longer than sun_path (108 bytes).
 namespace qvm {
-
-/// A socket's address, by way of its directory's descriptor, which keeps it short.
-class UnixAddress {
-  public:
-    explicit UnixAddress(const std::filesystem::path& path);
-    [[nodiscard]] const sockaddr* get() const {
-        return reinterpret_cast<const sockaddr*>(&address_);
-    }
-    [[nodiscard]] socklen_t size() const { return sizeof address_; }
-    /// Whether the directory is there.
-    [[nodiscard]] bool valid() const { return static_cast<bool>(directory_); }
-
-  private:
-    UniqueFd directory_;
-    sockaddr_un address_{};
-};
 
 /// A listening socket of that type (of socket(2)), non-blocking, mode 0600; what is in its place is
 /// replaced. Throws Failure.

@@ -1,6 +1,6 @@
 """SIGKILL before the supervisor's N-th system call, for many N: the host is as it was.
 
-QVM_EVERY_POINT=1 tries every one, which takes an hour."""
+QVM_EVERY_POINT=1 tries every one."""
 
 import os
 import pathlib

@@ -163,12 +163,15 @@ class Ends(harness.Test):
 
     def test_dnsmasq_dies(self):
         """It is started again, and the guest does not notice."""
-        vm = self.start_hanging("--net", "flat")
+        vm = self.start("--net", "flat", self.hang)
+        vm.out.expect(harness.STARTED, 60)
+        time.sleep(1.5)  # so that it was up
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV):
             with self.subTest(number.name):
                 dnsmasq = vm.child("dnsmasq")
                 os.kill(dnsmasq, number)
                 self.wait_until(lambda: vm.child("dnsmasq") != dnsmasq)
+        vm.err.expect("qvm: dnsmasq died: [^\n]*; it is started again\n", 10)
         self.interrupt(vm)
 
     def test_dnsmasq_never_comes_up(self):
