@@ -52,6 +52,15 @@ int open_error(const char* device) {
     return UniqueFd{::open(device, O_RDWR | O_CLOEXEC)} ? 0 : errno;
 }
 
+std::uint64_t read_oom_kills() {
+    std::ifstream file{"/proc/vmstat"};
+    std::string key;
+    std::uint64_t value = 0;
+    while (file >> key >> value)
+        if (key == "oom_kill") return value;
+    return 0;
+}
+
 std::string cpu_virtualisation() {
     std::ifstream file{"/proc/cpuinfo"};
     for (std::string line; std::getline(file, line);) {

@@ -27,6 +27,10 @@ int open_error(const char* device);
 /// The flag of /proc/cpuinfo that stands for virtualisation: vmx (Intel), svm (AMD), or neither.
 std::string cpu_virtualisation();
 
+/// How many processes the kernel has killed since boot for want of memory, of the host's or of some
+/// cgroup's (oom_kill in /proc/vmstat, proc_vmstat(5)); 0 where it does not say.
+std::uint64_t read_oom_kills();
+
 /// CAP_SYS_ADMIN and CAP_NET_ADMIN, in whatever user namespace we are.
 bool has_capabilities();
 

@@ -34,11 +34,13 @@
 #include "launcher/control.h"
 #include "launcher/events.h"
 #include "launcher/failure.h"
+#include "launcher/host.h"
 #include "launcher/name_service.h"
 #include "launcher/process.h"
 #include "launcher/publish.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
+#include "netns/host_watch.h"
 #include "netns/network.h"
 #include "qmp/client.h"
 #include "qmp/server.h"
@@ -307,6 +309,29 @@ class Supervisor final : public Controlled {
         announce(run_.directories, event, state_.name, std::move(data));
     }
 
+    /// What keeps the guest from working and may pass: told once, and kept for `inspect`.
+    void problem(const std::string& about, const std::string& text) {
+        auto& known = state_.problems[about];
+        if (known == text) return;
+        known = text;
+        reports_.note(text);
+        write_state();
+        tell("problem", {{"about", about}, {"problem", text}});
+    }
+
+    void problem_is_over(const std::string& about, const std::string& text) {
+        if (state_.problems.erase(about) == 0) return;
+        reports_.note(text);
+        write_state();
+        tell("recovered", {{"about", about}});
+    }
+
+    [[nodiscard]] std::string problems_text() const {
+        std::string text;
+        for (const auto& [about, problem] : state_.problems) text += "; " + problem;
+        return text;
+    }
+
     static qmp::Event timed_event(std::string name, boost::json::object data) {
         const auto now = std::chrono::system_clock::now().time_since_epoch();
         return {.name = std::move(name),
@@ -320,6 +345,7 @@ class Supervisor final : public Controlled {
     awaitable<void> live() {
         spawn(qemu_.words.collect(reports_.debug));
         if (group_) spawn(group_->mind());
+        if (run_.plan.network && run_.plan.network->uplink) spawn(watch_host());
         spawn(watch_signals());
         if (run_.options.timeout) spawn(watch_timeout(*run_.options.timeout));
         spawn(watch_qemu());
@@ -429,19 +455,26 @@ class Supervisor final : public Controlled {
 
     /// QMP until its end, which is QEMU's.
     awaitable<void> watch_qemu() {
+        const auto oom_kills = read_oom_kills();
         while (const auto event = co_await monitor_->next_event()) {
             debug("event " + event->name);
             if (server_) server_->broadcast(*event);
             if (event->name == "SHUTDOWN") guest_is_off(*event);
             if (event->name == "GUEST_PANICKED") panicked();
             if (event->name == "VSERPORT_CHANGE") port_changed(*event);
+            if (event->name == "BLOCK_IO_ERROR") disk_failed(*event);
             if (event->name == "STOP") cpus_stopped();
             if (event->name == "RESUME") cpus_run();
         }
         const auto gone = co_await (qemu_.child->wait() || delay(grace()));
-        const auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
+        auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
+        const bool killed = gone.index() == 0 && std::get<0>(gone).signal == SIGKILL;
+        if (killed && read_oom_kills() > oom_kills)
+            how +=
+                ", and the kernel's OOM killer was at work: the host, or the cgroup of this "
+                "process, is short of memory";
         co_await asio::post(context_, asio::use_awaitable);  // the last of its stderr
-        qemu_ended(qemu_.words.text_or(how));
+        qemu_ended(killed ? how : qemu_.words.text_or(how));
         qemu_gone_ = true;
         gone_.cancel();
     }
@@ -488,9 +521,35 @@ class Supervisor final : public Controlled {
     }
 
     void cpus_run() {
+        problem_is_over("disk", "the guest goes on");
         if (over_ || restarting_ || state_.state != "paused") return;
         enter("running");
         tell("resumed");
+    }
+
+    /// QEMU stops the CPUs for want of space; of other failures the guest knows itself (werror and
+    /// rerror of qemu(1), both at their default).
+    void disk_failed(const qmp::Event& event) {
+        const auto* nospace = event.data.if_contains("nospace");
+        if (nospace != nullptr && *nospace == true)
+            return problem("disk", fmt::format("no space left for the guest's disk in '{}': the "
+                                               "guest is paused; 'qvm resume {}' goes on when "
+                                               "there is some",
+                                               disk_directory().string(), state_.name));
+        const auto text = [&](const char* key, const char* otherwise) {
+            const auto* value = event.data.if_contains(key);
+            return value != nullptr && value->is_string() ? std::string{value->get_string()}
+                                                          : std::string{otherwise};
+        };
+        problem("disk", fmt::format("the guest's disk: {} failed: {}", text("operation", "access"),
+                                    text("reason", "no reason was given")));
+    }
+
+    /// Where what the guest writes takes space.
+    [[nodiscard]] std::filesystem::path disk_directory() const {
+        if (run_.options.persist) return state_.vm.image->parent_path();
+        return run_.named ? DefinitionStore{run_.directories}.path(state_.name)
+                          : run_.directories.cache;
     }
 
     /// Why, is on the console, and perhaps not read yet: take_down() adds it.
@@ -593,13 +652,35 @@ class Supervisor final : public Controlled {
         drained_.cancel();
     }
 
+    /// What changes on the host is taken up where it can be, and told where it cannot.
+    awaitable<void> watch_host() {
+        netns::HostWatch watch{context_.get_executor()};
+        while (!over_) {
+            follow_host();
+            co_await watch.change();
+        }
+    }
+
+    void follow_host() {
+        const BlockedSignals blocked;  // no call of it is to be interrupted
+        try {
+            const auto trouble = network_->follow_host();
+            if (trouble.empty())
+                problem_is_over("network", "the guest reaches the outside again");
+            else
+                problem("network", trouble);
+        } catch (const std::exception& error) {
+            debug(error.what());
+        }
+    }
+
     awaitable<void> watch_timeout(std::chrono::milliseconds timeout) {
         asio::steady_timer timer{context_, timings_.exec() + timeout};
         co_await timer.async_wait(asio::use_awaitable);
         const auto last = console_ ? console_->last_line() : std::string{};
         end(status::timed_out,
-            fmt::format("--timeout: the guest still ran after {} s{}", timeout / 1.0s,
-                        last.empty() ? "" : "; its last words: " + last));
+            fmt::format("--timeout: the guest still ran after {} s{}{}", timeout / 1.0s,
+                        last.empty() ? "" : "; its last words: " + last, problems_text()));
     }
 
     /// ACPI's power button; a guest that does not heed it in time is ended with `exit_status`.

@@ -74,6 +74,7 @@ json::object to_json(const VmState& state) {
     object["disk"] = state.disk;
     object["spec"] = to_json(state.vm);
     object["timings"] = state.timings;
+    object["problems"] = json::value_from(state.problems);
     object["namespace_fd"] = state.namespace_fd;
     if (state.last_end)
         object["last_end"] = {{"exit_status", state.last_end->exit_status},

@@ -4,6 +4,7 @@
 
 #include <boost/json/object.hpp>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct VmState {
     VmOptions vm = {};
     std::optional<netns::NetworkPlan> network = {};
     std::optional<netns::GuestPlan> guest = {};
+    std::map<std::string, std::string> problems = {};  ///< about what: what; they may pass
     int namespace_fd = -1;                  ///< the supervisor's descriptor of the namespace
     std::vector<PublishOption> ports = {};  ///< as they were really bound
     boost::json::object disk = {};

@@ -56,6 +56,13 @@ UniqueFd lock_directory(const fs::path& directory) {
     }
 }
 
+/// Whether somebody has made a router of a host that was none when the lease began: what is off
+/// then is off for them, too.
+bool host_forwards_since(int fd) {
+    char before = '1';
+    return ::pread(fd, &before, 1, 0) == 1 && before == '0' && read_setting("all") == '1';
+}
+
 /// Puts the setting back and removes the file, if no other lease shares it; whether it did. The
 /// directory's lock must be held, and from before `fd` was opened where that is not a lease of
 /// ours.
@@ -63,7 +70,8 @@ bool release(const fs::path& file, const std::string& interface, int fd) {
     if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return false;
     // The interface may be gone by now; then there is nothing to put back.
     std::error_code ignored;
-    if (fs::exists(setting_path(interface), ignored)) write_setting(interface, '0');
+    if (fs::exists(setting_path(interface), ignored) && !host_forwards_since(fd))
+        write_setting(interface, '0');
     ::unlink(file.c_str());
     ::rmdir(file.parent_path().c_str());  // when it was the last
     return true;
@@ -76,7 +84,7 @@ void enable_forwarding(const std::string& interface) {
 }
 
 ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& interface)
-    : file_(directory / (interface + namespace_suffix())) {
+    : interface_(interface), file_(directory / (interface + namespace_suffix())) {
     const auto guard = lock_directory(directory);
     const bool off = read_setting(interface) == '0';
     // On, and not by a lease: nothing to put back.
@@ -87,19 +95,25 @@ ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& i
     const auto step = fmt::format("lock '{}'", file_.string());
     lock_.reset(check(::open(file_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600), step));
     check(::flock(lock_.get(), LOCK_SH), step);
+    if (!off) return;
     // The file is there before the setting changes, so that a kill in between is swept as well.
-    if (off) write_setting(interface, '1');
+    const char all = read_setting("all");
+    check(static_cast<int>(::pwrite(lock_.get(), &all, 1, 0)), step);
+    write_setting(interface, '1');
 }
 
 ForwardingLease::~ForwardingLease() {
     if (!lock_) return;
     try {
         const auto guard = lock_directory(file_.parent_path());
-        const auto name = file_.filename().string();
-        release(file_, name.substr(0, name.rfind('@')), lock_.get());
+        release(file_, interface_, lock_.get());
     } catch (const Error&) {
         // Left to the next sweep.
     }
+}
+
+bool ForwardingLease::is_on() const {
+    return read_setting(interface_) == '1';
 }
 
 std::vector<std::string> sweep_forwarding(const fs::path& directory) {

@@ -13,12 +13,13 @@ namespace qvm::netns {
 void enable_forwarding(const std::string& interface = "all");
 
 /// IPv4 forwarding of one interface that is not ours, held on while anybody needs it and put back
-/// to what it was after the last one.
+/// to what it was after the last one; unless the host itself forwards by then, which it did not
+/// before ("all": what `sysctl net.ipv4.ip_forward` sets, and with it every interface).
 ///
 /// `directory` (made with the first lease, removed with the last) holds one file for every
-/// interface whose setting was changed, and every user keeps a shared lock on it; whoever gets the
-/// exclusive lock is the last. The kernel drops locks with their holder, so after a SIGKILL the
-/// next sweep_forwarding() puts the setting back.
+/// interface whose setting was changed, with what the setting of "all" was, and every user keeps a
+/// shared lock on it; whoever gets the exclusive lock is the last. The kernel drops locks with
+/// their holder, so after a SIGKILL the next sweep_forwarding() puts the setting back.
 class ForwardingLease {
   public:
     /// Throws Error. The parent of `directory` must exist.
@@ -27,7 +28,12 @@ class ForwardingLease {
     ForwardingLease& operator=(ForwardingLease&&) = delete;
     ~ForwardingLease();
 
+    [[nodiscard]] const std::string& interface() const noexcept { return interface_; }
+    /// Whether it is still on: somebody else may have switched it off since. Throws Error.
+    [[nodiscard]] bool is_on() const;
+
   private:
+    std::string interface_;
     std::filesystem::path file_;
     UniqueFd lock_;  ///< none where forwarding was on already
 };

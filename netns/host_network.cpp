@@ -69,6 +69,22 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     });
 }
 
+// Of TEST-NET-1 (RFC 5737): nobody has it, so it is outside.
+const auto outside = ip::make_address_v4("192.0.2.1");
+
+/// The interface's index; 0 where a packet would not leave (RTM_GETROUTE).
+int index_towards(nl_sock* socket, const ip::address_v4& address) {
+    const auto bytes = address.to_bytes();
+    const std::unique_ptr<nl_addr, Deleter<nl_addr_put>> destination{
+        nl_addr_build(AF_INET, bytes.data(), bytes.size())};
+    rtnl_route* raw = nullptr;
+    if (!destination || rtnl_route_lookup(socket, destination.get(), &raw) < 0) return 0;
+    const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
+    auto* hop = rtnl_route_nexthop_n(route.get(), 0);
+    if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return 0;
+    return rtnl_route_nh_get_ifindex(hop);
+}
+
 /// By ioctls, which unlike RTM_GETLINK need no RTNL either.
 std::optional<Uplink> describe(int index) {
     ifreq request{};
@@ -80,29 +96,23 @@ std::optional<Uplink> describe(int index) {
     return Uplink{std::move(name), static_cast<unsigned>(request.ifr_mtu)};
 }
 
-/// The kernel's own answer to "how would a packet to the outside leave?" (RTM_GETROUTE), which
-/// follows policy rules; nothing is sent. 192.0.2.1 is of TEST-NET-1 (RFC 5737).
-std::optional<Uplink> find_uplink(nl_sock* socket) {
-    const auto bytes = ip::make_address_v4("192.0.2.1").to_bytes();
-    const std::unique_ptr<nl_addr, Deleter<nl_addr_put>> outside{
-        nl_addr_build(AF_INET, bytes.data(), bytes.size())};
-    rtnl_route* raw = nullptr;
-    if (rtnl_route_lookup(socket, outside.get(), &raw) < 0) return std::nullopt;
-    const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
-    auto* hop = rtnl_route_nexthop_n(route.get(), 0);
-    if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return std::nullopt;
-
-    return describe(rtnl_route_nh_get_ifindex(hop));
-}
-
 }  // namespace
 
 HostNetwork read_host_network(RouteSocket& socket) {
     HostNetwork host;
     add_addresses(socket.get(), host);
     add_routes(socket.get(), host);
-    host.uplink = find_uplink(socket.get());
+    host.uplink = find_uplink(socket);
     return host;
+}
+
+std::optional<Uplink> find_uplink(RouteSocket& socket) {
+    return describe(index_towards(socket.get(), outside));
+}
+
+std::optional<std::string> interface_towards(RouteSocket& socket, const ip::address_v4& address) {
+    auto found = describe(index_towards(socket.get(), address));
+    return found ? std::optional{std::move(found->interface)} : std::nullopt;
 }
 
 bool overlap(const ip::network_v4& a, const ip::network_v4& b) {

@@ -26,6 +26,13 @@ struct HostNetwork {
 /// Reads the above by netlink, in the namespace of `socket`. Throws Error.
 HostNetwork read_host_network(RouteSocket& socket);
 
+/// The interface by which the host would send a packet to the outside: the kernel's own answer,
+/// which follows policy rules; nothing is sent. Needs no RTNL. Nothing where there is no route.
+std::optional<Uplink> find_uplink(RouteSocket& socket);
+/// The same for `address`: the interface's name.
+std::optional<std::string> interface_towards(RouteSocket& socket,
+                                             const boost::asio::ip::address_v4& address);
+
 /// Whether two networks have an address in common.
 bool overlap(const boost::asio::ip::network_v4& a, const boost::asio::ip::network_v4& b);
 

@@ -1,6 +1,7 @@
 #include "netns/network.h"
 
 #include <fmt/format.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -79,21 +80,24 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
                  const std::function<void()>& namespace_ready)
     : claims_(std::move(claims)),
       host_(host),
-      space_(create_space(plan, guest, forwarding_directory, namespace_ready)) {
-    if (plan.uplink) build_uplink(*plan.uplink);
+      forwarding_directory_(forwarding_directory),
+      uplink_(plan.uplink),
+      space_(create_space(plan, guest, namespace_ready)) {
+    if (uplink_) build_uplink();
 }
 
 Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
                  RouteSocket& host, const std::filesystem::path& forwarding_directory)
-    : host_(host), space_(std::move(shared.at(0))) {
+    : host_(host),
+      forwarding_directory_(forwarding_directory),
+      uplink_(plan.uplink),
+      space_(std::move(shared.at(0))) {
     space_.run([&] { add_tap(plan, guest); });
-    if (!plan.uplink) return;
+    if (!uplink_) return;
     host_rules_.emplace(std::move(shared.at(1)));
     std::move(shared.begin() + 2, shared.end(), std::back_inserter(joined_));
-    host_link_ = plan.uplink->host_link;
-    host_link_index_ = interface_index(host_link_);
-    if (!plan.uplink->interface.empty())
-        forwarding_.emplace(forwarding_directory, plan.uplink->interface);
+    host_link_index_ = interface_index(uplink_->host_link);
+    lease_forwarding(uplink_->interface);
 }
 
 std::vector<int> Network::shared() const {
@@ -106,22 +110,23 @@ std::vector<int> Network::shared() const {
 }
 
 Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
-                                const std::filesystem::path& forwarding_directory,
                                 const std::function<void()>& namespace_ready) {
     const auto host_space = Namespace::current();
     const auto inside = [&] {
         if (namespace_ready) namespace_ready();
         build_inside(plan, guest, host_space);
     };
-    return Namespace::create(inside, [&] { prepare_host(plan, forwarding_directory); });
+    return Namespace::create(inside, [&] { prepare_host(plan); });
 }
 
 /// What the host needs and what does not wait for the veth: rules name it before it is there.
-void Network::prepare_host(const NetworkPlan& plan,
-                           const std::filesystem::path& forwarding_directory) {
+void Network::prepare_host(const NetworkPlan& plan) {
     if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
-    if (plan.uplink && !plan.uplink->interface.empty())
-        forwarding_.emplace(forwarding_directory, plan.uplink->interface);
+    if (plan.uplink) lease_forwarding(plan.uplink->interface);
+}
+
+void Network::lease_forwarding(const std::string& interface) {
+    if (!interface.empty()) forwarding_.emplace(forwarding_directory_, interface);
 }
 
 void Network::build_inside(const NetworkPlan& plan, const GuestPlan& guest,
@@ -162,17 +167,59 @@ void Network::bind_dns() {
     });
 }
 
-void Network::build_uplink(const UplinkPlan& uplink) {
-    host_link_ = uplink.host_link;
-    host_link_index_ = interface_index(uplink.host_link);
+void Network::build_uplink() {
+    host_link_index_ = interface_index(uplink_->host_link);
+    host_.transact(host_requests());
+    enable_forwarding(uplink_->host_link);
+}
+
+/// What makes the host end the guests' way to the host.
+std::vector<Request> Network::host_requests() const {
     std::vector<Request> requests;
-    requests.push_back(
-        add_address(uplink.host_link, host_link_index_, uplink.host_address, uplink.prefix_length));
-    requests.push_back(set_up(uplink.host_link, host_link_index_));
-    if (uplink.guests)
-        requests.push_back(add_route(*uplink.guests, host_link_index_, uplink.inner_address));
-    host_.transact(std::move(requests));
-    enable_forwarding(uplink.host_link);
+    requests.push_back(add_address(uplink_->host_link, host_link_index_, uplink_->host_address,
+                                   uplink_->prefix_length));
+    requests.push_back(set_up(uplink_->host_link, host_link_index_));
+    if (uplink_->guests)
+        requests.push_back(add_route(*uplink_->guests, host_link_index_, uplink_->inner_address));
+    return requests;
+}
+
+UplinkState Network::look_at_host() const {
+    UplinkState state;
+    const auto index = ::if_nametoindex(uplink_->host_link.c_str());
+    state.link_exists = index == static_cast<unsigned>(host_link_index_);
+    if (!state.link_exists) return state;
+    state.inwards = interface_towards(host_, uplink_->inner_address);
+    if (const auto found = find_uplink(host_)) state.outwards = found->interface;
+    return state;
+}
+
+/// It is ours, and whoever took it down or cleared it of addresses took it for something else.
+/// What is there already is not touched.
+void Network::repair_host_end() {
+    for (auto& request : host_requests()) {
+        std::vector<Request> one;
+        one.push_back(std::move(request));
+        try {
+            host_.transact(std::move(one));
+        } catch (const Error&) {
+            // It is there, or look_at_host() says what is wrong.
+        }
+    }
+}
+
+std::string Network::follow_host() {
+    if (host_link_index_ == 0) return {};
+    auto state = look_at_host();
+    if (state.link_exists && state.inwards != uplink_->host_link) {
+        repair_host_end();
+        state = look_at_host();
+    }
+    if (state.link_exists) enable_forwarding(uplink_->host_link);
+    if (state.outwards &&
+        !(forwarding_ && forwarding_->interface() == *state.outwards && forwarding_->is_on()))
+        lease_forwarding(*state.outwards);
+    return trouble_of(*uplink_, state);
 }
 
 void Network::detach() noexcept {
@@ -181,14 +228,14 @@ void Network::detach() noexcept {
     // Both wait, and neither for the other.
     const std::jthread rules([this] {
         try {
-            host_rules_->remove(host_link_);
+            host_rules_->remove(uplink_->host_link);
         } catch (const std::exception&) {
             // It goes with the socket.
         }
     });
     try {
         std::vector<Request> requests;
-        requests.push_back(delete_link(host_link_, std::exchange(host_link_index_, 0)));
+        requests.push_back(delete_link(uplink_->host_link, std::exchange(host_link_index_, 0)));
         host_.transact(std::move(requests));
     } catch (const std::exception&) {
         // Gone already, or it goes with the namespace.

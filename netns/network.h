@@ -62,6 +62,12 @@ class Network {
 
     [[nodiscard]] const Namespace& space() const noexcept { return space_; }
 
+    /// Brings the uplink in line with the host as it is now: forwarding is on for the interface
+    /// that leads outside, and the host end's address and routes are there. To be called when the
+    /// host's network changed. Returns why the guests do not reach the outside, for people; empty
+    /// where they do. Throws Error.
+    std::string follow_host();
+
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
     /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
     void detach() noexcept;
@@ -70,19 +76,23 @@ class Network {
 
   private:
     Namespace create_space(const NetworkPlan& plan, const GuestPlan& guest,
-                           const std::filesystem::path& forwarding_directory,
                            const std::function<void()>& namespace_ready);
-    void prepare_host(const NetworkPlan& plan, const std::filesystem::path& forwarding_directory);
+    void prepare_host(const NetworkPlan& plan);
+    void lease_forwarding(const std::string& interface);
     void build_inside(const NetworkPlan& plan, const GuestPlan& guest, const Namespace& host_space);
     void add_tap(const NetworkPlan& plan, const GuestPlan& guest);
-    void build_uplink(const UplinkPlan& uplink);
+    void build_uplink();
+    [[nodiscard]] std::vector<Request> host_requests() const;
+    [[nodiscard]] UplinkState look_at_host() const;
+    void repair_host_end();
 
     Claims claims_;
     RouteSocket& host_;
     Tap tap_;
     std::vector<UniqueFd> vhost_;
     DnsSockets dns_;
-    std::string host_link_;
+    std::filesystem::path forwarding_directory_;
+    std::optional<UplinkPlan> uplink_;
     int host_link_index_ = 0;  ///< 0 while there is none
     // Kept until the end: closing one soon after a change waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;

@@ -14,6 +14,7 @@
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <net/if.h>
+#include <netinet/in.h>
 #include <poll.h>
 
 #include <array>
@@ -31,6 +32,11 @@ constexpr std::uint32_t owner_flag = NFT_TABLE_F_OWNER;
 // IPv4 header: RFC 791, section 3.1.
 constexpr std::uint32_t source_offset = 12;
 constexpr std::uint32_t destination_offset = 16;
+// TCP header and its option: RFC 9293, sections 3.1 and 3.2.
+constexpr std::uint32_t tcp_flags_offset = 13;
+constexpr std::uint8_t tcp_syn = 0x02;
+constexpr std::uint8_t maxseg_option = 2;
+constexpr std::uint32_t maxseg_offset = 2;
 constexpr int answer_timeout_ms = 5000;
 
 struct HookFacts {
@@ -70,6 +76,9 @@ struct ToText {
         return "ip daddr " + text_of(m.network);
     }
     std::string operator()(const Established&) const { return "ct state established,related"; }
+    std::string operator()(const ClampMss&) const {
+        return "tcp flags syn tcp option maxseg size set rt mtu";
+    }
     std::string operator()(const Accept&) const { return "accept"; }
     std::string operator()(const Drop&) const { return "drop"; }
     std::string operator()(const Masquerade&) const { return "masquerade"; }
@@ -105,8 +114,9 @@ struct ToExpressions {
         nftnl_expr_set_u32(e, NFTNL_EXPR_CMP_OP, op);
         nftnl_expr_set(e, NFTNL_EXPR_CMP_DATA, data, static_cast<std::uint32_t>(size));
     }
-    void mask(std::uint32_t mask_bytes) const {
-        const std::uint32_t zero = 0;
+    template <typename Bits>
+    void mask(Bits mask_bytes) const {
+        const Bits zero = 0;
         auto* e = add("bitwise");
         nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_SREG, NFT_REG_1);
         nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_DREG, NFT_REG_1);
@@ -114,20 +124,26 @@ struct ToExpressions {
         nftnl_expr_set(e, NFTNL_EXPR_BITWISE_MASK, &mask_bytes, sizeof mask_bytes);
         nftnl_expr_set(e, NFTNL_EXPR_BITWISE_XOR, &zero, sizeof zero);
     }
-    void interface(std::uint32_t key, const std::string& name, bool negated) const {
+    void load_payload(std::uint32_t base, std::uint32_t offset, std::uint32_t length) const {
+        auto* e = add("payload");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_BASE, base);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_DREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_OFFSET, offset);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_LEN, length);
+    }
+    void load_meta(std::uint32_t key) const {
         auto* e = add("meta");
         nftnl_expr_set_u32(e, NFTNL_EXPR_META_KEY, key);
         nftnl_expr_set_u32(e, NFTNL_EXPR_META_DREG, NFT_REG_1);
+    }
+    void interface(std::uint32_t key, const std::string& name, bool negated) const {
+        load_meta(key);
         std::array<char, IFNAMSIZ> padded{};
         name.copy(padded.data(), padded.size() - 1);
         compare(negated ? NFT_CMP_NEQ : NFT_CMP_EQ, padded.data(), padded.size());
     }
     void address(std::uint32_t offset, const boost::asio::ip::network_v4& network) const {
-        auto* e = add("payload");
-        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_BASE, NFT_PAYLOAD_NETWORK_HEADER);
-        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_DREG, NFT_REG_1);
-        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_OFFSET, offset);
-        nftnl_expr_set_u32(e, NFTNL_EXPR_PAYLOAD_LEN, 4);
+        load_payload(NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
         if (network.prefix_length() < 32) {
             std::uint32_t bytes;
             std::memcpy(&bytes, network.netmask().to_bytes().data(), sizeof bytes);
@@ -152,9 +168,33 @@ struct ToExpressions {
         auto* e = add("ct");
         nftnl_expr_set_u32(e, NFTNL_EXPR_CT_KEY, NFT_CT_STATE);
         nftnl_expr_set_u32(e, NFTNL_EXPR_CT_DREG, NFT_REG_1);
-        mask(NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED));
+        mask<std::uint32_t>(NF_CT_STATE_BIT(IP_CT_ESTABLISHED) | NF_CT_STATE_BIT(IP_CT_RELATED));
         const std::uint32_t zero = 0;
         compare(NFT_CMP_NEQ, &zero, sizeof zero);
+    }
+    void operator()(const ClampMss&) const {
+        load_meta(NFT_META_L4PROTO);
+        const std::uint8_t tcp = IPPROTO_TCP;
+        compare(NFT_CMP_EQ, &tcp, sizeof tcp);
+        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, tcp_flags_offset, 1);
+        mask(tcp_syn);
+        const std::uint8_t zero = 0;
+        compare(NFT_CMP_NEQ, &zero, sizeof zero);
+        auto* e = add("rt");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_RT_KEY, NFT_RT_TCPMSS);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_RT_DREG, NFT_REG_1);
+        e = add("byteorder");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BYTEORDER_SREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BYTEORDER_DREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BYTEORDER_OP, NFT_BYTEORDER_HTON);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BYTEORDER_LEN, sizeof(std::uint16_t));
+        nftnl_expr_set_u32(e, NFTNL_EXPR_BYTEORDER_SIZE, sizeof(std::uint16_t));
+        e = add("exthdr");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_EXTHDR_SREG, NFT_REG_1);
+        nftnl_expr_set_u8(e, NFTNL_EXPR_EXTHDR_TYPE, maxseg_option);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_EXTHDR_OFFSET, maxseg_offset);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_EXTHDR_LEN, sizeof(std::uint16_t));
+        nftnl_expr_set_u32(e, NFTNL_EXPR_EXTHDR_OP, NFT_EXTHDR_OP_TCPOPT);
     }
     void operator()(const Accept&) const { verdict(NF_ACCEPT); }
     void operator()(const Drop&) const { verdict(NF_DROP); }

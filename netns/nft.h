@@ -33,6 +33,10 @@ struct DestinationNetwork {
 /// ct state established,related
 struct Established {};
 
+/// tcp flags syn tcp option maxseg size set rt mtu: neither side sends segments that the path's
+/// smallest link does not take, also where nobody hears the routers that say so (RFC 2923).
+struct ClampMss {};
+
 /// Verdicts and NAT statements.
 struct Accept {};
 struct Drop {};
@@ -46,7 +50,7 @@ struct DnatPrefix {
 };
 
 using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
-                               Established, Accept, Drop, Masquerade, Dnat, DnatPrefix>;
+                               Established, ClampMss, Accept, Drop, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept, at the standard priority of its hook.

@@ -306,22 +306,38 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
     if (!plan.uplink) return std::nullopt;
     const auto& uplink = *plan.uplink;
     using namespace nft;
-    // nat follows whatever route the host takes; flat is tied to the uplink that was found.
-    const Rule masquerade =
-        plan.mode == Mode::flat
-            ? Rule{SourceNetwork{plan.subnet}, OutputInterface{uplink.interface}, Masquerade{}}
-            : Rule{SourceNetwork{{uplink.inner_address, 32}},
-                   OutputInterface{uplink.host_link, true}, Masquerade{}};
     const SourceNetwork ours{plan.mode == Mode::flat ? plan.subnet
                                                      : ip::network_v4{uplink.inner_address, 32}};
+    const InputInterface from{uplink.host_link};
+    const OutputInterface to{uplink.host_link};
+    // Tied to no uplink: it follows whatever route the host takes.
+    const OutputInterface elsewhere{uplink.host_link, true};
     return Table{.name = uplink.host_link,
                  .owned = true,
                  .chains = {{Chain::Hook::forward_filter,
-                             {{InputInterface{uplink.host_link}, ours, Accept{}},
-                              {InputInterface{uplink.host_link}, Drop{}},  // a source made up
-                              {OutputInterface{uplink.host_link}, Established{}, Accept{}},
-                              {OutputInterface{uplink.host_link}, Drop{}}}},
-                            {Chain::Hook::postrouting_nat, {masquerade}}}};
+                             {{from, ClampMss{}},
+                              {to, ClampMss{}},
+                              {from, ours, Accept{}},
+                              {from, Drop{}},  // a source made up
+                              {to, Established{}, Accept{}},
+                              {to, Drop{}}}},
+                            {Chain::Hook::postrouting_nat, {{ours, elsewhere, Masquerade{}}}}}};
+}
+
+std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
+    if (!state.link_exists)
+        return fmt::format("somebody deleted the VM's link '{}': the guest is cut off",
+                           uplink.host_link);
+    const auto address = uplink.inner_address.to_string();
+    if (!state.inwards)
+        return fmt::format("the host has no route to {} on '{}' any more: the guest is cut off",
+                           address, uplink.host_link);
+    if (*state.inwards != uplink.host_link)
+        return fmt::format(
+            "the host's routes lead what is for {} to '{}' and not to '{}': the guest is cut off",
+            address, *state.inwards, uplink.host_link);
+    if (!state.outwards) return "the host has no route to the outside: neither has the guest";
+    return {};
 }
 
 std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory) {

@@ -36,7 +36,7 @@ struct NetworkSpec {
 /// The veth pair between host and namespace, and the host's side of it.
 struct UplinkPlan {
     std::string host_link;  ///< the host end's name
-    std::string interface;  ///< the host's own way out; empty where there is none
+    std::string interface;  ///< the host's own way out at the start; empty where there was none
     boost::asio::ip::address_v4 host_address;
     boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
     unsigned prefix_length = 31;
@@ -66,6 +66,13 @@ struct NetworkPlan {
     /// a bridge holds the kernel's RTNL lock for tens of ms.
     bool bridged = false;
     std::optional<UplinkPlan> uplink;
+};
+
+/// What an uplink needs of the host, as it is just now.
+struct UplinkState {
+    bool link_exists = true;
+    std::optional<std::string> inwards;   ///< the interface towards the namespace's address
+    std::optional<std::string> outwards;  ///< the interface towards the outside
 };
 
 /// The networks that a plan occupies on the host, kept from other qvm processes.
@@ -106,6 +113,9 @@ const char* lan_interface(const NetworkPlan& plan);
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
 /// The host's rules; nothing without an uplink.
 std::optional<nft::Table> host_table(const NetworkPlan& plan);
+
+/// Why the guests do not reach the outside in this state, for people; empty where they do. Pure.
+std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state);
 
 /// dnsmasq's command line, to be run inside the namespace. It reads the guests from two files,
 /// `dhcp-hosts` and `hosts` in `directory`, and again on SIGHUP.

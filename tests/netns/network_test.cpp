@@ -8,10 +8,14 @@
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
 #include <catch2/catch.hpp>
 #include <filesystem>
 
 #include "netns/error.h"
+#include "netns/host_watch.h"
 #include "oracle.h"
 
 using namespace qvm;
@@ -181,7 +185,7 @@ TEST_CASE("flat: the veth's end is a port of the bridge, and the host end is the
         CHECK(oracle::sh(space, "ip route").find("default via 192.168.26.1 dev br0") !=
               std::string::npos);
         CHECK(oracle::answers(space, "198.51.100.7", "192.168.26.2"));
-        CHECK(oracle::sh("nft list table ip qvm-t1").find("oifname \"wan0\" masquerade") !=
+        CHECK(oracle::sh("nft list table ip qvm-t1").find("oifname != \"qvm-t1\" masquerade") !=
               std::string::npos);
     }
     CHECK(picture_of_the_host() == before);
@@ -227,6 +231,93 @@ TEST_CASE("forwarding that was on stays on, and what a dead process left is swep
     CHECK(forwarding("wan0") == "0\n");
     CHECK(!fs::exists(directory.leases() / file));
     CHECK(fs::exists(directory.leases() / "wan0@1"));
+}
+
+TEST_CASE("forwarding that the host has switched on for all meanwhile is left to it") {
+    const Directory directory;
+    const oracle::Internet internet;
+    {
+        const ForwardingLease lease{directory.leases(), "wan0"};
+        oracle::sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+    }
+    CHECK(forwarding("wan0") == "1\n");
+    // A host that had it on before, but not for this interface, gets that back.
+    oracle::sh("echo 0 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    { const ForwardingLease lease{directory.leases(), "wan0"}; }
+    CHECK(forwarding("wan0") == "0\n");
+    oracle::sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
+    CHECK(!fs::exists(directory.leases()));
+}
+
+TEST_CASE("the uplink follows the host: another interface, a link that was cleared, a sysctl") {
+    const Directory directory;
+    const oracle::Internet internet;
+    const auto before = picture_of_the_host();
+    {
+        Made made{spec_of(Mode::nat), directory.leases()};
+        CHECK(made.network.follow_host().empty());
+
+        oracle::sh(
+            "ip link add wan9 type veth peer name wan8 && ip link set wan9 up && "
+            "ip link set wan8 up && ip address add 203.0.113.129/25 dev wan9 && "
+            "ip route replace default via 203.0.113.130");
+        CHECK(made.network.follow_host().empty());
+        CHECK(forwarding("wan9") == "1\n");
+        CHECK(forwarding("wan0") == "0\n");
+        oracle::sh("ip route replace default via 203.0.113.1; ip link del wan9");
+        CHECK(made.network.follow_host().empty());
+        CHECK(forwarding("wan0") == "1\n");
+
+        oracle::sh("ip address flush dev qvm-t1; ip link set qvm-t1 down");
+        CHECK(made.network.follow_host().empty());
+        CHECK(oracle::sh("ip -br addr show qvm-t1").find("10.213.0.0/31") != std::string::npos);
+
+        oracle::sh(
+            "echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/ip_forward");
+        CHECK(forwarding("wan0") == "0\n");
+        CHECK(made.network.follow_host().empty());
+        CHECK(forwarding("wan0") == "1\n");
+        CHECK(forwarding("qvm-t1") == "1\n");
+
+        oracle::sh("ip route add 10.213.0.1/32 dev wan0");
+        CHECK(made.network.follow_host().find("to 'wan0' and not to 'qvm-t1'") !=
+              std::string::npos);
+        oracle::sh("ip route del 10.213.0.1/32 dev wan0; ip route del default");
+        CHECK(made.network.follow_host().find("no route to the outside") != std::string::npos);
+        oracle::sh("ip route add default via 203.0.113.1");
+        CHECK(made.network.follow_host().empty());
+
+        oracle::sh("ip link del qvm-t1");
+        CHECK(made.network.follow_host().find("somebody deleted") != std::string::npos);
+    }
+    CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("a change of the host's network is told, and a burst of them once") {
+    const oracle::Internet internet;
+    boost::asio::io_context context;
+    HostWatch watch{context.get_executor()};
+    int told = 0;
+    boost::asio::co_spawn(
+        context,
+        [&]() -> boost::asio::awaitable<void> {
+            for (;;) co_await watch.change(), ++told;
+        },
+        boost::asio::detached);
+    context.run_for(std::chrono::milliseconds{300});
+    CHECK(told == 0);
+    for (const char* change :
+         {"ip route add 198.18.0.0/15 dev wan0", "ip route del 198.18.0.0/15 dev wan0",
+          "ip address add 203.0.113.77/32 dev wan0", "ip link set wan0 mtu 1300",
+          "ip rule add to 198.18.0.0/15 lookup main", "echo 1 > /proc/sys/net/ipv4/ip_forward",
+          "ip rule del to 198.18.0.0/15 lookup main; echo 0 > /proc/sys/net/ipv4/ip_forward"}) {
+        INFO(change);
+        oracle::sh(change);
+        const int before = told;
+        context.restart();
+        context.run_for(std::chrono::milliseconds{500});
+        CHECK(told == before + 1);
+    }
 }
 
 TEST_CASE("several queues are several descriptors of one TAP") {

@@ -89,6 +89,8 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
     flags owner
     chain forward {
         type filter hook forward priority filter; policy accept;
+        iifname "qvm-1a2b3c4d" tcp flags syn tcp option maxseg size set rt mtu
+        oifname "qvm-1a2b3c4d" tcp flags syn tcp option maxseg size set rt mtu
         iifname "qvm-1a2b3c4d" ip saddr 10.213.1.1 accept
         iifname "qvm-1a2b3c4d" drop
         oifname "qvm-1a2b3c4d" ct state established,related accept
@@ -101,14 +103,29 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
 })");
 }
 
-TEST_CASE("flat: the host end is the gateway, and the masquerade is the uplink's") {
+TEST_CASE("what cuts a guest off is said with its interface, and nothing where all is well") {
+    const auto uplink = plan_of(spec_of(Mode::nat), host_with({})).uplink.value();
+    CHECK(trouble_of(uplink, {true, "qvm-1a2b3c4d", "eth1"}).empty());
+    CHECK(trouble_of(uplink, {false, "qvm-1a2b3c4d", "eth0"}) ==
+          "somebody deleted the VM's link 'qvm-1a2b3c4d': the guest is cut off");
+    CHECK(trouble_of(uplink, {true, "vpn0", "vpn0"}) ==
+          "the host's routes lead what is for 10.213.0.1 to 'vpn0' and not to 'qvm-1a2b3c4d': the "
+          "guest is cut off");
+    CHECK(trouble_of(uplink, {true, std::nullopt, "eth0"}) ==
+          "the host has no route to 10.213.0.1 on 'qvm-1a2b3c4d' any more: the guest is cut off");
+    CHECK(trouble_of(uplink, {true, "qvm-1a2b3c4d", std::nullopt}) ==
+          "the host has no route to the outside: neither has the guest");
+}
+
+TEST_CASE("flat: the host end is the gateway, and the masquerade follows the host's routes") {
     const auto plan = plan_of(spec_of(Mode::flat), host_with({"192.168.26.0/24"}));
     CHECK(plan.subnet.to_string() == "192.168.27.0/24");
     CHECK(plan.gateway.to_string() == "192.168.27.1");
     CHECK(plan.own_address.to_string() == "192.168.27.2");
     CHECK(plan.uplink->host_address == plan.gateway);
     CHECK(nft::to_text(*host_table(plan))
-              .find("ip saddr 192.168.27.0/24 oifname \"eth0\" masquerade") != std::string::npos);
+              .find("ip saddr 192.168.27.0/24 oifname != \"qvm-1a2b3c4d\" masquerade") !=
+          std::string::npos);
     CHECK(plan.bridged);
     const auto guest = make_guest(spec_of(Mode::flat), plan);
     CHECK(guest.host_address == guest.address);
