@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -68,12 +67,7 @@ int main(int argc, char** argv) {
             !std::holds_alternative<qvm::CompletionOptions>(command))
             sweep_first();
         return std::visit(Execute{timings}, command);
-    } catch (const qvm::Failure& failure) {
-        qvm::say(fmt::format("qvm: {}", failure.what()));
-        if (!failure.hint().empty()) qvm::say("hint: " + failure.hint());
-        return failure.exit_status();
-    } catch (const std::exception& error) {
-        qvm::say(fmt::format("qvm: {}", error.what()));
-        return qvm::status::failed;
+    } catch (const std::exception&) {
+        return qvm::say_failure();
     }
 }

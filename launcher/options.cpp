@@ -21,7 +21,7 @@ constexpr const char* run_footer =
     "On a terminal, Ctrl-] leaves the console.\n"
     "\n"
     "Exit status: 0 the guest powered off; 123 it panicked, or QEMU died; 124 --timeout;\n"
-    "125 qvm failed; 128+N qvm was ended by signal N.\n"
+    "125 qvm failed, or --audit found a difference; 128+N qvm was ended by signal N.\n"
     "\n"
     "  qvm run --net isolated disk.qcow2\n"
     "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"
@@ -199,6 +199,8 @@ class Parser {
                               finish_vm(*app, run_.vm, texts_);
                               if (run_.persist && !run_.vm.image)
                                   throw Failure("--persist: there is no IMAGE to write to");
+                              if (run_.audit && run_.detach)
+                                  throw Failure("--audit: goes with a run in the foreground only");
                               if (app->count("--name") > 0)
                                   run_.name = value_of("--name", name_, parse_name);
                               if (app->count("--timeout") > 0)
@@ -215,6 +217,8 @@ class Parser {
         added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m")
             ->type_name("TIME");
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
+        added.add_flag("--audit", run_.audit,
+                       "Compare the host before and after; exit status 125 if it differs");
         added
             .add_flag("--timings{-}", timings_,
                       "Time of each phase in ms, on stderr or as JSON in FILE")

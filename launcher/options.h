@@ -52,6 +52,7 @@ struct RunOptions {
     bool detach = false;
     bool persist = false;
     bool dry_run = false;
+    bool audit = false;
     bool timings = false;
     std::optional<std::filesystem::path> timings_file;
     std::optional<std::chrono::milliseconds> timeout;

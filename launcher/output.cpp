@@ -18,6 +18,19 @@ void say(std::string_view line) noexcept {
     std::fputc('\n', stderr);
 }
 
+int say_failure() noexcept {
+    try {
+        throw;
+    } catch (const Failure& failure) {
+        say(std::string{"qvm: "} + failure.what());
+        if (!failure.hint().empty()) say("hint: " + failure.hint());
+        return failure.exit_status();
+    } catch (const std::exception& error) {
+        say(std::string{"qvm: "} + error.what());
+        return status::failed;
+    }
+}
+
 void end_without_reader() {
     ::signal(SIGPIPE, SIG_DFL);
     ::raise(SIGPIPE);

@@ -7,6 +7,9 @@ namespace qvm {
 /// A line for the user, on stderr. Never fails: there is nowhere to say so.
 void say(std::string_view line) noexcept;
 
+/// What a command that threw says; to be called where that is caught. The exit status.
+int say_failure() noexcept;
+
 /// What was asked for, on stdout. Throws Failure when it cannot be written, and ends the process
 /// where nobody reads any more.
 void print(std::string_view text);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 
+#include "launcher/audit.h"
 #include "launcher/background.h"
 #include "launcher/commands.h"
 #include "launcher/definition.h"
@@ -211,22 +212,47 @@ Reports reports(const RunOptions& options, const std::string& name, const Timing
     return result;
 }
 
-int run(const RunOptions& options, bool created, Timings& timings) {
-    Background background;
-    // Who may want to leave the VM behind needs a process to leave.
-    if (!options.dry_run && (options.detach || RawTerminal::available()))
-        if (const auto status = background.fork()) return *status;
+/// `audit` may be null.
+int run(const RunOptions& options, bool created, Timings& timings, Background& background,
+        Audit* audit) {
     auto prepared = prepare(options, created);
     if (options.dry_run) {
         print(describe(prepared.plan));
         return status::ok;
     }
+    if (audit != nullptr) audit->expect(prepared.plan);
     const auto said = reports(options, prepared.plan.name, timings, background);
     const auto result = supervise(std::move(prepared), timings, said);
     timings.add("total", timings.exec(), Clock::now());
     if (!result.message.empty()) say("qvm: " + result.message);
     if (options.timings) write_timings(options, timings);
     return result.exit_status;
+}
+
+int run_audited(const RunOptions& options, Timings& timings) {
+    Audit audit{find_directories(), options};
+    int exit_status = status::failed;
+    try {
+        Background stays;
+        exit_status = run(options, false, timings, stays, &audit);
+    } catch (const std::exception&) {
+        exit_status = say_failure();
+    }
+    const auto differences = audit.differences();
+    if (differences.empty()) return exit_status;
+    say("qvm: --audit: the host is not as it was:");
+    for (const auto& line : differences) say(line);
+    return status::failed;
+}
+
+int run(const RunOptions& options, bool created, Timings& timings) {
+    // A dry run makes nothing.
+    if (options.audit && !options.dry_run) return run_audited(options, timings);
+    Background background;
+    // Who may want to leave the VM behind needs a process to leave.
+    if (!options.dry_run && (options.detach || RawTerminal::available()))
+        if (const auto status = background.fork()) return *status;
+    return run(options, created, timings, background, nullptr);
 }
 
 }  // namespace

@@ -43,4 +43,8 @@ class ForwardingLease {
 /// `directory` cannot be locked.
 std::vector<std::string> sweep_forwarding(const std::filesystem::path& directory);
 
+/// Whether the interface's setting is on only since a living process has a lease of it, in this
+/// network namespace. Throws Error where `directory` cannot be locked.
+bool is_forwarding_leased(const std::filesystem::path& directory, const std::string& interface);
+
 }  // namespace qvm::netns

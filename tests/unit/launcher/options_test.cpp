@@ -42,6 +42,7 @@ TEST_CASE("run: defaults") {
     CHECK(!options.timeout);
     CHECK(!options.persist);
     CHECK(!options.detach);
+    CHECK(!options.audit);
     CHECK(!options.vm.group);
     CHECK(options.vm.publish.empty());
 }
@@ -95,6 +96,12 @@ TEST_CASE("run: the kernel alone needs no image, and its companions need the ker
     CHECK(failure_of({"--initrd", "i", "d"}) == "--initrd: goes with --kernel only");
     CHECK(failure_of({"--append", "a", "d"}) == "--append: goes with --kernel only");
     CHECK(failure_of({"--persist", "--kernel", "k"}) == "--persist: there is no IMAGE to write to");
+}
+
+TEST_CASE("run: --audit is for a run whose end is seen") {
+    CHECK(run({"--audit", "d"}).audit);
+    CHECK(run({"--audit", "--dry-run", "d"}).audit);
+    CHECK(failure_of({"--audit", "-d", "d"}) == "--audit: goes with a run in the foreground only");
 }
 
 TEST_CASE("run: a bad value is shown with its option") {
