@@ -21,7 +21,7 @@ constexpr const char* run_footer =
     "On a terminal, Ctrl-] leaves the console.\n"
     "\n"
     "Exit status: 0 the guest powered off; 123 it panicked, or QEMU died; 124 --timeout;\n"
-    "125 qvm failed, or --audit found a difference; 128+N qvm was ended by signal N.\n"
+    "125 qvm failed, or --audit found a difference; 128+N signal N ended qvm.\n"
     "\n"
     "  qvm run --net isolated disk.qcow2\n"
     "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"

@@ -145,8 +145,8 @@ bool is_forwarding_leased(const fs::path& directory, const std::string& interfac
     // Leases come and go under this lock alone: nobody takes ours for one.
     const auto guard = lock_directory(directory);
     const UniqueFd fd{::open(file.c_str(), O_RDWR | O_CLOEXEC)};
-    const bool leased = fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 &&
-                        !host_forwards_since(fd.get());
+    const bool leased =
+        fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && !host_forwards_since(fd.get());
     ::rmdir(directory.c_str());  // when the last went meanwhile
     return leased;
 }

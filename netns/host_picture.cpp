@@ -23,6 +23,7 @@
 #include <array>
 #include <map>
 #include <optional>
+#include <sstream>
 
 #include "netns/error.h"
 #include "netns/forwarding.h"
@@ -56,8 +57,8 @@ class RouteReader {
     /// To be read first: the others name interfaces by it.
     Lines links() {
         nl_cache* raw = nullptr;
-        const auto cache =
-            made(rtnl_link_alloc_cache(socket_.get(), AF_UNSPEC, &raw), raw, "links");
+        const int error = rtnl_link_alloc_cache(socket_.get(), AF_UNSPEC, &raw);
+        const auto cache = made(error, raw, "links");
         for_each<rtnl_link>(cache, [&](rtnl_link* link) {
             names_[rtnl_link_get_ifindex(link)] = rtnl_link_get_name(link);
         });
@@ -201,9 +202,10 @@ class RouteReader {
         how.dp_buf = text.data();
         how.dp_buflen = text.size();
         nl_object_dump(reinterpret_cast<nl_object*>(rule), &how);
-        std::string line{rtnl_rule_get_family(rule) == AF_INET ? "ip " : "ip6 "};
-        line += text.data();
-        return line.erase(line.find_last_not_of(" \n") + 1);
+        std::string line{rtnl_rule_get_family(rule) == AF_INET ? "ip" : "ip6"};
+        std::istringstream words{text.data()};  // it has columns
+        for (std::string word; words >> word;) line += ' ' + word;
+        return line;
     }
 
     const IsOthers& is_others_;
@@ -214,7 +216,7 @@ class RouteReader {
 // --- nftables -----------------------------------------------------------------------------------
 
 /// What nf_tables dumps of one kind, and the attributes of which a line is made. All kinds have
-/// handles, which are given once: what is replaced has another.
+/// handles, which are given once; what a rule says is not looked at.
 struct NftKind {
     const char* name;
     std::uint16_t dump;

@@ -158,17 +158,17 @@ class Found(Audit):
 
     def test_a_link_with_an_address(self):
         def change():
-            ip("link", "add", "ghost0", "mtu", "1400", "type", "dummy")
+            ip("link", "add", "ghost0", "mtu", "1400", "type", "bridge")
             ip("address", "add", "192.0.2.1/24", "dev", "ghost0")
         lines = self.found(change, lambda: ip("link", "del", "ghost0"))
-        self.assertRegex(lines[0], r"^\+ link ghost0 index \d+ dummy mtu 1400$")
+        self.assertRegex(lines[0], r"^\+ link ghost0 index \d+ bridge mtu 1400$")
         self.assertIn("+ address 192.0.2.1/24 dev ghost0", lines)
         self.assertIn("+ sysctl net/ipv4/conf/ghost0/forwarding = 0", lines)
         self.assertFalse([line for line in lines if "ghost0" not in line])
 
     def test_a_link_that_has_no_network_of_ours(self):
         """What only looks like one of qvm's."""
-        lines = self.found(lambda: ip("link", "add", "qvm-ghost", "type", "dummy"),
+        lines = self.found(lambda: ip("link", "add", "qvm-ghost", "type", "bridge"),
                            lambda: ip("link", "del", "qvm-ghost"))
         self.assertRegex(lines[0], r"^\+ link qvm-ghost ")
 
@@ -256,7 +256,7 @@ class Found(Audit):
     def test_what_is_gone_within_two_seconds(self):
         """Is no difference: the kernel takes things back behind the scenes."""
         guest = self.start_audited("--net", "nat")
-        ip("link", "add", "ghost0", "type", "dummy")
+        ip("link", "add", "ghost0", "type", "bridge")
         guest.signal(signal.SIGQUIT)
         time.sleep(0.3)
         guest.signal(signal.SIGQUIT)
