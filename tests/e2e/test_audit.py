@@ -183,7 +183,7 @@ class Found(Audit):
         lines = self.found(change, back)
         self.assertRegex(lines[0], r"^\+ route ip 192\.0\.2\.0/24 unicast table \w+ metric 0 via "
                                    rf"{played_host.ROUTER} dev {played_host.UPLINK}$")
-        self.assertRegex(lines[1], r"^\+ rule ip .*99.*77")
+        self.assertRegex(lines[1], r"^\+ rule ip 99 .*mark 0x7/.* 0x4d ")
         self.assertEqual(len(lines), 2)
 
     def test_a_route_that_is_gone(self):
@@ -229,7 +229,7 @@ class Found(Audit):
         status, stderr = self.ended(guest)
         lines, _ = self.differences(status, stderr)
         path.unlink()
-        path.parent.rmdir()
+        self.sweep()
         self.assertEqual(lines, ["+ run directory web"])
 
     def test_the_groups_directory(self):
