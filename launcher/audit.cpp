@@ -61,13 +61,16 @@ Lines child_processes() {
     return lines;
 }
 
-/// The one that lists them is closed by the time it would be read.
+/// The one that lists them is closed by the time it would be read. Without paths: a log that is
+/// rotated is the same file.
 Lines descriptors() {
     Lines lines;
     for (const auto& entry : entries_of("/proc/self/fd")) {
         std::error_code gone;
-        const auto what = fs::read_symlink(entry, gone);
-        if (!gone) lines.push_back(fmt::format("{} {}", entry.filename().string(), what.string()));
+        const auto what = fs::read_symlink(entry, gone).string();
+        if (gone) continue;
+        const auto kind = what.starts_with('/') ? "file" : what.substr(0, what.find(":["));
+        lines.push_back(fmt::format("{} {}", entry.filename().string(), kind));
     }
     return lines;
 }
@@ -88,10 +91,19 @@ Lines sorted(Lines lines) {
     return lines;
 }
 
+Lines without(const Lines& all, const Lines& others) {
+    const auto from = sorted(all);
+    const auto less = sorted(others);
+    Lines lines;
+    std::set_difference(from.begin(), from.end(), less.begin(), less.end(),
+                        std::back_inserter(lines));
+    return lines;
+}
+
 Lines lines_of(const netns::HostPicture& picture, const std::string& section) {
     const auto found = std::find_if(picture.begin(), picture.end(),
                                     [&](const auto& each) { return each.name == section; });
-    return found == picture.end() ? Lines{} : sorted(found->lines);
+    return found == picture.end() ? Lines{} : found->lines;
 }
 
 }  // namespace
@@ -101,16 +113,11 @@ std::vector<std::string> difference(const netns::HostPicture& before,
     Lines result;
     for (const auto& section : after) {
         const auto old_lines = lines_of(before, section.name);
-        const auto new_lines = sorted(section.lines);
-        const auto add = [&](char sign, const Lines& from, const Lines& without) {
-            Lines lines;
-            std::set_difference(from.begin(), from.end(), without.begin(), without.end(),
-                                std::back_inserter(lines));
-            for (const auto& line : lines)
-                result.push_back(fmt::format("{} {} {}", sign, section.name, line));
-        };
-        add('-', old_lines, new_lines);
-        add('+', new_lines, old_lines);
+        const auto& new_lines = section.lines;
+        for (const auto& line : without(old_lines, new_lines))
+            result.push_back(fmt::format("- {} {}", section.name, line));
+        for (const auto& line : without(new_lines, old_lines))
+            result.push_back(fmt::format("+ {} {}", section.name, line));
     }
     return result;
 }
@@ -126,6 +133,7 @@ Audit::Audit(Directories directories, const RunOptions& options)
     : directories_(std::move(directories)), name_(options.name), group_(options.vm.group) {
     ::prctl(PR_GET_CHILD_SUBREAPER, &was_subreaper_);
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+    inherited_ = child_processes();
     before_ = look();
 }
 
@@ -160,7 +168,7 @@ netns::HostPicture Audit::look() const {
         throw Failure(fmt::format("--audit: {}", error.what()));
     }
     picture.push_back({"mount", mounts()});
-    picture.push_back({"child process", child_processes()});
+    picture.push_back({"child process", without(child_processes(), inherited_)});
     picture.push_back({"descriptor", descriptors()});
     picture.push_back({"run directory", left_in_run_directory()});
     picture.push_back({"cache directory", names_in(directories_.cache)});
@@ -179,7 +187,9 @@ std::vector<std::string> Audit::left_in_run_directory() const {
     Lines left;
     const auto& run = directories_.run;
     if (name_ && is_there(run / *name_) && !supervisor_of(run, *name_)) left.push_back(*name_);
-    if (group_ && is_there(directories_.groups() / *group_) && group_guests(run, *group_).empty())
+    // Who starts or ends in it has the leader's lock before it is a guest, and after.
+    if (group_ && group_guests(run, *group_).empty() &&
+        try_lock_existing(directories_.groups() / *group_ / "leader"))
         left.push_back(fmt::format("group {}", *group_));
     return left;
 }

@@ -48,6 +48,7 @@ class Audit {
     std::optional<std::string> group_;    ///< its group's
     std::optional<std::string> network_;  ///< its network's id
     int was_subreaper_ = 0;
+    std::vector<std::string> inherited_;  ///< children of who has become qvm by exec: not its own
     netns::HostPicture before_;
 };
 
