@@ -430,7 +430,7 @@ complete -c qvm -f
 )script";
 
 std::string fish_quoted(std::string_view text) {
-    return "'" + escaped(text, "'\\") + "'";
+    return fmt::format("'{}'", escaped(text, "'\\"));
 }
 
 std::string fish_offer(const Offer& offer) {
