@@ -1,6 +1,7 @@
 #include "launcher/background.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -59,6 +60,11 @@ void pass_on(int signals, pid_t child) {
     if (number != SIGCHLD && info.ssi_code == SI_USER) ::kill(child, number);
 }
 
+Failure cannot(const char* call) {
+    return Failure{fmt::format("make a process for the background: {}: {}", call,
+                               std::generic_category().message(errno))};
+}
+
 /// The parent's whole life.
 int stand_in_for(pid_t child, int signals, int from_child) {
     for (;;) {
@@ -78,17 +84,17 @@ int stand_in_for(pid_t child, int signals, int from_child) {
 std::optional<int> Background::fork() {
     std::array<int, 2> ends;
     if (::pipe2(ends.data(), O_CLOEXEC) != 0)
-        throw Failure("make a pipe: " + std::generic_category().message(errno));
+        throw cannot("make a pipe");
     UniqueFd read_end{ends[0]};
     UniqueFd write_end{ends[1]};
     const auto signals = minded_signals();
     const UniqueFd signal_fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
-    if (!signal_fd) throw Failure("make a signalfd: " + std::generic_category().message(errno));
+    if (!signal_fd) throw cannot("make a signalfd");
     sigset_t before;
     ::sigprocmask(SIG_BLOCK, &signals, &before);
     const auto parent = ::getpid();
     const auto child = ::fork();
-    if (child < 0) throw Failure("fork: " + std::generic_category().message(errno));
+    if (child < 0) throw cannot("fork");
     if (child > 0) {
         write_end.reset();
         return stand_in_for(child, signal_fd.get(), read_end.get());

@@ -13,7 +13,7 @@
 #include <cstdio>
 #include <system_error>
 
-#include "launcher/failure.h"
+#include "launcher/step.h"
 
 namespace qvm {
 
@@ -66,7 +66,10 @@ Console::Console(const asio::any_io_executor& executor, UniqueFd socket, UniqueF
     if (!log_)
         throw Failure(
             fmt::format("create '{}': {}", log.string(), std::generic_category().message(errno)));
-    socket_.assign(asio::local::stream_protocol{}, socket.release());
+    in_step("watch the guest's console", [&] {
+        socket_.assign(asio::local::stream_protocol{}, socket.get());
+        (void)socket.release();
+    });
 }
 
 void Console::log(std::string_view bytes) {

@@ -12,6 +12,8 @@
 #include <string>
 #include <vector>
 
+#include "launcher/step.h"
+
 namespace qvm {
 
 namespace asio = boost::asio;
@@ -94,7 +96,9 @@ struct ConsoleClients::State : std::enable_shared_from_this<State> {
 
 ConsoleClients::ConsoleClients(const asio::any_io_executor& executor, UniqueFd listener,
                                Handlers handlers)
-    : state_(std::make_shared<State>(executor, listener.get(), std::move(handlers))) {
+    : state_(in_step("serve the console's socket", [&] {
+          return std::make_shared<State>(executor, listener.get(), std::move(handlers));
+      })) {
     (void)listener.release();  // the acceptor's now
     asio::co_spawn(executor, state_->serve(), asio::detached);
 }

@@ -59,8 +59,10 @@ fs::path cache_directory() {
 /// A directory, not a link to one, that belongs to us.
 bool is_our_directory(const fs::path& path) {
     struct stat status {};
-    return ::lstat(path.c_str(), &status) == 0 && S_ISDIR(status.st_mode) &&
-           status.st_uid == ::geteuid();
+    const bool found = ::lstat(path.c_str(), &status) == 0;
+    if (!found && errno != ENOENT && errno != ENOTDIR)
+        throw Failure(fmt::format("look at '{}': {}", path.string(), reason()));
+    return found && S_ISDIR(status.st_mode) && status.st_uid == ::geteuid();
 }
 
 UniqueFd open_lock(const fs::path& file, int create) {
@@ -161,7 +163,10 @@ std::optional<UniqueFd> try_lock_file(const fs::path& file) {
     for (;;) {
         auto fd = open_lock(file, O_CREAT);
         if (!fd) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
-        if (!take_lock(fd.get())) return std::nullopt;
+        const bool taken = take_lock(fd.get());
+        if (!taken && errno != EAGAIN && errno != EACCES)
+            throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
+        if (!taken) return std::nullopt;
         if (is_linked(fd.get())) return fd;
     }
 }
@@ -229,10 +234,13 @@ bool remove_directory(const fs::path& directory, std::span<const char* const> na
 
 std::vector<fs::path> directories_in(const fs::path& directory) {
     std::vector<fs::path> result;
-    std::error_code ignored;
-    if (is_our_directory(directory))
-        for (const auto& entry : fs::directory_iterator(directory, ignored))
-            if (is_our_directory(entry.path())) result.push_back(entry.path());
+    if (!is_our_directory(directory)) return result;
+    std::error_code error;
+    fs::directory_iterator entry{directory, error};
+    for (; !error && entry != fs::directory_iterator{}; entry.increment(error))
+        if (is_our_directory(entry->path())) result.push_back(entry->path());
+    if (error && error != std::errc::no_such_file_or_directory)
+        throw Failure(fmt::format("read directory '{}': {}", directory.string(), error.message()));
     return result;
 }
 
@@ -311,10 +319,14 @@ VmDirectory::VmDirectory(const fs::path& run, const std::string& name) : path_(r
 
 VmDirectory::~VmDirectory() {
     if (!lock_) return;  // moved from
-    // Who takes the name next finds all of it or nothing. It is removed all the same where others
-    // have that lock for long.
-    const UniqueFd guard = lock_soon(path_.parent_path());
-    remove_directory(path_, vm_files);
+    try {
+        // Who takes the name next finds all of it or nothing. It is removed all the same where
+        // others have that lock for long.
+        const UniqueFd guard = lock_soon(path_.parent_path());
+        remove_directory(path_, vm_files);
+    } catch (const std::exception&) {
+        // It is left to the next sweep.
+    }
     lock_.reset();
 }
 

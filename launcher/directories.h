@@ -79,7 +79,7 @@ std::vector<std::string> sweep_vms(const std::filesystem::path& run, const Befor
 /// now. Throws Failure where that cannot be found out, for want of descriptors.
 std::optional<pid_t> supervisor_of(const std::filesystem::path& run, const std::string& name);
 
-/// The names of all VMs that live, sorted.
+/// The names of all VMs that live, sorted. Throws Failure where they cannot be found out.
 std::vector<std::string> living_vms(const std::filesystem::path& run);
 
 /// The directory of one VM below the run directory, locked for as long as this object lives and

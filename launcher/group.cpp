@@ -13,7 +13,7 @@
 #include <set>
 #include <thread>
 
-#include "launcher/failure.h"
+#include "launcher/step.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
 #include "netns/network.h"
@@ -185,7 +185,7 @@ GroupSeat::~GroupSeat() {
     members_lock_.reset();
     try {
         sweep_group(directory_, vm_);
-    } catch (const Failure&) {
+    } catch (const std::exception&) {
         // It is left to the next sweep.
     }
 }
@@ -275,7 +275,10 @@ awaitable<void> Group::State::lead() {
 /// Until the leader is gone. Its first message repeats what we have, and descriptors that nobody
 /// asks the kernel for are closed by it.
 awaitable<void> Group::State::follow() {
-    leader = stream_protocol::socket{executor, stream_protocol{}, seat.connection_.release()};
+    in_step(fmt::format("follow the leader of group '{}'", seat.group_), [this] {
+        leader = stream_protocol::socket{executor, stream_protocol{}, seat.connection_.get()};
+        (void)seat.connection_.release();
+    });
     boost::system::error_code ignored;
     leader.write_some(asio::buffer("\n", 1), ignored);
     std::array<char, 4096> buffer;
@@ -315,7 +318,10 @@ bool Group::State::try_to_take_over() {
 }
 
 awaitable<void> Group::State::serve() {
-    acceptor.assign(stream_protocol{}, seat.listener_.release());
+    in_step(fmt::format("lead group '{}'", seat.group_), [this] {
+        acceptor.assign(stream_protocol{}, seat.listener_.get());
+        (void)seat.listener_.release();
+    });
     for (;;) {
         auto [error, member] = co_await acceptor.async_accept(no_throw);
         if (error == asio::error::operation_aborted || left) co_return;

@@ -1,6 +1,7 @@
 #include "launcher/last_words.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <array>
@@ -8,18 +9,20 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <system_error>
 
-#include "launcher/failure.h"
+#include "launcher/step.h"
 
 namespace qvm {
 
 namespace asio = boost::asio;
 
-LastWords::LastWords(const asio::any_io_executor& executor) : pipe_(executor) {
+void LastWords::open() {
     std::array<int, 2> ends;
     if (::pipe2(ends.data(), O_CLOEXEC) != 0)
-        throw Failure("make a pipe: " + std::generic_category().message(errno));
-    pipe_.assign(ends[0]);
+        throw boost::system::system_error{errno, boost::system::generic_category()};
     write_end_.reset(ends[1]);
+    UniqueFd read_end{ends[0]};
+    pipe_.assign(read_end.get());
+    (void)read_end.release();
 }
 
 asio::awaitable<void> LastWords::collect(Report debug) {
@@ -40,6 +43,7 @@ std::string LastWords::text_or(const std::string& otherwise) const {
 }
 
 void Process::start(SpawnSpec spec) {
+    in_step(fmt::format("start '{}': watch its stderr", spec.argv.at(0)), [&] { words.open(); });
     spec.stderr_fd = words.write_end();
     child = Child::spawn(spec);
     words.close_write_end();

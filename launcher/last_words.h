@@ -19,9 +19,10 @@ using Report = std::function<void(const std::string&)>;
 /// Collects a child's stderr and keeps its end: the words for an error message.
 class LastWords {
   public:
-    /// Throws Failure.
-    explicit LastWords(const boost::asio::any_io_executor& executor);
+    explicit LastWords(const boost::asio::any_io_executor& executor) : pipe_(executor) {}
 
+    /// Makes the pipe. Throws boost::system::system_error.
+    void open();
     /// The child's stderr, to be closed here once the child has it.
     [[nodiscard]] int write_end() const noexcept { return write_end_.get(); }
     void close_write_end() { write_end_.reset(); }

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "launcher/directories.h"
+#include "launcher/step.h"
 #include "netns/dns_relay.h"
 
 namespace qvm {
@@ -78,10 +79,20 @@ struct NameService::State : std::enable_shared_from_this<State> {
 
     /// Until it ends; why.
     awaitable<std::string> end_of_dnsmasq() {
-        const auto how = co_await dnsmasq->child->wait();
+        std::optional<ExitStatus> how;
+        while (!how) {
+            try {
+                how = co_await dnsmasq->child->wait();
+            } catch (const std::exception& error) {
+                debug(error.what());
+            }
+            if (how) break;
+            asio::steady_timer pause{executor, longest_pause};
+            co_await pause.async_wait(asio::use_awaitable);
+        }
         dnsmasq->child.reset();
         co_await asio::post(executor, asio::use_awaitable);  // the last of its stderr
-        co_return "dnsmasq died: " + dnsmasq->words.text_or(how.describe());
+        co_return "dnsmasq died: " + dnsmasq->words.text_or(how->describe());
     }
 
     /// Why it could not; nothing where it could.
@@ -150,7 +161,10 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
                                      std::move(cannot))) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
-    if (dns.udp) state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp));
+    if (dns.udp)
+        in_step("relay DNS queries", [&] {
+            state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp));
+        });
     state_->start();
     asio::co_spawn(executor, state_->watch(), asio::detached);
 }

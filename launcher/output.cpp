@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <new>
 #include <string>
 #include <system_error>
 
@@ -25,6 +26,9 @@ int say_failure() noexcept {
         say(std::string{"qvm: "} + failure.what());
         if (!failure.hint().empty()) say("hint: " + failure.hint());
         return failure.exit_status();
+    } catch (const std::bad_alloc&) {
+        say("qvm: out of memory");
+        return status::failed;
     } catch (const std::exception& error) {
         say(std::string{"qvm: "} + error.what());
         return status::failed;

@@ -19,6 +19,7 @@
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "launcher/step.h"
 
 namespace qvm {
 
@@ -117,9 +118,10 @@ struct Pipe {
     UniqueFd write;
 };
 
-Pipe make_pipe() {
+Pipe make_pipe(const std::string& program) {
     std::array<int, 2> ends;
-    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw Failure("make a pipe: " + reason(errno));
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0)
+        throw Failure(fmt::format("start '{}': make a pipe: {}", program, reason(errno)));
     return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
 }
 
@@ -220,8 +222,13 @@ ExitStatus Child::reap() {
 
 boost::asio::awaitable<ExitStatus> Child::wait() {
     namespace asio = boost::asio;
-    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor,
-                                         ::fcntl(pidfd_.get(), F_DUPFD_CLOEXEC, 0)};
+    asio::posix::stream_descriptor pidfd{co_await asio::this_coro::executor};
+    in_step(fmt::format("wait for the end of process {}", pid_), [&] {
+        UniqueFd copy{::fcntl(pidfd_.get(), F_DUPFD_CLOEXEC, 0)};
+        if (!copy) throw boost::system::system_error{errno, boost::system::generic_category()};
+        pidfd.assign(copy.get());
+        (void)copy.release();
+    });
     // Asio's reactor may wake a descriptor for what happened to another one that had its number.
     pollfd ended{pidfd.native_handle(), POLLIN, 0};
     do {
@@ -265,9 +272,9 @@ std::optional<std::string> find_program(const std::string& name) {
 
 ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input,
                     const std::string& directory) {
-    auto in = make_pipe();
-    auto out = make_pipe();
-    auto err = make_pipe();
+    auto in = make_pipe(argv.at(0));
+    auto out = make_pipe(argv.at(0));
+    auto err = make_pipe(argv.at(0));
     SpawnSpec spec;
     spec.argv = argv;
     spec.stdin_fd = in.read.get();

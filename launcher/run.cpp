@@ -25,7 +25,7 @@ namespace {
 std::string random_id() {
     std::uint32_t number = 0;
     if (::getrandom(&number, sizeof number, 0) != sizeof number)
-        throw Failure("read random numbers");
+        throw Failure("read random numbers: " + std::generic_category().message(errno));
     return fmt::format("{:08x}", number);
 }
 

@@ -38,6 +38,7 @@
 #include "launcher/name_service.h"
 #include "launcher/process.h"
 #include "launcher/publish.h"
+#include "launcher/step.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
 #include "netns/host_watch.h"
@@ -74,7 +75,7 @@ struct SocketPair {
 SocketPair make_socket_pair() {
     std::array<int, 2> ends;
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
-        throw Failure("make a socket pair: " + std::generic_category().message(errno));
+        throw Failure("start QEMU: make a socket pair: " + std::generic_category().message(errno));
     return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
 }
 
@@ -121,8 +122,10 @@ class Supervisor final : public Controlled {
     // --- set-up: nothing is waited for ------------------------------------------------------
 
     void set_up() {
-        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT})
-            if (!is_ignored(number)) signals_.add(number);
+        in_step("watch signals", [this] {
+            for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH, SIGCONT})
+                if (!is_ignored(number)) signals_.add(number);
+        });
         // No call of the set-up is to be interrupted.
         const auto blocked = std::move(run_.blocked);
         if (run_.named) DefinitionStore{run_.directories}.forget_end(run_.plan.name);
@@ -220,7 +223,10 @@ class Supervisor final : public Controlled {
         agent_.emplace(context_.get_executor(), agent.ours.release(), qmp::Dialect::guest_agent,
                        agent_line_limit);
         console_socket_ = std::move(console.ours);
-        firmware_.assign(asio::local::stream_protocol{}, firmware.ours.release());
+        in_step("watch QEMU's firmware", [&] {
+            firmware_.assign(asio::local::stream_protocol{}, firmware.ours.get());
+            (void)firmware.ours.release();
+        });
     }
 
     void publish_ports() {
@@ -231,7 +237,9 @@ class Supervisor final : public Controlled {
         run_.ports.clear();
         if (publications.empty()) return;
         raise_descriptor_limit();  // two for each connection
-        forwards_.emplace(context_.get_executor(), network_->space(), std::move(publications));
+        in_step("publish the VM's ports", [&] {
+            forwards_.emplace(context_.get_executor(), network_->space(), std::move(publications));
+        });
     }
 
     // --- names --------------------------------------------------------------------------------
@@ -952,7 +960,9 @@ class Supervisor final : public Controlled {
 }  // namespace
 
 RunResult supervise(PreparedRun run, Timings& timings, const Reports& reports) {
-    auto supervisor = std::make_unique<Supervisor>(std::move(run), timings, reports);
+    auto supervisor = in_step(fmt::format("prepare for VM '{}'", run.plan.name), [&] {
+        return std::make_unique<Supervisor>(std::move(run), timings, reports);
+    });
     auto result = (*supervisor)();
     const auto ended = supervisor->ended_at();
     {

@@ -13,6 +13,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 
+#include "launcher/failure.h"
 #include "launcher/process.h"
 
 namespace qvm {
@@ -50,10 +51,14 @@ Stdio::Stdio(const asio::any_io_executor& executor, int fd) : original_(fd) {
     auto own = open_anew(fd);
     const bool shared = !own;
     if (shared) own.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    const std::string step = fd == STDIN_FILENO ? "use stdin" : "use stdout";
+    if (!own) throw Failure(step + ": " + std::generic_category().message(errno));
     stream_.emplace(executor);
     boost::system::error_code error;
     stream_->assign(own.get(), error);
-    if (error) {  // EPERM: a file, or /dev/null
+    if (error && error != boost::system::errc::operation_not_permitted)
+        throw Failure(step + ": " + error.message());
+    if (error) {  // a file, or /dev/null
         stream_.reset();
         plain_ = std::move(own);
         return;

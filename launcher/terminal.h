@@ -17,7 +17,7 @@ namespace qvm {
 /// be opened anew is, and what cannot is put back as it was.
 class Stdio {
   public:
-    /// `fd` (0 or 1) is borrowed. Throws boost::system::system_error.
+    /// `fd` (0 or 1) is borrowed. Throws Failure.
     Stdio(const boost::asio::any_io_executor& executor, int fd);
     Stdio(const Stdio&) = delete;
     Stdio& operator=(const Stdio&) = delete;

@@ -1,6 +1,12 @@
 #include "launcher/vm_state.h"
 
+#include <fmt/format.h>
+
 #include <boost/json.hpp>
+#include <cerrno>
+#include <system_error>
+
+#include "launcher/failure.h"
 
 namespace qvm {
 
@@ -115,7 +121,11 @@ bool LivingVm::flag(const char* path) const {
 std::optional<LivingVm> read_vm(const std::filesystem::path& run, const std::string& name) {
     const auto pid = supervisor_of(run, name);
     if (!pid) return std::nullopt;
-    const auto text = read_file(run / name / "state.json");
+    const auto file = run / name / "state.json";
+    const auto text = read_file(file);
+    if (!text && errno != ENOENT)
+        throw Failure(fmt::format("read '{}': {}", file.string(),
+                                  std::generic_category().message(errno)));
     boost::system::error_code error;
     auto value = text ? json::parse(*text, error) : json::value(nullptr);
     // Not written yet: its supervisor has only just begun.

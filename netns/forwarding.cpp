@@ -107,7 +107,7 @@ ForwardingLease::~ForwardingLease() {
     try {
         const auto guard = lock_directory(file_.parent_path());
         release(file_, interface_, lock_.get());
-    } catch (const Error&) {
+    } catch (const std::exception&) {
         // Left to the next sweep.
     }
 }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <net/if.h>
 #include <netlink/cache.h>
+#include <netlink/errno.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/nexthop.h>
 #include <netlink/route/route.h>
@@ -25,6 +26,8 @@ using Cache = std::unique_ptr<nl_cache, Deleter<nl_cache_free>>;
 
 // Split defaults (0.0.0.0/1 and 128.0.0.0/1, as VPNs install them) cover everything as well.
 constexpr unsigned default_route_bits = 1;
+
+constexpr const char* find_step = "find the uplink";
 
 template <typename Visit>
 void for_each(const Cache& cache, Visit visit) {
@@ -77,8 +80,11 @@ int index_towards(nl_sock* socket, const ip::address_v4& address) {
     const auto bytes = address.to_bytes();
     const std::unique_ptr<nl_addr, Deleter<nl_addr_put>> destination{
         nl_addr_build(AF_INET, bytes.data(), bytes.size())};
+    if (!destination) throw Error(find_step, ENOMEM);
     rtnl_route* raw = nullptr;
-    if (!destination || rtnl_route_lookup(socket, destination.get(), &raw) < 0) return 0;
+    const int error = rtnl_route_lookup(socket, destination.get(), &raw);
+    if (error == -NLE_NOMEM) throw Error(find_step, ENOBUFS);
+    if (error < 0) return 0;
     const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
     auto* hop = rtnl_route_nexthop_n(route.get(), 0);
     if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return 0;
@@ -89,10 +95,15 @@ int index_towards(nl_sock* socket, const ip::address_v4& address) {
 std::optional<Uplink> describe(int index) {
     ifreq request{};
     request.ifr_ifindex = index;
-    const UniqueFd socket{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
-    if (!socket || ::ioctl(socket.get(), SIOCGIFNAME, &request) != 0) return std::nullopt;
+    const UniqueFd socket{check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), find_step)};
+    const auto is_gone = [&](unsigned long call) {
+        if (::ioctl(socket.get(), call, &request) == 0) return false;
+        if (errno != ENODEV) throw Error(find_step, errno);
+        return true;
+    };
+    if (is_gone(SIOCGIFNAME)) return std::nullopt;
     std::string name{request.ifr_name};
-    if (::ioctl(socket.get(), SIOCGIFMTU, &request) != 0) return std::nullopt;
+    if (is_gone(SIOCGIFMTU)) return std::nullopt;
     return Uplink{std::move(name), static_cast<unsigned>(request.ifr_mtu)};
 }
 

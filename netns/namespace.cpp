@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <exception>
+#include <system_error>
 #include <thread>
 
 #include "netns/error.h"
@@ -17,10 +18,18 @@ UniqueFd open_own_namespace() {
                           "open '/proc/thread-self/ns/net'")};
 }
 
+std::jthread start_thread(const std::function<void()>& work) {
+    try {
+        return std::jthread{work};
+    } catch (const std::system_error& error) {
+        throw Error("start a thread for the network namespace", error.code().value());
+    }
+}
+
 void on_own_thread(const std::function<void()>& work, const std::function<void()>& meanwhile = {}) {
     std::exception_ptr failure;
     {
-        const std::jthread thread([&] {
+        const auto thread = start_thread([&] {
             try {
                 work();
             } catch (...) {

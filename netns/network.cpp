@@ -225,15 +225,15 @@ std::string Network::follow_host() {
 void Network::detach() noexcept {
     forwarding_.reset();
     if (host_link_index_ == 0) return;
-    // Both wait, and neither for the other.
-    const std::jthread rules([this] {
-        try {
-            host_rules_->remove(uplink_->host_link);
-        } catch (const std::exception&) {
-            // It goes with the socket.
-        }
-    });
     try {
+        // Both wait, and neither for the other.
+        const std::jthread rules([this] {
+            try {
+                host_rules_->remove(uplink_->host_link);
+            } catch (const std::exception&) {
+                // It goes with the socket.
+            }
+        });
         std::vector<Request> requests;
         requests.push_back(delete_link(uplink_->host_link, std::exchange(host_link_index_, 0)));
         host_.transact(std::move(requests));

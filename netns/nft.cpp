@@ -98,6 +98,12 @@ using NftTable = std::unique_ptr<nftnl_table, Free<nftnl_table_free>>;
 using NftChain = std::unique_ptr<nftnl_chain, Free<nftnl_chain_free>>;
 using NftRule = std::unique_ptr<nftnl_rule, Free<nftnl_rule_free>>;
 
+template <typename Object>
+Object allocated(Object object) {
+    if (!object) throw Error("allocate nft object", ENOMEM);
+    return object;
+}
+
 /// Appends a statement's expressions to a rule; libnftnl's rule owns them.
 struct ToExpressions {
     nftnl_rule* rule;
@@ -256,7 +262,7 @@ class Batch {
 };
 
 void add_table(Batch& batch, const Table& table) {
-    NftTable object{nftnl_table_alloc()};
+    const auto object = allocated(NftTable{nftnl_table_alloc()});
     nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
     nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, table.name.c_str());
     nftnl_table_set_u32(object.get(), NFTNL_TABLE_FLAGS, table.owned ? owner_flag : 0);
@@ -267,7 +273,7 @@ void add_table(Batch& batch, const Table& table) {
 
 void add_chain(Batch& batch, const Table& table, const Chain& chain) {
     const auto& hook = facts(chain.hook);
-    NftChain object{nftnl_chain_alloc()};
+    const auto object = allocated(NftChain{nftnl_chain_alloc()});
     nftnl_chain_set_str(object.get(), NFTNL_CHAIN_TABLE, table.name.c_str());
     nftnl_chain_set_str(object.get(), NFTNL_CHAIN_NAME, hook.name);
     nftnl_chain_set_str(object.get(), NFTNL_CHAIN_TYPE, hook.type);
@@ -280,7 +286,7 @@ void add_chain(Batch& batch, const Table& table, const Chain& chain) {
 }
 
 void add_rule(Batch& batch, const Table& table, const Chain& chain, const Rule& rule) {
-    NftRule object{nftnl_rule_alloc()};
+    const auto object = allocated(NftRule{nftnl_rule_alloc()});
     nftnl_rule_set_u32(object.get(), NFTNL_RULE_FAMILY, NFPROTO_IPV4);
     nftnl_rule_set_str(object.get(), NFTNL_RULE_TABLE, table.name.c_str());
     nftnl_rule_set_str(object.get(), NFTNL_RULE_CHAIN, facts(chain.hook).name);
@@ -351,7 +357,7 @@ void Socket::commit(const Table& table) {
 
 void Socket::remove(const std::string& name) {
     Batch batch;
-    NftTable object{nftnl_table_alloc()};
+    const auto object = allocated(NftTable{nftnl_table_alloc()});
     nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
     nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, name.c_str());
     nftnl_table_nlmsg_build_payload(batch.message(NFT_MSG_DELTABLE, 0), object.get());

@@ -189,7 +189,7 @@ Client::Client(asio::any_io_executor executor, int descriptor, Dialect dialect,
     connection_->socket.assign(asio::local::stream_protocol(), descriptor, ec);
     if (ec) {
         ::close(descriptor);
-        throw std::system_error(ec, "qmp: cannot use the socket");
+        throw std::system_error(ec, "use the QMP socket");
     }
     connection_->read();
 }

@@ -214,7 +214,7 @@ void Server::Core::listen(int descriptor) {
     acceptor.assign(Unix(), descriptor, ec);
     if (ec) {
         ::close(descriptor);
-        throw std::system_error(ec, "qmp: cannot use the listening socket");
+        throw std::system_error(ec, "listen on the QMP socket");
     }
     acceptor.native_non_blocking(true);
     accept();

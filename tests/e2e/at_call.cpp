@@ -1,17 +1,20 @@
-// at_call N kill|ERROR REPORT [--forked] -- COMMAND...
+// at_call N kill|CALL=ERRNO,... REPORT [--forked] -- COMMAND...
 //
 // Runs a command and, when its process is about to make its N-th system call (counted from 1 over
-// all of its threads), kills it with SIGKILL, or has the call fail with that errno without being
-// made. With --forked it is the process that the command forks first that this happens to. All
-// other children are let go at once: they are not traced, and die or live as they would.
+// all of its threads), kills it with SIGKILL; or it counts only the calls of a table (numbers, both
+// of them), and has the N-th fail with its errno without being made. That counts from the first
+// fcntl on, which is where main() begins. With --forked it is the process that the command forks
+// first that this happens to. What it vforks is a part of it until it is another program. All other
+// children are let go at once: they are not traced, and die or live as they would.
 //
 // REPORT gets one line: "N NUMBER" for the call that was hit, "TOTAL -" when there were fewer. The
-// exit status is the command's, 128 + N for a signal.
+// exit status is the command's, 128 + N for a signal. All die with at_call.
 
 #include <elf.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ptrace.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
@@ -24,6 +27,7 @@
 #include <map>
 #include <set>
 #include <string>
+#include <utility>
 
 namespace {
 
@@ -33,12 +37,29 @@ namespace {
 }
 
 constexpr unsigned long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
-                                  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC;
+                                  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC |
+                                  PTRACE_O_EXITKILL;
+
+using Errors = std::map<long, int>;  ///< errno by a call's number
+
+Errors parse_errors(const char* text) {
+    Errors errors;
+    for (char* rest = nullptr; *text != '\0'; text = *rest == ',' ? rest + 1 : rest) {
+        const long call = std::strtol(text, &rest, 10);
+        if (*rest != '=') break;
+        errors[call] = static_cast<int>(std::strtol(rest + 1, &rest, 10));
+    }
+    return errors;
+}
 
 class Tracer {
   public:
-    Tracer(long at, int error, bool forked, const char* report)
-        : at_(at), error_(error), forked_(forked), report_(report) {}
+    /// Kills where there are no errors.
+    Tracer(long at, Errors errors, bool forked, const char* report)
+        : at_(at),
+          errors_(std::move(errors)),
+          forked_(forked),
+          report_(report) {}
 
     /// The command's exit status.
     int operator()(pid_t command) {
@@ -79,6 +100,11 @@ class Tracer {
         const int signal = WSTOPSIG(status);
         const int event = status >> 16;
         if (signal == (SIGTRAP | 0x80)) return at_syscall(thread);
+        if (event == PTRACE_EVENT_EXEC && vforked_.erase(thread) > 0) {
+            threads_.erase(thread);
+            ::ptrace(PTRACE_DETACH, thread, nullptr, nullptr);
+            return;
+        }
         if (event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_FORK ||
             event == PTRACE_EVENT_VFORK)
             born(thread, event);
@@ -99,8 +125,9 @@ class Tracer {
         ::ptrace(PTRACE_GETEVENTMSG, parent, nullptr, &message);
         const auto child = static_cast<pid_t>(message);
         const bool is_early = early_.erase(child) > 0;
-        if (event == PTRACE_EVENT_CLONE && is_counted(parent)) {
+        if (event != PTRACE_EVENT_FORK && is_counted(parent)) {
             threads_.insert(child);
+            if (event == PTRACE_EVENT_VFORK) vforked_.insert(child);
             welcome(child, is_early);
         } else if (event == PTRACE_EVENT_FORK && wants_fork(parent)) {
             target_ = child;
@@ -125,22 +152,40 @@ class Tracer {
         if (!is_counted(thread) ||
             ::ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
             return go_on(thread, 0);
-        if (info.op == PTRACE_SYSCALL_INFO_ENTRY && ++count_ == at_) hit(thread, info.entry.nr);
+        if (info.op == PTRACE_SYSCALL_INFO_ENTRY) enters(thread, info.entry.nr, info.entry.args[0]);
         if (info.op == PTRACE_SYSCALL_INFO_EXIT && failing_ == thread) {
-            set_result(thread, -error_);
+            set_result(thread, -errors_.at(number_));
             failing_ = 0;
         }
         go_on(thread, 0);
     }
 
-    void hit(pid_t thread, unsigned long long number) {
+    void enters(pid_t thread, unsigned long long number, unsigned long long argument) {
+        if (!counts(static_cast<long>(number), argument) || ++count_ != at_) return;
         number_ = static_cast<long>(number);
-        if (error_ == 0) {
+        if (errors_.empty()) {
             ::kill(target_, SIGKILL);
             return;
         }
+        if (number_ == SYS_brk) return ask_for_nothing(thread);
         skip(thread);
         failing_ = thread;
+    }
+
+    // What a guest prints comes byte by byte: of calls that only repeat, the first one counts.
+    bool counts(long number, unsigned long long argument) {
+        if (errors_.empty()) return true;
+        begun_ = begun_ || number == SYS_fcntl;
+        if (!begun_ || !errors_.contains(number)) return false;
+        const auto last = std::exchange(last_, {number, argument});
+        return number != SYS_recvfrom || last != last_;
+    }
+
+    // brk does not return an error but the break, which is where it was.
+    static void ask_for_nothing(pid_t thread) {
+        auto registers = read(thread);
+        registers.rdi = 0;
+        write(thread, registers);
     }
 
     // A call number of -1 is none; what is in its result is what the caller sees.
@@ -167,6 +212,7 @@ class Tracer {
 
     void ended(pid_t thread, int status) {
         threads_.erase(thread);
+        vforked_.erase(thread);
         if (thread != command_) return;
         exit_status_ = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
     }
@@ -182,15 +228,18 @@ class Tracer {
     }
 
     long at_;
-    int error_;
+    Errors errors_;
+    bool begun_ = false;  ///< to count
     bool forked_;
     const char* report_;
     pid_t command_ = 0;
     pid_t target_ = 0;          ///< whose calls are counted; 0: it is not there yet
     std::set<pid_t> threads_;   ///< of the target
+    std::set<pid_t> vforked_;   ///< those among them that are to become other programs
     std::set<pid_t> expected_;  ///< ours, and yet to stop for the first time
     std::set<pid_t> children_;  ///< the same, to be let go then
     std::set<pid_t> early_;     ///< stopped before their birth was told
+    std::pair<long, unsigned long long> last_;  ///< call that may fail, and its first argument
     pid_t failing_ = 0;
     long count_ = 0;
     long number_ = -1;
@@ -200,19 +249,19 @@ class Tracer {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const std::string usage = "usage: at_call N kill|ERRNO REPORT [--forked] -- COMMAND...\n";
+    const std::string usage = "usage: at_call N kill|CALL=ERRNO,... REPORT [--forked] -- COMMAND...\n";
     const bool forked = argc > 4 && std::string{argv[4]} == "--forked";
     const int first = forked ? 6 : 5;
     if (argc <= first || std::string{argv[first - 1]} != "--") {
         std::fputs(usage.c_str(), stderr);
         return 2;
     }
-    const int error = std::string{argv[2]} == "kill" ? 0 : std::atoi(argv[2]);
+    const auto errors = parse_errors(argv[2]);  // none of "kill"
     const pid_t command = ::fork();
     if (command == 0) {
         ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
         ::execvp(argv[first], argv + first);
         fail(argv[first]);
     }
-    return Tracer{std::atol(argv[1]), error, forked, argv[3]}(command);
+    return Tracer{std::atol(argv[1]), errors, forked, argv[3]}(command);
 }

@@ -3,40 +3,25 @@
 QVM_EVERY_POINT=1 tries every one."""
 
 import os
-import pathlib
 import random
-import re
 import signal
 import subprocess
 
+import calls
 import harness
 import picture
 
-AT_CALL = os.environ.get("QVM_AT_CALL", "")
-EVERY_POINT = bool(os.environ.get("QVM_EVERY_POINT"))
-POINTS = 24  # of each variant, else
-GONE = 2  # seconds
+POINTS = 24  # of each variant, unless it is every one
 LIFE = ["-q", "-m", "64M", "--timeout", "0.3"]
-# All but what the next qvm command puts back: the run directory, and the uplink's forwarding.
-AT_ONCE = ("links", "addresses", "routes", "policy rules", "nft ruleset", "network namespaces",
-           "processes", "cache directory", "data directory", "working directory", "mounts",
-           "deleted files", "disk space", "abstract sockets")
-CALLS = {int(number): name for name, number in re.findall(
-    r"#define __NR_(\w+) (\d+)",
-    pathlib.Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").read_text())}
 
 
-class KillPoints(harness.Test):
-    def at_call(self, number, action, *words, forked=False, before=()):
-        """Runs qvm so; its exit status, and the call that was hit or (total, None)."""
-        report = self.host.files / "report"
-        options = ["--forked"] if forked else []
+class KillPoints(calls.Test):
+    def kill_at(self, number, *words, forked=False, before=()):
+        """Runs qvm so; its end, and what was hit."""
         done = subprocess.run(
-            [*before, AT_CALL, str(number), action, report, *options, "--", harness.QVM,
-             *map(str, words)], cwd=self.host.cwd, stdin=subprocess.DEVNULL, capture_output=True,
-            text=True, timeout=60)
-        count, call = report.read_text().split()
-        return done, (CALLS[int(call)] if call != "-" else None), int(count)
+            [*before, *self.at_call(number, "kill", *words, forked=forked)], cwd=self.host.cwd,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        return done, *self.what_was_hit()
 
     def try_points(self, *options, forked=False):
         words = ("run", *LIFE, *options, self.hang)
@@ -44,28 +29,28 @@ class KillPoints(harness.Test):
         before = picture.Picture(self.host)
         total = self.total(words, forked)
         self.assertEqual(picture.difference_to(before, self.host, harness.GONE), "")
-        points = list(range(1, total + 1)) if EVERY_POINT else \
+        points = list(range(1, total + 1)) if calls.EVERY_POINT else \
             [1 + int(total * (i + random.random()) / POINTS) for i in range(POINTS)]
         hits, tries = 0, 0
         for point in points:
             while True:
                 tries += 1
-                done, call, total = self.at_call(point, "kill", *words, forked=forked)
+                done, call, total = self.kill_at(point, *words, forked=forked)
                 self.settle(done)
-                difference = picture.difference_to(before, self.host, GONE, AT_ONCE)
+                difference = picture.difference_to(before, self.host, calls.GONE, calls.AT_ONCE)
                 self.assertEqual(difference, "", f"killed before call {point}, {call}")
                 hits += call is not None
                 # No two lives have as many calls: how often it is woken is a matter of luck.
-                if call or EVERY_POINT or tries > 3 * POINTS:
+                if call or calls.EVERY_POINT or tries > 3 * POINTS:
                     break
                 point = random.randint(1, total)
         self.assertGreater(hits, 0.8 * len(points), f"{tries} tries")
         self.sweep()
-        self.assertEqual(picture.difference_to(before, self.host, GONE), "")
+        self.assertEqual(picture.difference_to(before, self.host, calls.GONE), "")
 
     def total(self, words, forked):
         """The calls of a life that is not disturbed."""
-        done, call, total = self.at_call(10**6, "kill", *words, forked=forked)
+        done, call, total = self.kill_at(calls.NEVER, *words, forked=forked)
         self.assertIsNone(call)
         self.assertEqual(done.returncode, 0 if forked else 124, done.stderr)
         self.settle(done)
@@ -100,8 +85,8 @@ class KillPoints(harness.Test):
         before = self.instead_of("dnsmasq", "setsid sleep 50 & exec sleep 60")
         words = ("run", *LIFE, "--net", "isolated", self.hang)
         picture_before = picture.Picture(self.host)
-        self.at_call(10**6, "kill", *words, before=before)
-        difference = picture.difference_to(picture_before, self.host, GONE, AT_ONCE)
+        self.kill_at(calls.NEVER, *words, before=before)
+        difference = picture.difference_to(picture_before, self.host, calls.GONE, calls.AT_ONCE)
         for pid, name in picture.processes().items():
             if name == "sleep":
                 os.kill(pid, signal.SIGKILL)
