@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <new>
 #include <string>
 #include <system_error>
@@ -28,6 +29,9 @@ int say_failure() noexcept {
         return failure.exit_status();
     } catch (const std::bad_alloc&) {
         say("qvm: out of memory");
+        return status::failed;
+    } catch (const std::filesystem::filesystem_error& error) {
+        say("qvm: look at '" + error.path1().string() + "': " + error.code().message());
         return status::failed;
     } catch (const std::exception& error) {
         say(std::string{"qvm: "} + error.what());

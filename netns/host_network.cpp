@@ -48,14 +48,12 @@ std::optional<ip::network_v4> to_network(const nl_addr* address) {
 /// Of this family alone: for one of all families the kernel takes RTNL, the lock of all network
 /// changes, behind which a host where many VMs end has a queue.
 void add_addresses(nl_sock* socket, HostNetwork& host) {
-    const auto check = [](int error) {
-        if (error < 0) throw Error("read the host's addresses", nl_geterror(error));
-    };
+    constexpr const char* step = "read the host's addresses";
     nl_cache* raw = nullptr;
-    check(nl_cache_alloc_name("route/addr", &raw));
+    nl_check(step, [&] { return nl_cache_alloc_name("route/addr", &raw); });
     const Cache cache{raw};
     nl_cache_set_arg1(raw, AF_INET);
-    check(nl_cache_refill(socket, raw));
+    nl_check(step, [&] { return nl_cache_refill(socket, raw); });
     for_each(cache, [&](nl_object* object) {
         auto network = to_network(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(object)));
         if (network) host.used.push_back(*network);
@@ -64,8 +62,8 @@ void add_addresses(nl_sock* socket, HostNetwork& host) {
 
 void add_routes(nl_sock* socket, HostNetwork& host) {
     nl_cache* raw = nullptr;
-    if (int error = rtnl_route_alloc_cache(socket, AF_INET, 0, &raw); error < 0)
-        throw Error("read the host's routes", nl_geterror(error));
+    nl_check("read the host's routes",
+             [&] { return rtnl_route_alloc_cache(socket, AF_INET, 0, &raw); });
     for_each(Cache{raw}, [&](nl_object* object) {
         auto network = to_network(rtnl_route_get_dst(reinterpret_cast<rtnl_route*>(object)));
         if (network && network->prefix_length() > default_route_bits) host.used.push_back(*network);

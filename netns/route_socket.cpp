@@ -37,10 +37,17 @@ std::string extended_ack_text(nlmsghdr* header) {
 
 RouteSocket::RouteSocket() : socket_(nl_socket_alloc()) {
     if (!socket_) throw Error("open rtnetlink socket", ENOMEM);
-    if (int error = nl_connect(socket_.get(), NETLINK_ROUTE); error < 0)
-        throw Error("open rtnetlink socket", nl_geterror(error));
-    enable(nl_socket_get_fd(socket_.get()), NETLINK_EXT_ACK, "enable extended acks");
-    enable(nl_socket_get_fd(socket_.get()), NETLINK_CAP_ACK, "cap netlink acks");
+    nl_check("open rtnetlink socket", [this] { return nl_connect(socket_.get(), NETLINK_ROUTE); });
+    enable(nl_socket_get_fd(socket_.get()), NETLINK_EXT_ACK, "enable rtnetlink's extended acks");
+    enable(nl_socket_get_fd(socket_.get()), NETLINK_CAP_ACK, "cap rtnetlink's acks");
+}
+
+void nl_check(std::string_view step, const std::function<int()>& call) {
+    errno = 0;
+    const int error = call();
+    if (error >= 0) return;
+    if (errno != 0) throw Error(step, errno);
+    throw Error(step, nl_geterror(error));
 }
 
 void RouteSocket::transact(std::vector<Request> requests) {

@@ -3,8 +3,10 @@
 #include <netlink/msg.h>
 #include <netlink/socket.h>
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace qvm::netns {
@@ -22,6 +24,10 @@ struct Request {
     NlMessage message;
     std::string step;
 };
+
+/// Calls a function of libnl; Error where its result is negative. errno, where it was set, says more
+/// than libnl's own errors, among which there is no EMFILE.
+void nl_check(std::string_view step, const std::function<int()>& call);
 
 /// An rtnetlink socket (rtnetlink(7)). It belongs to the namespace of the thread that opened it
 /// and stays there whoever uses it.

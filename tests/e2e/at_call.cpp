@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -154,7 +155,7 @@ class Tracer {
             return go_on(thread, 0);
         if (info.op == PTRACE_SYSCALL_INFO_ENTRY) enters(thread, info.entry.nr, info.entry.args[0]);
         if (info.op == PTRACE_SYSCALL_INFO_EXIT && failing_ == thread) {
-            set_result(thread, -errors_.at(number_));
+            finish(thread);
             failing_ = 0;
         }
         go_on(thread, 0);
@@ -167,36 +168,47 @@ class Tracer {
             ::kill(target_, SIGKILL);
             return;
         }
-        if (number_ == SYS_brk) return ask_for_nothing(thread);
-        skip(thread);
         failing_ = thread;
+        skip(thread);
     }
 
-    // What a guest prints comes byte by byte: of calls that only repeat, the first one counts.
     bool counts(long number, unsigned long long argument) {
         if (errors_.empty()) return true;
         begun_ = begun_ || number == SYS_fcntl;
         if (!begun_ || !errors_.contains(number)) return false;
-        const auto last = std::exchange(last_, {number, argument});
-        return number != SYS_recvfrom || last != last_;
+        // What came through a Unix socket is there, and nothing more is needed.
+        const bool receives = number == SYS_recvfrom || number == SYS_recvmsg;
+        return !receives || family_of(static_cast<int>(argument)) != AF_UNIX;
     }
 
-    // brk does not return an error but the break, which is where it was.
-    static void ask_for_nothing(pid_t thread) {
-        auto registers = read(thread);
-        registers.rdi = 0;
-        write(thread, registers);
+    [[nodiscard]] int family_of(int socket) const {
+        const auto process = static_cast<int>(::syscall(SYS_pidfd_open, target_, 0));
+        const auto copy = static_cast<int>(::syscall(SYS_pidfd_getfd, process, socket, 0));
+        int family = -1;
+        socklen_t size = sizeof family;
+        ::getsockopt(copy, SOL_SOCKET, SO_DOMAIN, &family, &size);
+        ::close(copy);
+        ::close(process);
+        return family;
     }
 
-    // A call number of -1 is none; what is in its result is what the caller sees.
-    static void skip(pid_t thread) {
+    // A call number of -1 is none; what is in its result is what the caller sees. But a brk that
+    // fails returns the break, as does one that asks for 0.
+    void skip(pid_t thread) {
         auto registers = read(thread);
-        registers.orig_rax = ~0ULL;
+        argument_ = registers.rdi;
+        if (number_ == SYS_brk)
+            registers.rdi = 0;
+        else
+            registers.orig_rax = ~0ULL;
         write(thread, registers);
     }
-    static void set_result(pid_t thread, long result) {
+    void finish(pid_t thread) const {
         auto registers = read(thread);
-        registers.rax = static_cast<unsigned long long>(result);
+        if (number_ == SYS_brk)
+            registers.rdi = argument_;
+        else
+            registers.rax = static_cast<unsigned long long>(-errors_.at(number_));
         write(thread, registers);
     }
     static user_regs_struct read(pid_t thread) {
@@ -239,8 +251,8 @@ class Tracer {
     std::set<pid_t> expected_;  ///< ours, and yet to stop for the first time
     std::set<pid_t> children_;  ///< the same, to be let go then
     std::set<pid_t> early_;     ///< stopped before their birth was told
-    std::pair<long, unsigned long long> last_;  ///< call that may fail, and its first argument
     pid_t failing_ = 0;
+    unsigned long long argument_ = 0;  ///< the failing call's first
     long count_ = 0;
     long number_ = -1;
     int exit_status_ = 2;
