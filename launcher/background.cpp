@@ -83,8 +83,7 @@ int stand_in_for(pid_t child, int signals, int from_child) {
 
 std::optional<int> Background::fork() {
     std::array<int, 2> ends;
-    if (::pipe2(ends.data(), O_CLOEXEC) != 0)
-        throw cannot("make a pipe");
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw cannot("make a pipe");
     UniqueFd read_end{ends[0]};
     UniqueFd write_end{ends[1]};
     const auto signals = minded_signals();

@@ -162,9 +162,8 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
     write_file(directory / "resolv.conf", resolv_conf(plan));
     state_->write(guests);
     if (dns.udp)
-        in_step("relay DNS queries", [&] {
-            state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp));
-        });
+        in_step("relay DNS queries",
+                [&] { state_->relay.emplace(executor, std::move(dns.udp), std::move(dns.tcp)); });
     state_->start();
     asio::co_spawn(executor, state_->watch(), asio::detached);
 }

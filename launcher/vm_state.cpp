@@ -124,8 +124,8 @@ std::optional<LivingVm> read_vm(const std::filesystem::path& run, const std::str
     const auto file = run / name / "state.json";
     const auto text = read_file(file);
     if (!text && errno != ENOENT)
-        throw Failure(fmt::format("read '{}': {}", file.string(),
-                                  std::generic_category().message(errno)));
+        throw Failure(
+            fmt::format("read '{}': {}", file.string(), std::generic_category().message(errno)));
     boost::system::error_code error;
     auto value = text ? json::parse(*text, error) : json::value(nullptr);
     // Not written yet: its supervisor has only just begun.

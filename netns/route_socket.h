@@ -25,8 +25,8 @@ struct Request {
     std::string step;
 };
 
-/// Calls a function of libnl; Error where its result is negative. errno, where it was set, says more
-/// than libnl's own errors, among which there is no EMFILE.
+/// Calls a function of libnl; Error where its result is negative. errno, where it was set, says
+/// more than libnl's own errors, among which there is no EMFILE.
 void nl_check(std::string_view step, const std::function<int()>& call);
 
 /// An rtnetlink socket (rtnetlink(7)). It belongs to the namespace of the thread that opened it

@@ -38,8 +38,7 @@ namespace {
 }
 
 constexpr unsigned long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK |
-                                  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC |
-                                  PTRACE_O_EXITKILL;
+                                  PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL;
 
 using Errors = std::map<long, int>;  ///< errno by a call's number
 
@@ -57,10 +56,7 @@ class Tracer {
   public:
     /// Kills where there are no errors.
     Tracer(long at, Errors errors, bool forked, const char* report)
-        : at_(at),
-          errors_(std::move(errors)),
-          forked_(forked),
-          report_(report) {}
+        : at_(at), errors_(std::move(errors)), forked_(forked), report_(report) {}
 
     /// The command's exit status.
     int operator()(pid_t command) {
@@ -261,7 +257,8 @@ class Tracer {
 }  // namespace
 
 int main(int argc, char** argv) {
-    const std::string usage = "usage: at_call N kill|CALL=ERRNO,... REPORT [--forked] -- COMMAND...\n";
+    const std::string usage =
+        "usage: at_call N kill|CALL=ERRNO,... REPORT [--forked] -- COMMAND...\n";
     const bool forked = argc > 4 && std::string{argv[4]} == "--forked";
     const int first = forked ? 6 : 5;
     if (argc <= first || std::string{argv[first - 1]} != "--") {
