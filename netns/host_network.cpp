@@ -82,7 +82,7 @@ int index_towards(nl_sock* socket, const ip::address_v4& address) {
     rtnl_route* raw = nullptr;
     const int error = rtnl_route_lookup(socket, destination.get(), &raw);
     if (error == -NLE_NOMEM) throw Error(find_step, ENOBUFS);
-    if (error < 0) return 0;
+    if (error < 0 || raw == nullptr) return 0;
     const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
     auto* hop = rtnl_route_nexthop_n(route.get(), 0);
     if (hop == nullptr || rtnl_route_get_type(route.get()) != RTN_UNICAST) return 0;

@@ -14,7 +14,7 @@ NEVER = 10**6
 # All but what the next qvm command puts back: the run directory, and the uplink's forwarding.
 AT_ONCE = ("links", "addresses", "routes", "policy rules", "nft ruleset", "network namespaces",
            "processes", "cache directory", "data directory", "working directory", "mounts",
-           "deleted files", "disk space", "abstract sockets")
+           "deleted files", "disk space", "abstract sockets", "sockets", "cgroups")
 NUMBERS = {name: int(number) for name, number in re.findall(
     r"#define __NR_(\w+) (\d+)",
     pathlib.Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h").read_text())}

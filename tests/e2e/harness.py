@@ -39,16 +39,22 @@ DEMO = os.environ.get("QVM_DEMO", "")
 STARTED = "guest started"  # what the boot sectors print
 
 
-def boot_sector(then):
-    """A disk whose boot sector writes a line to the serial port and goes on with `then`."""
+def boot_sector(then, more=b"", count=0):
+    """A disk whose boot sector writes a line to the serial port and goes on with `then`; `more` is
+    at 0x7c27, and a count for its use at 0x7df0."""
     code = bytes.fromhex("fc 31c0 8ed8 baf803 be177c"  # cld; ds = 0; dx = 0x3f8; si = the text
                          "ac 84c0 7403 ee ebf8") + then  # lodsb; test al,al; jz; out dx,al; jmp
-    sector = code.ljust(0x17, b"\x90") + STARTED.encode() + b"\r\n\0"
+    sector = code.ljust(0x17, b"\x90") + STARTED.encode() + b"\r\n\0" + more
+    sector = sector.ljust(0x1f0, b"\0") + count.to_bytes(2, "little")
     return sector.ljust(510, b"\0") + b"\x55\xaa" + bytes(1024 * 1024 - 512)
 
 
 HANG = boot_sector(b"\xfb\xf4\xeb\xfd")  # sti; hlt; jmp to hlt
 BABBLE = boot_sector(b"\xeb\xf0")  # the line again, for ever
+# The line again while there is a count; then SLP_EN for S5 to the PM1a control register (ACPI).
+TALK = boot_sector(b"\xeb\x12",  # jmp to 0x7c27
+                   bytes.fromhex("ff0ef07d 75db"  # dec word [0x7df0]; jnz to si = the text
+                                 "ba0406 b80020 ef f4 ebfd"), 20000)
 
 host = None  # the PlayedHost, once main() has made it
 
@@ -89,6 +95,14 @@ class Test(unittest.TestCase):
         """An image that boots and prints for ever."""
         path = host.files / "babble.raw"
         path.write_bytes(BABBLE)
+        return path
+
+    @property
+    def talker(self):
+        """An image that boots, prints for a while and powers off."""
+        path = host.files / "talker.raw"
+        if not path.exists():
+            path.write_bytes(TALK)
         return path
 
     def boot_files(self):
@@ -221,10 +235,10 @@ class Test(unittest.TestCase):
     # --- commands -------------------------------------------------------------------------------
 
     def instead_of(self, tool, script):
-        """Words before a command, for which `tool` is this shell script."""
+        """Words before a command, for which `tool` is this shell script, until the next one."""
         directory = host.files / f"instead-of-{tool}"
-        directory.mkdir()
-        self.addCleanup(shutil.rmtree, directory)
+        directory.mkdir(exist_ok=True)
+        self.addCleanup(shutil.rmtree, directory, ignore_errors=True)
         (directory / tool).write_text(f"#!/bin/sh\n{script}\n")
         (directory / tool).chmod(0o755)
         return ["env", f"PATH={directory}:{os.environ['PATH']}"]

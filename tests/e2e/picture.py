@@ -99,30 +99,78 @@ def _abstract_sockets():
     return sorted(line.split()[-1] for line in lines if line.split()[-1].startswith("@qvm"))
 
 
+def _sockets():
+    """Of this network namespace, in a state that only a process can keep one in: what TCP has in
+    TIME_WAIT or on its way there is the kernel's own."""
+    found = []
+    for protocol in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
+        for _, local, remote, state, *_ in _table(protocol):
+            if not protocol.startswith("tcp") or state in TCP_STATES:
+                found.append(f"{protocol} {local} {remote} {state}")
+    found += [f"packet {' '.join(words[2:5])}" for words in _table("packet")]
+    for _, _, _, flags, *_, last in _table("unix"):
+        if int(flags, 16) & UNIX_LISTENS:
+            found.append(f"unix {last}")
+    return sorted(found)
+
+
+TCP_STATES = ("01", "02", "03", "08", "0A")  # ESTABLISHED, SYN_SENT, SYN_RECV, CLOSE_WAIT, LISTEN
+UNIX_LISTENS = 0x10000
+
+
+def _table(name):
+    """Rows of /proc/net/NAME, in words."""
+    path = pathlib.Path("/proc/net", name)
+    if not path.exists():
+        return []
+    return [line.split() for line in path.read_text().splitlines()[1:]]
+
+
+def _cgroups():
+    """Below those that this process is in, in every hierarchy, and whatever is named after us."""
+    found = set()
+    own = [line.split(":", 2)[2].strip("/") for line in
+           pathlib.Path("/proc/self/cgroup").read_text().splitlines()]
+    for parent, inner, _ in os.walk("/sys/fs/cgroup"):
+        inside = pathlib.Path(parent).relative_to("/sys/fs/cgroup").parts
+        for name in inner:
+            path = "/".join((*inside, name))
+            if "qvm" in name or any(one and f"/{one}/" in f"/{path}" for one in own):
+                found.add(path)
+    return sorted(found)
+
+
 class Picture:
     """Sections of lines. `host` has the directories run, data, cache and cwd."""
 
     def __init__(self, host, sections=None):
-        take = {
+        take = self._sections(host)
+        self.sections = {name: take[name]() for name in sections or take}
+
+    @staticmethod
+    def _sections(host):
+        """How each is taken; what needs no other program comes first."""
+        return {
+            "processes": lambda: [f"{pid} {name}" for pid, name in sorted(processes().items())],
+            "abstract sockets": _abstract_sockets,
+            "sockets": _sockets,
+            "disk space": lambda: _disk_space(host.cache),
+            "deleted files": lambda: _deleted_files(host.cache),
+            "cache directory": lambda: _tree(host.cache),
+            "data directory": lambda: [path for path in _tree(host.data) if path != "vm"],
+            "working directory": lambda: _tree(host.cwd),
+            "run directory": lambda: _tree(host.run),
+            "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),
+            "cgroups": _cgroups,
             "links": lambda: _lines("ip", "-o", "link", "show"),
+            "network namespaces": _namespaces,
+            "nft ruleset": lambda: _lines("nft", "list", "ruleset"),
             "addresses": lambda: _lines("ip", "-o", "address", "show"),
             "routes": lambda: _lines("ip", "-4", "route", "show", "table", "all")
             + _lines("ip", "-6", "route", "show", "table", "all"),
             "policy rules": lambda: _lines("ip", "-4", "rule") + _lines("ip", "-6", "rule"),
-            "nft ruleset": lambda: _lines("nft", "list", "ruleset"),
-            "network namespaces": _namespaces,
-            "processes": lambda: [f"{pid} {name}" for pid, name in sorted(processes().items())],
             "sysctls": _sysctls,
-            "run directory": lambda: _tree(host.run),
-            "data directory": lambda: [path for path in _tree(host.data) if path != "vm"],
-            "cache directory": lambda: _tree(host.cache),
-            "working directory": lambda: _tree(host.cwd),
-            "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),
-            "deleted files": lambda: _deleted_files(host.cache),
-            "disk space": lambda: _disk_space(host.cache),
-            "abstract sockets": _abstract_sockets,
         }
-        self.sections = {name: take[name]() for name in sections or take}
 
     def diff(self, other):
         """What `other` has differently, as text; empty where nothing."""
@@ -135,14 +183,17 @@ class Picture:
 
 def difference_to(before, host, seconds, sections=None):
     """The difference between the picture `before` and the host, once it is empty or after
-    `seconds`: the kernel takes namespaces back behind the scenes."""
+    `seconds`: the kernel takes namespaces back behind the scenes. A section that is as it was is
+    not looked at again: nothing comes back."""
     deadline = time.monotonic() + seconds
+    left = [name for name in before.sections if sections is None or name in sections]
     while True:
-        text = before if sections is None else _part(before, sections)
-        difference = text.diff(Picture(host, sections))
-        if not difference or time.monotonic() > deadline:
-            return difference
-        time.sleep(0.05)
+        while left and not _part(before, left[:1]).diff(Picture(host, left[:1])):
+            del left[0]
+        if not left or time.monotonic() > deadline:
+            break
+        time.sleep(0.01)
+    return _part(before, left).diff(Picture(host, left)) if left else ""
 
 
 def _part(picture, sections):

@@ -2,17 +2,17 @@
 
 import json
 import select
-import socket
 import time
+
+import vm
 
 SECONDS = 30
 
 
 class Client:
     def __init__(self, path, negotiate=True):
-        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket = vm.connected(path)
         self.socket.settimeout(SECONDS)
-        self.socket.connect(str(path))
         self.buffer = b""
         self.events = []
         if negotiate:

@@ -86,12 +86,22 @@ class GuestShell:
         self.out.expect(re.escape(PROMPT), seconds)
 
 
+def connected(path):
+    """A connection to a Unix socket."""
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 class ConsoleClient(GuestShell):
     """The other end of a console's socket."""
 
     def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
+        self.socket = connected(path)
         self.out = Stream(self.socket.fileno())
 
     def type(self, text):
