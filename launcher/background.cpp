@@ -74,6 +74,7 @@ int stand_in_for(pid_t child, int signals, int from_child) {
         if (const auto status = look_after(child)) return *status;
         if ((fds[1].revents & POLLIN) == 0) continue;
         const auto text = read_all(from_child);
+        if (text.empty()) continue;  // it could not be read, and is still there
         print(std::string_view{text}.substr(1));
         return status::ok;
     }

@@ -13,6 +13,7 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -149,7 +151,7 @@ class Tracer {
         if (!is_counted(thread) ||
             ::ptrace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, &info) <= 0)
             return go_on(thread, 0);
-        if (info.op == PTRACE_SYSCALL_INFO_ENTRY) enters(thread, info.entry.nr, info.entry.args[0]);
+        if (info.op == PTRACE_SYSCALL_INFO_ENTRY) enters(thread, info.entry.nr, info.entry.args);
         if (info.op == PTRACE_SYSCALL_INFO_EXIT && failing_ == thread) {
             finish(thread);
             failing_ = 0;
@@ -157,8 +159,8 @@ class Tracer {
         go_on(thread, 0);
     }
 
-    void enters(pid_t thread, unsigned long long number, unsigned long long argument) {
-        if (!counts(static_cast<long>(number), argument) || ++count_ != at_) return;
+    void enters(pid_t thread, unsigned long long number, const std::uint64_t* arguments) {
+        if (!counts(static_cast<long>(number), arguments) || ++count_ != at_) return;
         number_ = static_cast<long>(number);
         if (errors_.empty()) {
             ::kill(target_, SIGKILL);
@@ -168,13 +170,15 @@ class Tracer {
         skip(thread);
     }
 
-    bool counts(long number, unsigned long long argument) {
+    bool counts(long number, const std::uint64_t* arguments) {
         if (errors_.empty()) return true;
         begun_ = begun_ || number == SYS_fcntl;
         if (!begun_ || !errors_.contains(number)) return false;
+        // It sets a flag, and cannot fail.
+        if (number == SYS_ioctl && arguments[1] == FIONBIO) return false;
         // What came through a Unix socket is there, and nothing more is needed.
         const bool receives = number == SYS_recvfrom || number == SYS_recvmsg;
-        return !receives || family_of(static_cast<int>(argument)) != AF_UNIX;
+        return !receives || family_of(static_cast<int>(arguments[0])) != AF_UNIX;
     }
 
     [[nodiscard]] int family_of(int socket) const {

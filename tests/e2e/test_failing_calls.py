@@ -28,7 +28,8 @@ LIFE = ["-q", "-m", "64M", "--timeout", "6", "--name", "vm"]
 # What may happen to a call of ours by its manual page, and on a host that is short of something.
 # Not here: what cannot fail as we call it (signals' masks and handlers, epoll_wait, timerfd_settime,
 # prctl, what is sent to or waited for from a child of ours), what fails only with the call made
-# (close), and what the C library minds alone (futex, madvise, munmap, set_robust_list).
+# (close), and what others mind alone: the C library (futex, madvise, munmap, set_robust_list), and
+# Asio, which registers descriptors of its own and does not look at what epoll_ctl says.
 ERRORS = {
     "open": "EMFILE ENOMEM EPERM",
     "openat": "EMFILE ENOMEM EPERM",
@@ -67,14 +68,13 @@ ERRORS = {
     "signalfd4": "EMFILE ENOMEM",
     "timerfd_create": "EMFILE ENOMEM",
     "epoll_create1": "EMFILE ENOMEM",
-    "epoll_ctl": "ENOSPC ENOMEM",
     "poll": "ENOMEM",
     "mmap": "ENOMEM",
     "mremap": "ENOMEM",
     "mprotect": "ENOMEM",
     "brk": "ENOMEM",
     "clone": "EAGAIN ENOMEM",
-    "clone3": "EAGAIN",  # which is also what pthread_create(3) makes of ENOMEM
+    "clone3": "EAGAIN ENOMEM",
     "fork": "EAGAIN ENOMEM",
     "vfork": "EAGAIN ENOMEM",
     "execve": "ENOMEM EACCES",
@@ -94,8 +94,8 @@ ERRORS = {
     "getsockopt": "ENOBUFS",
     "sendto": "ENOBUFS ENOMEM",
     "sendmsg": "ENOBUFS ENOMEM",
-    "recvfrom": "ENOMEM ENOBUFS",
-    "recvmsg": "ENOMEM ENOBUFS",
+    "recvfrom": "ENOBUFS",  # which is also what libnl makes of ENOMEM
+    "recvmsg": "ENOBUFS",
 }
 CHOICES = {calls.NUMBERS[name]: [getattr(errno, word) for word in words.split()]
            for name, words in ERRORS.items()}
@@ -252,7 +252,9 @@ class FailingCalls(calls.Test):
         step = re.match("qvm: ([^:]+): .", lines[0])
         self.assertTrue(step, "no step and reason")
         self.assertIn(" ", step.group(1), "a call's name is no step")
-        self.assertIn(os.strerror(error), text)
+        # pthread_create(3) says EAGAIN whatever was short.
+        said = errno.EAGAIN if "start a thread" in text else error
+        self.assertIn(os.strerror(said), text)
 
     def test_isolated(self):
         self.try_points("--net", "isolated")
