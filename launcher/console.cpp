@@ -38,6 +38,14 @@ UniqueFd open_log(const std::filesystem::path& path) {
     return UniqueFd{::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
 }
 
+UniqueFd create_log(const std::filesystem::path& path) {
+    auto log = open_log(path);
+    if (!log)
+        throw Failure(
+            fmt::format("create '{}': {}", path.string(), std::generic_category().message(errno)));
+    return log;
+}
+
 }  // namespace
 
 Console::Local::Local(const asio::any_io_executor& executor)
@@ -49,7 +57,7 @@ Console::Console(const asio::any_io_executor& executor, UniqueFd socket, UniqueF
                  const std::filesystem::path& log, bool use_stdio, Handlers handlers)
     : socket_(executor),
       log_path_(log),
-      log_(open_log(log)),
+      log_(create_log(log)),
       handlers_(std::move(handlers)),
       local_(use_stdio ? std::make_shared<Local>(executor) : nullptr),
       clients_(executor, std::move(listener),
@@ -63,9 +71,6 @@ Console::Console(const asio::any_io_executor& executor, UniqueFd socket, UniqueF
       panic_(executor, Clock::time_point::max()),
       news_(executor, Clock::time_point::max()),
       room_(executor, Clock::time_point::max()) {
-    if (!log_)
-        throw Failure(
-            fmt::format("create '{}': {}", log.string(), std::generic_category().message(errno)));
     in_step("watch the guest's console", [&] {
         socket_.assign(asio::local::stream_protocol{}, socket.get());
         (void)socket.release();

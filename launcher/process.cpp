@@ -148,24 +148,33 @@ std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
     return {pid, std::move(owned)};
 }
 
-/// Feeds stdin and drains stdout and stderr until all are closed.
-void exchange(Pipe& in, Pipe& out, Pipe& err, std::string_view input, ToolResult& result) {
+/// Feeds stdin and drains stdout and stderr until all are closed. Throws Failure where their text
+/// is not to be had.
+void exchange(const std::string& program, Pipe& in, Pipe& out, Pipe& err, std::string_view input,
+              ToolResult& result) {
+    const auto unreadable = [&] {
+        return Failure(fmt::format("read the output of '{}': {}", program, reason(errno)));
+    };
     ::fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
     if (input.empty()) in.write.reset();
     while (in.write || out.read || err.read) {
         std::array<pollfd, 3> fds{{{in.write.get(), POLLOUT, 0},
                                    {out.read.get(), POLLIN, 0},
                                    {err.read.get(), POLLIN, 0}}};
-        if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
+        if (::poll(fds.data(), fds.size(), -1) < 0) {
+            if (errno == EINTR) continue;
+            throw unreadable();
+        }
         if (fds[0].revents != 0) {
             const auto size = ::write(in.write.get(), input.data(), input.size());
             if (size > 0) input.remove_prefix(static_cast<std::size_t>(size));
             if (size < 0 || input.empty()) in.write.reset();
         }
-        const auto drain = [](const pollfd& fd, UniqueFd& end, std::string& text) {
+        const auto drain = [&](const pollfd& fd, UniqueFd& end, std::string& text) {
             if (fd.revents == 0) return;
             std::array<char, 65536> buffer;
             const auto size = ::read(end.get(), buffer.data(), buffer.size());
+            if (size < 0) throw unreadable();
             if (size > 0)
                 text.append(buffer.data(), static_cast<std::size_t>(size));
             else
@@ -286,7 +295,7 @@ ToolResult run_tool(const std::vector<std::string>& argv, const std::string& inp
     out.write.reset();
     err.write.reset();
     ToolResult result;
-    exchange(in, out, err, input, result);
+    exchange(argv.at(0), in, out, err, input, result);
     result.status = child.wait_blocking();
     return result;
 }

@@ -475,7 +475,8 @@ class Supervisor final : public Controlled {
             if (event->name == "RESUME") cpus_run();
         }
         const auto gone = co_await (qemu_.child->wait() || delay(grace()));
-        auto how = gone.index() == 0 ? std::get<0>(gone).describe() : "no answer";
+        auto how = gone.index() == 0 ? std::get<0>(gone).describe()
+                                     : "talk to it: " + monitor_->error().message();
         const bool killed = gone.index() == 0 && std::get<0>(gone).signal == SIGKILL;
         if (killed && read_oom_kills() > oom_kills)
             how +=

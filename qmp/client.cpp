@@ -28,6 +28,15 @@ namespace {
 // So that adding it to the clock cannot overflow.
 constexpr milliseconds longest_timeout = std::chrono::hours(24 * 365);
 
+// The peer's end, in whatever way the kernel tells it, is one thing; what the kernel refuses us is
+// another.
+std::error_code end_of_connection(error_code ec) {
+    if (!ec || ec == asio::error::eof || ec == asio::error::connection_reset ||
+        ec == asio::error::broken_pipe)
+        return Errc::disconnected;
+    return ec;
+}
+
 // Throws what is not a value.
 json::value value_of(Outcome outcome, const std::string& command) {
     if (auto* refusal = std::get_if<ErrorReply>(&outcome))
@@ -52,8 +61,8 @@ struct Client::Connection : std::enable_shared_from_this<Connection> {
     void read();
     void write();
     void settle();
-    void close(Errc why);
-    asio::awaitable<void> read_until_end();
+    void close(std::error_code why);
+    asio::awaitable<std::error_code> read_until_end();
     asio::awaitable<json::value> answer(std::uint64_t id, std::string command,
                                         milliseconds timeout);
     static asio::awaitable<void> handshake(std::shared_ptr<Connection> self, milliseconds timeout);
@@ -92,8 +101,8 @@ struct Client::Connection::Call {
     std::optional<Outcome> outcome;
 };
 
-// Sends what there is to send, then what has come up meanwhile. A broken pipe is left to the
-// reader, which has yet to see what the peer said before it went; shutdown makes sure that the
+// Sends what there is to send, then what has come up meanwhile. That the peer is gone is left to
+// the reader, which has yet to see what the peer said before it went; shutdown makes sure that the
 // reader comes to an end.
 void Client::Connection::write() {
     if (!sending.empty() || !socket.is_open()) return;
@@ -103,6 +112,8 @@ void Client::Connection::write() {
                       [self = shared_from_this()](error_code ec, std::size_t) {
                           self->sending.clear();
                           if (!ec) return self->write();
+                          const auto why = end_of_connection(ec);
+                          if (why != Errc::disconnected) return self->close(why);
                           error_code ignored;
                           self->socket.shutdown(asio::socket_base::shutdown_both, ignored);
                       });
@@ -120,7 +131,7 @@ void Client::Connection::settle() {
     write();
 }
 
-void Client::Connection::close(Errc why) {
+void Client::Connection::close(std::error_code why) {
     protocol.close(why);
     error_code ignored;
     socket.close(ignored);
@@ -130,18 +141,20 @@ void Client::Connection::close(Errc why) {
 void Client::Connection::read() {
     asio::co_spawn(
         socket.get_executor(), read_until_end(),
-        [self = shared_from_this()](std::exception_ptr) { self->close(Errc::disconnected); });
+        [self = shared_from_this()](std::exception_ptr, std::error_code why) { self->close(why); });
 }
 
-asio::awaitable<void> Client::Connection::read_until_end() {
+// Says why it is the end.
+asio::awaitable<std::error_code> Client::Connection::read_until_end() {
     error_code ec;
     while (protocol.state() != State::closed) {
         const auto size = co_await socket.async_read_some(
             asio::buffer(input), asio::redirect_error(asio::use_awaitable, ec));
-        if (ec) co_return;
+        if (ec) break;
         protocol.feed({input.data(), size});
         settle();
     }
+    co_return end_of_connection(ec);
 }
 
 asio::awaitable<json::value> Client::Connection::answer(std::uint64_t id, std::string command,
@@ -220,6 +233,10 @@ void Client::close() {
 
 bool Client::closed() const {
     return connection_->protocol.state() == State::closed;
+}
+
+std::error_code Client::error() const {
+    return connection_->protocol.error();
 }
 
 const std::optional<Greeting>& Client::greeting() const {

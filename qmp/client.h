@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "qmp/error.h"
 #include "qmp/protocol.h"
@@ -21,8 +22,9 @@ namespace qvm::qmp {
 /// `executor`. Nothing happens while nothing is to be done; a timer runs only while a call waits.
 /// The client may be destroyed at any moment: what waits then ends as after close().
 ///
-/// Calls fail with std::system_error of an Errc. A cancelled coroutine, by contrast, ends as any
-/// of Asio's does: with boost::system::system_error of boost::asio::error::operation_aborted.
+/// Calls fail with std::system_error of an Errc, or of the kernel's error for the socket. A
+/// cancelled coroutine, by contrast, ends as any of Asio's does: with boost::system::system_error
+/// of boost::asio::error::operation_aborted.
 class Client {
   public:
     /// Takes over `descriptor`, a connected stream socket (one end of a socketpair, say), and
@@ -60,6 +62,9 @@ class Client {
 
     /// Whether the connection is over, from whichever side.
     bool closed() const;
+
+    /// Why the connection is over: an Errc, or the kernel's error; no error while it is not.
+    std::error_code error() const;
 
     /// What QEMU said first; there after a handshake(), and never from a guest agent.
     const std::optional<Greeting>& greeting() const;
