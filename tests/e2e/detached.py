@@ -94,6 +94,7 @@ class Test(harness.Test):
 
     def setUp(self):
         super().setUp()
+        self.consoles = []
         self.addCleanup(self.clear)
 
     def clear(self):
@@ -107,7 +108,9 @@ class Test(harness.Test):
             self.qvm("rm", "-f", name)
 
     def attach(self, name):
-        return self._ended_with_test(vm.Vm([harness.QVM, "console", name], self.host))
+        self.consoles.append(self._ended_with_test(vm.Vm([harness.QVM, "console", name],
+                                                         self.host)))
+        return self.consoles[-1]
 
     def run_detached(self, *options):
         """`qvm run -d` to its end."""
@@ -145,5 +148,7 @@ class Test(harness.Test):
         self.assertEqual(done.returncode, 0, done.stderr)
 
     def assert_nothing_left(self):
+        for console in self.consoles:
+            console.wait()  # they end by themselves, some time after their VM
         self.assert_host_as_before(0, *SECTIONS_AT_ONCE)
         self.assert_host_as_before(harness.GONE)

@@ -303,4 +303,6 @@ def _enter():
     if subprocess.run([*spaces, "true"], timeout=20).returncode != 0:
         _skip("this kernel or container makes no namespaces")
     os.environ[INSIDE] = "1"
-    os.execvp("unshare", [*spaces, sys.executable, "-B", *sys.argv])
+    # Process 1 is a shell: it reaps whoever has lost its parent.
+    os.execvp("unshare", [*spaces, "sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-B",
+                          *sys.argv])

@@ -217,11 +217,15 @@ class Created(harness.Test):
 
     def test_create_is_killed_at_any_moment(self):
         chance = random.Random(1)
+        start = time.monotonic()
+        self.create("--name", "box", "--net", "none", self.hang)
+        whole = time.monotonic() - start
+        self.succeed("rm", "box")
         made = 0
         for _ in range(40):
             create = subprocess.Popen([harness.QVM, "create", "--name", "box", "--net", "none",
                                        self.hang], stdout=subprocess.DEVNULL)
-            time.sleep(chance.random() * 0.03)
+            time.sleep(chance.random() * 1.5 * whole)
             create.kill()
             create.wait(30)
             self.qvm("gc")

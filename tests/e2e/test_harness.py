@@ -4,6 +4,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import time
 import unittest
 
 import harness
@@ -121,6 +122,39 @@ class PlantedLeaks(unittest.TestCase):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
             claim.bind("\0qvm/10.213.0.0/31")
             self.assert_found("abstract sockets", "@qvm/10.213.0.0/31")
+
+    def test_socket(self):
+        for family, kind, address, found in (
+                (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 7007), "tcp 0100007F:1B5F"),
+                (socket.AF_INET6, socket.SOCK_DGRAM, ("::1", 7007), ":1B5F"),
+                (socket.AF_UNIX, socket.SOCK_STREAM, str(self.host.files / "leak.sock"),
+                 "leak.sock")):
+            with self.subTest(found), socket.socket(family, kind) as leak:
+                leak.bind(address)
+                if kind == socket.SOCK_STREAM:
+                    leak.listen()
+                self.assert_found("sockets", found)
+        (self.host.files / "leak.sock").unlink()
+
+    def test_control_group(self):
+        """In one that this process alone is in: there are others on this machine."""
+        line = next((line for line in pathlib.Path("/proc/self/cgroup").read_text().splitlines()
+                     if line.split(":")[1] in ("", "memory")), None)
+        if not line:
+            self.skipTest("no control groups are mounted")
+        _, controller, inside = line.split(":", 2)
+        root = pathlib.Path("/sys/fs/cgroup", controller)
+        old = root / inside.strip("/")
+        own = root / f"harness-{time.monotonic_ns()}"
+        own.mkdir()
+        self.addCleanup(own.rmdir)
+        (own / "cgroup.procs").write_text("0")
+        self.addCleanup((old / "cgroup.procs").write_text, "0")
+        before = picture.Picture(self.host)
+        leak = own / "leak"
+        leak.mkdir()
+        self.addCleanup(leak.rmdir)
+        self.assertRegex(before.diff(picture.Picture(self.host)), r"\+\+\+ cgroups\n.*\n\+.*/leak$")
 
 
 if __name__ == "__main__":
