@@ -68,11 +68,12 @@ class Attachment {
         output_.emplace(context_.get_executor(), STDOUT_FILENO);
         asio::co_spawn(context_, watch_signals(), asio::detached);
         asio::co_spawn(context_, pump_input(), asio::detached);
-        const bool read = co_await pump_output();
-        const bool gone = !read || co_await has_ended();
-        if (!read)
+        const auto error = co_await pump_output();
+        if (error == std::errc::broken_pipe)
             exit_status_ = status::signalled + SIGPIPE;
-        else if (gone)
+        else if (error)
+            throw Failure("write to stdout: " + error.message());
+        else if (co_await has_ended())
             say_after_ = fmt::format("qvm: VM '{}' ended", name_);
         else
             let_go();
@@ -128,13 +129,14 @@ class Attachment {
     }
 
     /// Until the other end closes; false where nobody reads what we write.
-    awaitable<bool> pump_output() {
+    /// Why it cannot be written any more; no error where the console's other side is closed.
+    awaitable<std::error_code> pump_output() {
         std::array<char, 16384> buffer;
         for (;;) {
             const auto [error, size] =
                 co_await console_.async_read_some(asio::buffer(buffer), no_throw);
-            if (error) co_return true;
-            if (!co_await output_->write({buffer.data(), size})) co_return false;
+            if (error) co_return std::error_code{};
+            if (const auto why = co_await output_->write({buffer.data(), size})) co_return why;
         }
     }
 

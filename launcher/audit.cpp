@@ -27,8 +27,6 @@ using Lines = std::vector<std::string>;
 
 constexpr auto patience = 2s;  // with the kernel
 constexpr auto pause = 20ms;   // between two looks
-constexpr std::string_view network_prefix = "qvm-";
-constexpr std::size_t id_length = 8;
 
 std::vector<fs::path> entries_of(const fs::path& directory) {
     std::vector<fs::path> entries;
@@ -122,13 +120,6 @@ std::vector<std::string> difference(const netns::HostPicture& before,
     return result;
 }
 
-bool is_of_another_network(std::string_view name, std::string_view own) {
-    if (!name.starts_with(network_prefix)) return false;
-    const auto id = name.substr(network_prefix.size());
-    return id.size() == id_length &&
-           id.find_first_not_of("0123456789abcdef") == std::string_view::npos && id != own;
-}
-
 Audit::Audit(Directories directories, const RunOptions& options)
     : directories_(std::move(directories)), name_(options.name), group_(options.vm.group) {
     ::prctl(PR_GET_CHILD_SUBREAPER, &was_subreaper_);
@@ -162,7 +153,7 @@ netns::HostPicture Audit::look() const {
         // As every command does first: one that was killed is not this run's doing.
         netns::sweep_forwarding(directories_.forwarding());
         picture = netns::read_host_picture(directories_.forwarding(), [&](std::string_view name) {
-            return is_of_another_network(name, own);
+            return netns::is_of_another_network(name, own);
         });
     } catch (const netns::Error& error) {
         throw Failure(fmt::format("--audit: {}", error.what()));

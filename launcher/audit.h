@@ -16,9 +16,6 @@ namespace qvm {
 std::vector<std::string> difference(const netns::HostPicture& before,
                                     const netns::HostPicture& after);
 
-/// Whether a link or a table of this name is of a network of ours other than `own`, an id. Pure.
-bool is_of_another_network(std::string_view name, std::string_view own);
-
 /// The host before a run and after it, as far as a run could change it. Other VMs come and go
 /// meanwhile; what is theirs is not looked at.
 class Audit {

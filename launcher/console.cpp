@@ -143,10 +143,11 @@ awaitable<void> Console::show_all() {
 /// Without a reader the guest goes on: it is still logged, watched, and perhaps on its way out.
 awaitable<void> Console::show(std::string_view bytes) {
     const auto local = local_;
-    if (!local || discarding_ || co_await local->output.write(bytes)) co_return;
-    if (local != local_) co_return;  // left meanwhile
+    if (!local || discarding_) co_return;
+    const auto error = co_await local->output.write(bytes);
+    if (!error || local != local_) co_return;  // left meanwhile
     discarding_ = true;
-    handlers_.stdout_gone();
+    handlers_.stdout_failed(error);
 }
 
 awaitable<void> Console::wait_for_prompt() {

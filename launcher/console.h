@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include "launcher/console_clients.h"
 #include "launcher/console_text.h"
@@ -20,8 +21,10 @@ namespace qvm {
 class Console {
   public:
     struct Handlers {
-        std::function<void()> panicked;      ///< the kernel said so and stays so
-        std::function<void()> stdout_gone;   ///< nobody reads what the guest prints
+        std::function<void()> panicked;  ///< the kernel said so and stays so
+        /// What the guest prints goes nowhere: its reader is gone (EPIPE), or the disk is full,
+        /// say.
+        std::function<void(std::error_code)> stdout_failed;
         std::function<void(bool now)> stop;  ///< the user asked for it, after Ctrl-]
         std::function<void()> detach;        ///< the same; may be empty
     };

@@ -12,13 +12,6 @@
 
 namespace qvm {
 
-enum class Accel { automatic, kvm, tcg };
-
-/// "auto", "kvm" or "tcg".
-std::string_view to_string(Accel accel);
-/// Throws Failure with the reason alone.
-Accel parse_accel(std::string_view text);
-
 constexpr unsigned most_cpus = 255;  ///< of the q35 machine without an IOMMU
 
 /// What makes a VM; `qvm create` keeps it.

@@ -28,6 +28,7 @@
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
 #include <memory>
+#include <set>
 #include <system_error>
 
 #include "launcher/console.h"
@@ -63,6 +64,7 @@ constexpr auto powerdown_grace = 10s;  // docker's, too
 constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
 constexpr auto echo_time = 100ms;      // a user's second Ctrl-C takes longer
 constexpr auto farewell = 1s;          // of a client to take its last answers
+constexpr auto trouble_pause = 1s;     // in which what is wrong with the network may pass
 constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;     // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
@@ -322,6 +324,10 @@ class Supervisor final : public Controlled {
         auto& known = state_.problems[about];
         if (known == text) return;
         known = text;
+        tell_problem(about, text);
+    }
+
+    void tell_problem(const std::string& about, const std::string& text) {
         reports_.note(text);
         write_state();
         tell("problem", {{"about", about}, {"problem", text}});
@@ -372,8 +378,12 @@ class Supervisor final : public Controlled {
     void open_console() {
         Console::Handlers handlers;
         handlers.panicked = [this] { panicked(); };
-        handlers.stdout_gone = [this] {
-            if (!powering_down_) end(status::signalled + SIGPIPE, {});
+        handlers.stdout_failed = [this](std::error_code why) {
+            if (powering_down_) return;
+            if (why == std::errc::broken_pipe)
+                end(status::signalled + SIGPIPE, {});
+            else
+                end(status::failed, "write to stdout: " + why.message());
         };
         handlers.stop = [this](bool now) {
             if (now)
@@ -550,8 +560,11 @@ class Supervisor final : public Controlled {
             return value != nullptr && value->is_string() ? std::string{value->get_string()}
                                                           : std::string{otherwise};
         };
-        problem("disk", fmt::format("the guest's disk: {} failed: {}", text("operation", "access"),
-                                    text("reason", "no reason was given")));
+        // Nobody can say when that is over, and it may come with every access.
+        const auto operation = text("operation", "access");
+        if (!failed_operations_.insert(operation).second) return;
+        tell_problem("disk", fmt::format("the guest's disk: {} failed: {}", operation,
+                                         text("reason", "no reason was given")));
     }
 
     /// Where what the guest writes takes space.
@@ -661,25 +674,45 @@ class Supervisor final : public Controlled {
         drained_.cancel();
     }
 
-    /// What changes on the host is taken up where it can be, and told where it cannot.
+    /// What changes on the host is taken up where it can be, and told where it cannot, when that
+    /// has lasted: a route may be replaced by being deleted and added.
     awaitable<void> watch_host() {
-        netns::HostWatch watch{context_.get_executor()};
+        using namespace asio::experimental::awaitable_operators;
+        netns::HostWatch watch{context_.get_executor(), run_.plan.network->id};
+        std::optional<Clock::time_point> since =
+            Clock::time_point{};  // what is so at first is told
         while (!over_) {
-            follow_host();
-            co_await watch.change();
+            const auto trouble = follow_host();
+            const auto now = Clock::now();
+            if (trouble.text.empty()) {
+                since.reset();
+                problem_is_over("network", "the guest reaches the outside again");
+                co_await watch.change();
+                continue;
+            }
+            if (!since) since = now;
+            const bool lasts = now - *since >= trouble_pause;
+            if (lasts) problem("network", trouble.text);
+            if (lasts && !trouble.try_again)
+                co_await watch.change();
+            else
+                co_await (watch.change() || delay(trouble_pause));
         }
     }
 
-    void follow_host() {
+    struct Trouble {
+        std::string text;        ///< empty where there is none
+        bool try_again = false;  ///< not the host's: nobody says when it is over
+    };
+
+    Trouble follow_host() {
         const BlockedSignals blocked;  // no call of it is to be interrupted
         try {
-            const auto trouble = network_->follow_host();
-            if (trouble.empty())
-                problem_is_over("network", "the guest reaches the outside again");
-            else
-                problem("network", trouble);
+            return {network_->follow_host()};
         } catch (const std::exception& error) {
-            debug(error.what());
+            return {fmt::format("the host's network changed, and the VM's does not follow: {}",
+                                error.what()),
+                    true};
         }
     }
 
@@ -948,6 +981,7 @@ class Supervisor final : public Controlled {
     bool qemu_gone_ = false;
     bool taken_down_ = false;
     bool greeting_agent_ = false;
+    std::set<std::string> failed_operations_;  ///< of the guest's disk, that were told
     bool powering_down_ = false;
     bool restarting_ = false;
     bool was_off_ = false;  ///< in the last restart, before it was reset

@@ -86,19 +86,19 @@ asio::awaitable<std::size_t> Stdio::read_some(asio::mutable_buffer buffer) {
     co_return error ? 0 : size;
 }
 
-asio::awaitable<bool> Stdio::write(std::string_view bytes) {
+asio::awaitable<std::error_code> Stdio::write(std::string_view bytes) {
     if (stream_) {
         const auto [error, size] =
             co_await asio::async_write(*stream_, asio::buffer(bytes), no_throw);
-        co_return !error;
+        co_return error;
     }
     while (!bytes.empty()) {
         const auto size = ::write(plain_.get(), bytes.data(), bytes.size());
         if (size < 0 && errno == EINTR) continue;
-        if (size <= 0) co_return false;
+        if (size < 0) co_return std::error_code{errno, std::generic_category()};
         bytes.remove_prefix(static_cast<std::size_t>(size));
     }
-    co_return true;
+    co_return std::error_code{};
 }
 
 bool RawTerminal::available() {

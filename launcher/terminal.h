@@ -7,6 +7,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <optional>
 #include <string_view>
+#include <system_error>
 
 #include "netns/unique_fd.h"
 
@@ -25,8 +26,8 @@ class Stdio {
 
     /// Bytes read; 0 at the end or on an error.
     boost::asio::awaitable<std::size_t> read_some(boost::asio::mutable_buffer buffer);
-    /// Whether all was written.
-    boost::asio::awaitable<bool> write(std::string_view bytes);
+    /// Why not all was written; no error where it was.
+    boost::asio::awaitable<std::error_code> write(std::string_view bytes);
     /// Ends what is under way, and puts the descriptor back as it was.
     void close();
 

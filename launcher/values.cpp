@@ -251,4 +251,15 @@ std::string_view to_string(Mode mode) {
         ->first;
 }
 
+std::string_view to_string(Accel accel) {
+    if (accel == Accel::automatic) return "auto";
+    return accel == Accel::kvm ? "kvm" : "tcg";
+}
+
+Accel parse_accel(std::string_view text) {
+    for (const auto accel : {Accel::automatic, Accel::kvm, Accel::tcg})
+        if (text == to_string(accel)) return accel;
+    throw Failure("is not an accelerator", "accelerators are auto, kvm and tcg");
+}
+
 }  // namespace qvm

@@ -53,4 +53,9 @@ std::string parse_name(std::string_view text);
 /// "isolated", "nat", ...
 std::string_view to_string(NetOption::Mode mode);
 
+/// What --accel says: "auto", "kvm" or "tcg".
+enum class Accel { automatic, kvm, tcg };
+Accel parse_accel(std::string_view text);
+std::string_view to_string(Accel accel);
+
 }  // namespace qvm

@@ -2,8 +2,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <net/if.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+
+#include <array>
+#include <charconv>
+#include <optional>
+#include <thread>
 
 #include "netns/error.h"
 
@@ -12,6 +18,11 @@ namespace qvm::netns {
 namespace {
 
 namespace fs = std::filesystem;
+using std::chrono::milliseconds;
+
+constexpr milliseconds lock_pause{1};
+// With one who is stopped, or slow, in the middle of taking a lease.
+constexpr milliseconds sweep_patience{1000};
 
 std::string setting_path(const std::string& interface) {
     return fmt::format("/proc/sys/net/ipv4/conf/{}/forwarding", interface);
@@ -33,23 +44,48 @@ char read_setting(const std::string& interface) {
     return value;
 }
 
-/// Interfaces of different namespaces share names; the file's name carries the namespace's inode.
+/// Interfaces of different namespaces share indexes; the file's name carries the namespace's inode.
 std::string namespace_suffix() {
     struct stat status {};
     check(::stat("/proc/thread-self/ns/net", &status), "read '/proc/thread-self/ns/net'");
     return fmt::format("@{}", status.st_ino);
 }
 
+std::string lease_name(unsigned index) {
+    return std::to_string(index) + namespace_suffix();
+}
+
+/// 0 where there is no such interface.
+unsigned index_of(const std::string& interface) {
+    const auto index = ::if_nametoindex(interface.c_str());
+    if (index == 0 && errno != ENODEV)
+        throw Error(fmt::format("look for interface '{}'", interface), errno);
+    return index;
+}
+
+/// What it is called now; nothing where it is gone.
+std::optional<std::string> name_of(unsigned index) {
+    std::array<char, IF_NAMESIZE> name{};
+    if (::if_indextoname(index, name.data()) != nullptr) return name.data();
+    if (errno != ENXIO) throw Error(fmt::format("look for interface {}", index), errno);
+    return std::nullopt;
+}
+
 /// Held while leases are taken and given back, so that "who is first" and "who is last" are
 /// decided one at a time. The kernel drops it with its holder.
-UniqueFd lock_directory(const fs::path& directory) {
+UniqueFd lock_directory(const fs::path& directory, milliseconds patience) {
+    const auto deadline = std::chrono::steady_clock::now() + patience;
     const auto step = fmt::format("lock '{}'", directory.string());
     for (;;) {
         if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) check(-1, step);
         UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
         if (!fd && errno == ENOENT) continue;  // removed since
         check(fd.get(), step);
-        check(::flock(fd.get(), LOCK_EX), step);
+        while (::flock(fd.get(), LOCK_EX | LOCK_NB) != 0) {
+            if (errno != EWOULDBLOCK || std::chrono::steady_clock::now() >= deadline)
+                check(-1, step);
+            std::this_thread::sleep_for(lock_pause);
+        }
         struct stat status {};
         check(::fstat(fd.get(), &status), step);
         if (status.st_nlink > 0) return fd;
@@ -66,12 +102,11 @@ bool host_forwards_since(int fd) {
 /// Puts the setting back and removes the file, if no other lease shares it; whether it did. The
 /// directory's lock must be held, and from before `fd` was opened where that is not a lease of
 /// ours.
-bool release(const fs::path& file, const std::string& interface, int fd) {
+bool release(const fs::path& file, unsigned index, int fd) {
     if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return false;
     // The interface may be gone by now; then there is nothing to put back.
-    std::error_code ignored;
-    if (fs::exists(setting_path(interface), ignored) && !host_forwards_since(fd))
-        write_setting(interface, '0');
+    const auto interface = name_of(index);
+    if (interface && !host_forwards_since(fd)) write_setting(*interface, '0');
     ::unlink(file.c_str());
     ::rmdir(file.parent_path().c_str());  // when it was the last
     return true;
@@ -83,9 +118,10 @@ void enable_forwarding(const std::string& interface) {
     write_setting(interface, '1');
 }
 
-ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& interface)
-    : interface_(interface), file_(directory / (interface + namespace_suffix())) {
-    const auto guard = lock_directory(directory);
+ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& interface,
+                                 milliseconds patience)
+    : index_(index_of(interface)), file_(directory / lease_name(index_)) {
+    const auto guard = lock_directory(directory, patience);
     const bool off = read_setting(interface) == '0';
     // On, and not by a lease: nothing to put back.
     if (!off && !fs::exists(file_)) {
@@ -105,31 +141,33 @@ ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& i
 ForwardingLease::~ForwardingLease() {
     if (!lock_) return;
     try {
-        const auto guard = lock_directory(file_.parent_path());
-        release(file_, interface_, lock_.get());
+        const auto guard = lock_directory(file_.parent_path(), default_patience);
+        release(file_, index_, lock_.get());
     } catch (const std::exception&) {
         // Left to the next sweep.
     }
 }
 
-bool ForwardingLease::is_on() const {
-    return read_setting(interface_) == '1';
+bool ForwardingLease::is_on(const std::string& interface) const {
+    return index_of(interface) == index_ && read_setting(interface) == '1';
 }
 
 std::vector<std::string> sweep_forwarding(const fs::path& directory) {
     std::vector<std::string> interfaces;
     std::error_code ignored;
     if (!fs::is_directory(fs::symlink_status(directory, ignored))) return interfaces;
-    const auto guard = lock_directory(directory);
+    const auto guard = lock_directory(directory, sweep_patience);
     const auto suffix = namespace_suffix();
     for (const auto& entry : fs::directory_iterator(directory, ignored)) {
         const auto name = entry.path().filename().string();
-        if (!name.ends_with(suffix)) continue;
+        unsigned index = 0;
+        std::from_chars(name.data(), name.data() + name.size(), index);
+        if (!name.ends_with(suffix) || index == 0) continue;
         try {
             UniqueFd fd{check(::open(entry.path().c_str(), O_RDWR | O_CLOEXEC), "open")};
-            auto interface = name.substr(0, name.size() - suffix.size());
-            if (release(entry.path(), interface, fd.get()))
-                interfaces.push_back(std::move(interface));
+            auto interface = name_of(index);
+            if (release(entry.path(), index, fd.get()) && interface)
+                interfaces.push_back(std::move(*interface));
         } catch (const Error&) {
             // Somebody else was faster, or it cannot be written: the next sweep tries again.
         }
@@ -139,11 +177,11 @@ std::vector<std::string> sweep_forwarding(const fs::path& directory) {
 }
 
 bool is_forwarding_leased(const fs::path& directory, const std::string& interface) {
-    const auto file = directory / (interface + namespace_suffix());
+    const auto file = directory / lease_name(index_of(interface));
     std::error_code ignored;
     if (!fs::exists(file, ignored)) return false;
     // Leases come and go under this lock alone: nobody takes ours for one.
-    const auto guard = lock_directory(directory);
+    const auto guard = lock_directory(directory, sweep_patience);
     const UniqueFd fd{::open(file.c_str(), O_RDWR | O_CLOEXEC)};
     const bool leased =
         fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && !host_forwards_since(fd.get());

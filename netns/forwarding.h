@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -17,23 +18,28 @@ void enable_forwarding(const std::string& interface = "all");
 /// before ("all": what `sysctl net.ipv4.ip_forward` sets, and with it every interface).
 ///
 /// `directory` (made with the first lease, removed with the last) holds one file for every
-/// interface whose setting was changed, with what the setting of "all" was, and every user keeps a
-/// shared lock on it; whoever gets the exclusive lock is the last. The kernel drops locks with
-/// their holder, so after a SIGKILL the next sweep_forwarding() puts the setting back.
+/// interface whose setting was changed, by its index since names change, with what the setting of
+/// "all" was, and every user keeps a shared lock on it; whoever gets the exclusive lock is the
+/// last. The kernel drops locks with their holder, so after a SIGKILL the next sweep_forwarding()
+/// puts the setting back.
 class ForwardingLease {
   public:
-    /// Throws Error. The parent of `directory` must exist.
-    ForwardingLease(const std::filesystem::path& directory, const std::string& interface);
+    static constexpr std::chrono::milliseconds default_patience{10000};
+
+    /// Throws Error, also where another process is about to take or give one and does not come to
+    /// its end in `patience`. The parent of `directory` must exist.
+    ForwardingLease(const std::filesystem::path& directory, const std::string& interface,
+                    std::chrono::milliseconds patience = default_patience);
     ForwardingLease(ForwardingLease&&) = default;
     ForwardingLease& operator=(ForwardingLease&&) = delete;
     ~ForwardingLease();
 
-    [[nodiscard]] const std::string& interface() const noexcept { return interface_; }
-    /// Whether it is still on: somebody else may have switched it off since. Throws Error.
-    [[nodiscard]] bool is_on() const;
+    /// Whether it is for this interface, and still on: somebody else may have switched it off
+    /// since. Throws Error.
+    [[nodiscard]] bool is_on(const std::string& interface) const;
 
   private:
-    std::string interface_;
+    unsigned index_;
     std::filesystem::path file_;
     UniqueFd lock_;  ///< none where forwarding was on already
 };

@@ -70,8 +70,9 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     });
 }
 
-// Of TEST-NET-1 (RFC 5737): nobody has it, so it is outside.
-const auto outside = ip::make_address_v4("192.0.2.1");
+// A root name server (a.root-servers.net): outside for everybody, while networks that nobody has
+// (RFC 5737) are often given routes to nowhere.
+const auto outside = ip::make_address_v4("198.41.0.4");
 
 /// The interface's index; 0 where a packet would not leave (RTM_GETROUTE).
 int index_towards(nl_sock* socket, const ip::address_v4& address) {

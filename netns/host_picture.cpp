@@ -25,6 +25,7 @@
 #include <optional>
 #include <sstream>
 
+#include "netns/attributes.h"
 #include "netns/error.h"
 #include "netns/forwarding.h"
 #include "netns/route_socket.h"
@@ -321,22 +322,18 @@ class NftReader {
         const auto* message = static_cast<const nfgenmsg*>(mnl_nlmsg_get_payload(header));
         const char* table = "";
         std::string within, handle, setting;
-        const auto* end = static_cast<const char*>(mnl_nlmsg_get_payload_tail(header));
-        for (const auto* attribute =
-                 static_cast<const nlattr*>(mnl_nlmsg_get_payload_offset(header, sizeof *message));
-             mnl_attr_ok(attribute,
-                         static_cast<int>(end - reinterpret_cast<const char*>(attribute)));
-             attribute = mnl_attr_next(attribute)) {
-            const auto type = mnl_attr_get_type(attribute);
+        for_each_attribute(*header, sizeof *message, [&](const nlattr& attribute) {
+            const auto type = mnl_attr_get_type(&attribute);
             if (type == kind.table)
-                table = mnl_attr_get_str(attribute);
+                table = mnl_attr_get_str(&attribute);
             else if (type == kind.handle)
-                handle = fmt::format(" handle {}", be64toh(mnl_attr_get_u64(attribute)));
+                handle = fmt::format(" handle {}", be64toh(mnl_attr_get_u64(&attribute)));
             else if (kind.within != 0 && type == kind.within)
-                within = fmt::format(" {}", mnl_attr_get_str(attribute));
+                within = fmt::format(" {}", mnl_attr_get_str(&attribute));
             else if (kind.setting_type != 0 && type == kind.setting_type)
-                setting = fmt::format(" {} {}", kind.setting, be32toh(mnl_attr_get_u32(attribute)));
-        }
+                setting =
+                    fmt::format(" {} {}", kind.setting, be32toh(mnl_attr_get_u32(&attribute)));
+        });
         if (is_others_(table)) return;
         lines_.push_back(fmt::format("{} {} {}{}{}{}", kind.name,
                                      family_name(message->nfgen_family), table, within, handle,

@@ -3,6 +3,7 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <string>
 
 namespace qvm::netns {
 
@@ -10,15 +11,19 @@ namespace qvm::netns {
 /// The kernel says so by rtnetlink(7) multicast; nothing is polled.
 class HostWatch {
   public:
-    /// Listens from now on, in the calling thread's namespace. Throws Error.
-    explicit HostWatch(const boost::asio::any_io_executor& executor);
+    /// Listens from now on, in the calling thread's namespace, for what may concern the network
+    /// `id`: the host ends of others come and go by the hundred. Throws Error.
+    HostWatch(const boost::asio::any_io_executor& executor, std::string id);
 
     /// Ends when something has changed since the last call. What changes within a moment is told
-    /// once: a host on which many VMs start and end at the same time is not looked at for each.
+    /// once.
     boost::asio::awaitable<void> change();
 
   private:
+    [[nodiscard]] bool read_all();
+
     boost::asio::posix::stream_descriptor socket_;
+    std::string id_;
 };
 
 }  // namespace qvm::netns

@@ -97,7 +97,9 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<Un
     host_rules_.emplace(std::move(shared.at(1)));
     std::move(shared.begin() + 2, shared.end(), std::back_inserter(joined_));
     host_link_index_ = interface_index(uplink_->host_link);
-    lease_forwarding(uplink_->interface);
+    // Not by the plan, which is as old as the first member.
+    const auto outwards = find_uplink(host_);
+    if (outwards) lease_forwarding(outwards->interface, ForwardingLease::default_patience);
 }
 
 std::vector<int> Network::shared() const {
@@ -122,11 +124,14 @@ Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
 /// What the host needs and what does not wait for the veth: rules name it before it is there.
 void Network::prepare_host(const NetworkPlan& plan) {
     if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
-    if (plan.uplink) lease_forwarding(plan.uplink->interface);
+    if (plan.uplink && !plan.uplink->interface.empty())
+        lease_forwarding(plan.uplink->interface, ForwardingLease::default_patience);
 }
 
-void Network::lease_forwarding(const std::string& interface) {
-    if (!interface.empty()) forwarding_.emplace(forwarding_directory_, interface);
+void Network::lease_forwarding(const std::string& interface, std::chrono::milliseconds patience) {
+    ForwardingLease lease{forwarding_directory_, interface, patience};
+    forwarding_.reset();
+    forwarding_.emplace(std::move(lease));
 }
 
 void Network::build_inside(const NetworkPlan& plan, const GuestPlan& guest,
@@ -187,9 +192,16 @@ std::vector<Request> Network::host_requests() const {
 UplinkState Network::look_at_host() const {
     UplinkState state;
     const auto index = ::if_nametoindex(uplink_->host_link.c_str());
+    if (index == 0 && errno != ENODEV) throw Error("look for the VM's link", errno);
     state.link_exists = index == static_cast<unsigned>(host_link_index_);
     if (!state.link_exists) return state;
-    state.inwards = interface_towards(host_, uplink_->inner_address);
+    const auto look_inwards = [&](const boost::asio::ip::address_v4& address) {
+        state.inner = address;
+        state.inwards = interface_towards(host_, address);
+        return state.inwards == uplink_->host_link;
+    };
+    if (look_inwards(uplink_->inner_address) && uplink_->guests)
+        look_inwards(uplink_->guests->broadcast());  // the /31 is at its beginning
     if (const auto found = find_uplink(host_)) state.outwards = found->interface;
     return state;
 }
@@ -216,9 +228,8 @@ std::string Network::follow_host() {
         state = look_at_host();
     }
     if (state.link_exists) enable_forwarding(uplink_->host_link);
-    if (state.outwards &&
-        !(forwarding_ && forwarding_->interface() == *state.outwards && forwarding_->is_on()))
-        lease_forwarding(*state.outwards);
+    if (state.outwards && !(forwarding_ && forwarding_->is_on(*state.outwards)))
+        lease_forwarding(*state.outwards, std::chrono::milliseconds{0});
     return trouble_of(*uplink_, state);
 }
 

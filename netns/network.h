@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -65,7 +66,7 @@ class Network {
     /// Brings the uplink in line with the host as it is now: forwarding is on for the interface
     /// that leads outside, and the host end's address and routes are there. To be called when the
     /// host's network changed. Returns why the guests do not reach the outside, for people; empty
-    /// where they do. Throws Error.
+    /// where they do. Throws Error, after which it is to be tried again. Waits for nobody.
     std::string follow_host();
 
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
@@ -78,7 +79,7 @@ class Network {
     Namespace create_space(const NetworkPlan& plan, const GuestPlan& guest,
                            const std::function<void()>& namespace_ready);
     void prepare_host(const NetworkPlan& plan);
-    void lease_forwarding(const std::string& interface);
+    void lease_forwarding(const std::string& interface, std::chrono::milliseconds patience);
     void build_inside(const NetworkPlan& plan, const GuestPlan& guest, const Namespace& host_space);
     void add_tap(const NetworkPlan& plan, const GuestPlan& guest);
     void build_uplink();

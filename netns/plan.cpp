@@ -19,6 +19,8 @@ namespace {
 constexpr unsigned smallest_mtu = 576;   // RFC 791: what every IPv4 host must take
 constexpr unsigned largest_mtu = 65520;  // a TAP's largest, with the Ethernet header
 constexpr unsigned shortest_prefix = 8;
+constexpr std::string_view host_link_prefix = "qvm-";
+constexpr std::size_t id_length = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
 constexpr unsigned widest_link = 24;     // prefix of a shared network's host addresses
 constexpr unsigned most_queues = 256;    // MAX_TAP_QUEUES of the kernel
@@ -191,7 +193,7 @@ bool looks_like_mac(std::string_view mac) {
 
 UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const Claims& claims) {
     UplinkPlan uplink;
-    uplink.host_link = "qvm-" + plan.id;
+    uplink.host_link = std::string{host_link_prefix} + plan.id;
     if (host.uplink) uplink.interface = host.uplink->interface;
     if (plan.mode == Mode::flat) {
         if (!host.uplink)
@@ -324,11 +326,18 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
                             {Chain::Hook::postrouting_nat, {{ours, elsewhere, Masquerade{}}}}}};
 }
 
+bool is_of_another_network(std::string_view name, std::string_view own) {
+    if (!name.starts_with(host_link_prefix)) return false;
+    const auto id = name.substr(host_link_prefix.size());
+    return id.size() == id_length &&
+           id.find_first_not_of("0123456789abcdef") == std::string_view::npos && id != own;
+}
+
 std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
     if (!state.link_exists)
-        return fmt::format("somebody deleted the VM's link '{}': the guest is cut off",
+        return fmt::format("the VM's link '{}' is not there any more: the guest is cut off",
                            uplink.host_link);
-    const auto address = uplink.inner_address.to_string();
+    const auto address = state.inner.to_string();
     if (!state.inwards)
         return fmt::format("the host has no route to {} on '{}' any more: the guest is cut off",
                            address, uplink.host_link);

@@ -71,7 +71,8 @@ struct NetworkPlan {
 /// What an uplink needs of the host, as it is just now.
 struct UplinkState {
     bool link_exists = true;
-    std::optional<std::string> inwards;   ///< the interface towards the namespace's address
+    boost::asio::ip::address_v4 inner;    ///< the namespace's address, or one of its guests
+    std::optional<std::string> inwards;   ///< the interface towards that
     std::optional<std::string> outwards;  ///< the interface towards the outside
 };
 
@@ -113,6 +114,9 @@ const char* lan_interface(const NetworkPlan& plan);
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
 /// The host's rules; nothing without an uplink.
 std::optional<nft::Table> host_table(const NetworkPlan& plan);
+
+/// Whether a link or a table of this name is of a network of ours other than `own`, an id. Pure.
+bool is_of_another_network(std::string_view name, std::string_view own);
 
 /// Why the guests do not reach the outside in this state, for people; empty where they do. Pure.
 std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state);

@@ -174,8 +174,12 @@ class Tracer {
         if (errors_.empty()) return true;
         begun_ = begun_ || number == SYS_fcntl;
         if (!begun_ || !errors_.contains(number)) return false;
-        // It sets a flag, and cannot fail.
+        // They read or set a flag, and cannot fail.
         if (number == SYS_ioctl && arguments[1] == FIONBIO) return false;
+        const auto command = arguments[1];
+        if (number == SYS_fcntl &&
+            (command == F_GETFL || command == F_SETFL || command == F_GETFD || command == F_SETFD))
+            return false;
         // What came through a Unix socket is there, and nothing more is needed.
         const bool receives = number == SYS_recvfrom || number == SYS_recvmsg;
         return !receives || family_of(static_cast<int>(arguments[0])) != AF_UNIX;

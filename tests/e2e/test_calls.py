@@ -69,10 +69,11 @@ class KillPoints(harness.Test):
             hits = self.kill_all(before, life, itertools.count(1))
             self.assertGreater(hits, LEAST)
         else:
-            points = [1 + int(self.total * (i + random.random()) / sample) for i in range(sample)]
-            # In place of a point that was not reached, another is tried.
-            others = (random.randint(1, self.total) for _ in range(2 * sample))
-            hits = self.kill_all(before, life, itertools.chain(points, others), sample)
+            # Of as many as the lives before had; another in place of one that was not reached.
+            parts = [(i + random.random()) / sample for i in range(sample)]
+            others = [random.random() for _ in range(2 * sample)]
+            points = (1 + int(self.total * part) for part in (*parts, *others))
+            hits = self.kill_all(before, life, points, sample)
             self.assertGreater(hits, 0.8 * sample)
         self.sweep()
         self.assertEqual(picture.difference_to(before, self.host, calls.GONE), "")

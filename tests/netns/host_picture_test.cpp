@@ -245,7 +245,8 @@ TEST_CASE("picture: forwarding that a lease holds on is off") {
     CHECK(!fs::exists(leases));
     SECTION("not that of a dead one") {
         fs::create_directory(leases);
-        std::ofstream{leases / oracle::sh("stat -Lc 'ghost0@%i' /proc/self/ns/net | tr -d '\\n'")};
+        std::ofstream{leases / oracle::sh("ip -o link show ghost0 | cut -d: -f1 | tr -d '\\n'; "
+                                          "stat -Lc @%i /proc/self/ns/net | tr -d '\\n'")};
         oracle::sh("echo 1 > " + setting);
         CHECK(is_on());
         CHECK(sweep_forwarding(leases) == Lines{"ghost0"});

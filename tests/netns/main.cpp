@@ -1,14 +1,13 @@
-#define CATCH_CONFIG_RUNNER
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
 #include <unistd.h>
 
-#include <catch2/catch.hpp>
 #include <cstdio>
 #include <string>
 
 #include "netns/unique_fd.h"
+#include "tests/catch.h"
 
 namespace {
 
@@ -42,5 +41,5 @@ int main(int argc, char** argv) {
     // IPv6 addresses of their own come when the kernel sees a carrier, at some moment: no picture
     // of the host would ever be the same twice. Missing where the kernel has no IPv6.
     (void)write_file("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    return Catch::Session().run(argc, argv);
+    return run_tests(argc, argv);
 }

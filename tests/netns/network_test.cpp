@@ -5,6 +5,7 @@
 #include <linux/if_tun.h>
 #include <net/if.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
 
@@ -249,6 +250,33 @@ TEST_CASE("forwarding that the host has switched on for all meanwhile is left to
     CHECK(!fs::exists(directory.leases()));
 }
 
+TEST_CASE("forwarding is given back to an interface that has another name by now") {
+    const Directory directory;
+    const oracle::Internet internet;
+    {
+        const ForwardingLease lease{directory.leases(), "wan0"};
+        oracle::sh("ip link set wan0 down; ip link set wan0 name lan0; ip link set lan0 up");
+        CHECK(lease.is_on("lan0"));
+        CHECK(!lease.is_on("lo"));
+    }
+    CHECK(forwarding("lan0") == "0\n");
+    CHECK(!fs::exists(directory.leases()));
+}
+
+TEST_CASE("one who is stopped while it takes a lease holds up nobody else's guest") {
+    const Directory directory;
+    const oracle::Internet internet;
+    Made made{spec_of(Mode::nat), directory.leases()};
+    oracle::sh("echo 0 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    {
+        const UniqueFd stopped{::open(directory.leases().c_str(), O_RDONLY | O_CLOEXEC)};
+        REQUIRE(::flock(stopped.get(), LOCK_EX) == 0);
+        CHECK_THROWS_AS(made.network.follow_host(), Error);
+    }
+    CHECK(made.network.follow_host().empty());
+    CHECK(forwarding("wan0") == "1\n");
+}
+
 TEST_CASE("the uplink follows the host: another interface, a link that was cleared, a sysctl") {
     const Directory directory;
     const oracle::Internet internet;
@@ -288,7 +316,7 @@ TEST_CASE("the uplink follows the host: another interface, a link that was clear
         CHECK(made.network.follow_host().empty());
 
         oracle::sh("ip link del qvm-t1");
-        CHECK(made.network.follow_host().find("somebody deleted") != std::string::npos);
+        CHECK(made.network.follow_host().find("not there any more") != std::string::npos);
     }
     CHECK(picture_of_the_host() == before);
 }
@@ -296,7 +324,7 @@ TEST_CASE("the uplink follows the host: another interface, a link that was clear
 TEST_CASE("a change of the host's network is told, and a burst of them once") {
     const oracle::Internet internet;
     boost::asio::io_context context;
-    HostWatch watch{context.get_executor()};
+    HostWatch watch{context.get_executor(), "00000001"};
     int told = 0;
     boost::asio::co_spawn(
         context,
@@ -310,7 +338,10 @@ TEST_CASE("a change of the host's network is told, and a burst of them once") {
          {"ip route add 198.18.0.0/15 dev wan0", "ip route del 198.18.0.0/15 dev wan0",
           "ip address add 203.0.113.77/32 dev wan0", "ip link set wan0 mtu 1300",
           "ip rule add to 198.18.0.0/15 lookup main", "echo 1 > /proc/sys/net/ipv4/ip_forward",
-          "ip rule del to 198.18.0.0/15 lookup main; echo 0 > /proc/sys/net/ipv4/ip_forward"}) {
+          "ip rule del to 198.18.0.0/15 lookup main; echo 0 > /proc/sys/net/ipv4/ip_forward",
+          "ip nexthop add id 7 via 203.0.113.1 dev wan0; ip route add 198.18.0.0/15 nhid 7",
+          "ip nexthop del id 7", "ip link add qvm-00000001 type veth peer name up0",
+          "ip link del qvm-00000001"}) {
         INFO(change);
         oracle::sh(change);
         const int before = told;
@@ -318,6 +349,39 @@ TEST_CASE("a change of the host's network is told, and a burst of them once") {
         context.run_for(std::chrono::milliseconds{500});
         CHECK(told == before + 1);
     }
+}
+
+TEST_CASE("the host ends of others come and go untold") {
+    const Directory directory;
+    const oracle::Internet internet;
+    oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
+    boost::asio::io_context context;
+    HostWatch watch{context.get_executor(), "00000001"};
+    int told = 0;
+    boost::asio::co_spawn(
+        context,
+        [&]() -> boost::asio::awaitable<void> {
+            for (;;) co_await watch.change(), ++told;
+        },
+        boost::asio::detached);
+    const auto run = [&] {
+        context.restart();
+        context.run_for(std::chrono::milliseconds{300});
+    };
+    run();
+    const int before = told;
+    {
+        Made other{spec_of(Mode::nat, "0000000a"), directory.leases()};
+        run();
+        CHECK(told == before);
+    }
+    run();
+    CHECK(oracle::becomes_empty("ip -br link | grep qvm-0000000a"));
+    run();
+    CHECK(told == before);
+    oracle::sh("ip link set wan0 mtu 1300");
+    run();
+    CHECK(told == before + 1);
 }
 
 TEST_CASE("several queues are several descriptors of one TAP") {
@@ -356,6 +420,10 @@ TEST_CASE("shared: the network is there until the last who shares it is gone") {
     auto tap = second->take_tap();
     REQUIRE(tap.size() == 1);
     CHECK(oracle::find(oracle::json(space, "ip -j link"), "ifname", "tap1").at("master") == "br0");
+
+    oracle::sh("ip route del 10.213.255.0/24");
+    CHECK(second->follow_host() == "");
+    CHECK(oracle::sh("ip route show 10.213.255.0/24").find("qvm-t1") != std::string::npos);
 
     first->network.leave_to_others();
     first.reset();

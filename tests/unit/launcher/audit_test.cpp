@@ -32,12 +32,3 @@ TEST_CASE("audit: one of two that are alike is a difference") {
     CHECK(difference(once, twice) == Lines{"+ rule same"});
     CHECK(difference(twice, once) == Lines{"- rule same"});
 }
-
-TEST_CASE("audit: other networks are known by their names") {
-    CHECK(is_of_another_network("qvm-0123abcd", ""));
-    CHECK(is_of_another_network("qvm-0123abcd", "0123abce"));
-    CHECK(!is_of_another_network("qvm-0123abcd", "0123abcd"));
-    for (const char* name : {"", "eth0", "qvm-", "qvm-0123abc", "qvm-0123abcde", "qvm-0123ABCD",
-                             "qvm-0123abcg", "my-0123abcd", "xqvm-0123abcd"})
-        CHECK(!is_of_another_network(name, ""));
-}

@@ -103,17 +103,27 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
 })");
 }
 
+TEST_CASE("other networks are known by their names") {
+    CHECK(is_of_another_network("qvm-0123abcd", ""));
+    CHECK(is_of_another_network("qvm-0123abcd", "0123abce"));
+    CHECK(!is_of_another_network("qvm-0123abcd", "0123abcd"));
+    for (const char* name : {"", "eth0", "qvm-", "qvm-0123abc", "qvm-0123abcde", "qvm-0123ABCD",
+                             "qvm-0123abcg", "my-0123abcd", "xqvm-0123abcd"})
+        CHECK(!is_of_another_network(name, ""));
+}
+
 TEST_CASE("what cuts a guest off is said with its interface, and nothing where all is well") {
     const auto uplink = plan_of(spec_of(Mode::nat), host_with({})).uplink.value();
-    CHECK(trouble_of(uplink, {true, "qvm-1a2b3c4d", "eth1"}).empty());
-    CHECK(trouble_of(uplink, {false, "qvm-1a2b3c4d", "eth0"}) ==
-          "somebody deleted the VM's link 'qvm-1a2b3c4d': the guest is cut off");
-    CHECK(trouble_of(uplink, {true, "vpn0", "vpn0"}) ==
+    const auto inner = uplink.inner_address;
+    CHECK(trouble_of(uplink, {true, inner, "qvm-1a2b3c4d", "eth1"}).empty());
+    CHECK(trouble_of(uplink, {false, inner, "qvm-1a2b3c4d", "eth0"}) ==
+          "the VM's link 'qvm-1a2b3c4d' is not there any more: the guest is cut off");
+    CHECK(trouble_of(uplink, {true, inner, "vpn0", "vpn0"}) ==
           "the host's routes lead what is for 10.213.0.1 to 'vpn0' and not to 'qvm-1a2b3c4d': the "
           "guest is cut off");
-    CHECK(trouble_of(uplink, {true, std::nullopt, "eth0"}) ==
+    CHECK(trouble_of(uplink, {true, inner, std::nullopt, "eth0"}) ==
           "the host has no route to 10.213.0.1 on 'qvm-1a2b3c4d' any more: the guest is cut off");
-    CHECK(trouble_of(uplink, {true, "qvm-1a2b3c4d", std::nullopt}) ==
+    CHECK(trouble_of(uplink, {true, inner, "qvm-1a2b3c4d", std::nullopt}) ==
           "the host has no route to the outside: neither has the guest");
 }
 
