@@ -54,6 +54,8 @@ class BadInput(harness.Test):
     def test_output_that_cannot_be_written(self):
         full = ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
         self.refused("write to stdout: No space left", "version", before=full)
+        self.refused("write to stdout: No space left", "run", "-q", "-m", "64M", "--net", "none",
+                     self.hang, before=full)
         full_error = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh"]
         self.assertEqual(self.qvm("run", "missing.qcow2", before=full_error).returncode, 125)
 

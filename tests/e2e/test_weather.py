@@ -94,7 +94,8 @@ class Weather(harness.Test):
         self.assert_ticks_go_on(vm)
         self.assert_reaches_outside(vm)
 
-    def default_route_moves(self, vm):
+    def plug_in(self):
+        """Another way to the outside, as a dongle is."""
         internet = self.host.internet.pid
         ip("link", "add", "uplink1", "type", "veth", "peer", "name", "wan1", "netns", str(internet))
         ip("address", "add", "198.18.0.1/30", "dev", "wan1", pid=internet)
@@ -102,12 +103,17 @@ class Weather(harness.Test):
         ip("address", "add", "198.18.0.2/30", "dev", "uplink1")
         ip("link", "set", "uplink1", "up")
         ip("route", "replace", "default", "via", "198.18.0.1")
+
+    def pull_out(self):
+        ip("link", "del", "uplink1")
+        ip("route", "replace", "default", "via", ROUTER)
+
+    def default_route_moves(self, vm):
+        self.plug_in()
         self.wait_until(lambda: self.forwarding("uplink1") == "1")
         self.wait_until(lambda: self.forwarding(UPLINK) == "0")
         self.assert_reaches_outside(vm, "198.18.0.2")
-        # As a dongle is pulled out, and the next best is taken.
-        ip("link", "del", "uplink1")
-        ip("route", "replace", "default", "via", ROUTER)
+        self.pull_out()
         self.wait_until(lambda: self.forwarding(UPLINK) == "1")
         self.assert_reaches_outside(vm)
 
@@ -221,6 +227,15 @@ class Weather(harness.Test):
     def links(self, link):
         return subprocess.run(["ip", "-o", "link", "show", "dev", link], capture_output=True,
                               text=True, check=True, timeout=20).stdout
+
+    def test_who_joins_a_group_takes_the_way_out_that_there_is(self):
+        self.plug_in()
+        try:
+            self.detach("-m", "64M", "--group", "lab", "--name", "first", self.hang)
+        finally:
+            self.pull_out()
+        self.detach("-m", "64M", "--group", "lab", "--name", "second", self.hang)
+        self.assertEqual(self.forwarding(UPLINK), "1")
 
     def test_a_host_without_a_way_out_says_so(self):
         ip("route", "del", "default")
