@@ -8,38 +8,14 @@ a namespace of this program's own."""
 
 import os
 import pathlib
-import shutil
-import statistics
 import subprocess
-import sys
-import tempfile
 import time
 
-INSIDE = "QVM_BENCH_INSIDE"
-QUIET = ["run", "-q", "-d", "--net", "nat", "-m", "64M"]
+from vms import (QUIET, kill_all, links, names, on_own_host, settle, show, show_head, since,
+                 start_all)
 
 
-def main():
-    qvm, disk = (os.path.abspath(word) for word in sys.argv[1:3])
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
-    if not os.environ.get(INSIDE):
-        os.environ[INSIDE] = "1"
-        os.execvp("unshare", ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child",
-                              "--mount-proc", sys.executable, "-B", *sys.argv])
-    directory = tempfile.mkdtemp()
-    os.environ.update(QVM_RUN_DIR=f"{directory}/run", QVM_CACHE_DIR=f"{directory}/cache",
-                      QVM_DATA_DIR=f"{directory}/data")
-    subprocess.run("mount -t sysfs none /sys; ip link set lo up;"
-                   "ip link add wan0 type veth peer name wan1; ip link set wan1 up;"
-                   "ip addr add 203.0.113.2/24 dev wan0; ip link set wan0 up;"
-                   "ip route add default via 203.0.113.1", shell=True, check=True)
-    try:
-        measure(qvm, disk, rounds)
-    finally:
-        shutil.rmtree(directory)
-
-
-def measure(qvm, disk, rounds):
+def measure(qvm, disk, rounds=5):
     start = [qvm, *QUIET, disk]
     running = {n: [] for n in (1, 8, 32)}
     bare = {n: [] for n in running}
@@ -47,23 +23,24 @@ def measure(qvm, disk, rounds):
     for _ in range(rounds):
         for size in running:
             bare[size].append(start_qemus(disk, size))
-            time.sleep(1 + size * 0.05)
+            settle(size)
             running[size].append(start_all(start, size))
             kill_all(qvm)
-            time.sleep(1 + size * 0.05)
+            settle(size)
         alone.append(start_all(start, 1))
         kill_all(qvm)
-        time.sleep(1)
+        settle(1)
         start_all(start, 50)
         time.sleep(3)
         time_gone, time_beside = stop_beside_start(qvm, start)
         gone.append(time_gone)
         beside.append(time_beside)
         kill_all(qvm)
-        time.sleep(4)
+        settle(50)
         bare_beside.append(kill_beside_start_of_qemu(disk))
-        time.sleep(4)
-    print(f"{rounds} rounds\n\n{'ms':<44} {'median':>9} {'least':>9} {'most':>9}")
+        settle(50)
+    print(f"{rounds} rounds\n")
+    show_head()
     for size, values in running.items():
         show(f"{size} VMs run, from the first exec", values)
         show(f"{size} QEMUs alone run, from the first exec", bare[size])
@@ -71,19 +48,6 @@ def measure(qvm, disk, rounds):
     show("one start, alone", alone)
     show("one start, while 50 are stopped", beside)
     show("one QEMU alone, while 50 QEMUs are killed", bare_beside)
-
-
-def show(name, values):
-    print(f"{name:<44} {statistics.median(values):>9.1f} {min(values):>9.1f} {max(values):>9.1f}")
-
-
-def start_all(command, count):
-    """ms until the last of `count` that were started together has said that its guest runs."""
-    begin = time.monotonic()
-    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
-    if any(process.wait() != 0 for process in started):
-        raise RuntimeError("a VM did not start")
-    return (time.monotonic() - begin) * 1e3
 
 
 class Qemus:
@@ -103,7 +67,7 @@ class Qemus:
         for process in self.processes:
             while b'"RESUME"' not in process.stdout.readline():
                 pass
-        self.ms = (time.monotonic() - begin) * 1e3
+        self.ms = since(begin)
 
     def kill(self):
         for process in self.processes:
@@ -132,20 +96,6 @@ def kill_beside_start_of_qemu(disk):
     return another.ms
 
 
-def names(qvm):
-    return subprocess.run([qvm, "ps", "-q"], capture_output=True, text=True, check=True) \
-        .stdout.split()
-
-
-def kill_all(qvm):
-    if running := names(qvm):
-        subprocess.run([qvm, "kill", *running], stdout=subprocess.DEVNULL, check=True)
-
-
-def links():
-    return [name for name in os.listdir("/sys/class/net") if name.startswith("qvm-")]
-
-
 def stop_beside_start(qvm, start):
     """ms until nothing of those that run is left on the host, and ms of another's start that
     begins with the stop."""
@@ -159,14 +109,14 @@ def stop_beside_start(qvm, start):
     run = pathlib.Path(os.environ["QVM_RUN_DIR"])
     while time_gone is None or time_beside is None:
         if time_beside is None and another.poll() is not None:
-            time_beside = (time.monotonic() - begin_another) * 1e3
+            time_beside = since(begin_another)
         if time_gone is None and not old & set(links()) and \
                 not any((run / name).exists() for name in running):
-            time_gone = (time.monotonic() - begin) * 1e3
+            time_gone = since(begin)
         time.sleep(0.002)
     stop.wait()
     return time_gone, time_beside
 
 
 if __name__ == "__main__":
-    main()
+    on_own_host(measure)
