@@ -2,8 +2,11 @@
 
 #include <sched.h>
 #include <sys/mount.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +30,15 @@ inline void become_host() {
     sh("ip link set lo up; ip link add wan0 type veth peer name wan1; ip link set wan1 up;"
        "ip addr add 203.0.113.2/24 dev wan0; ip link set wan0 up;"
        "ip route add default via 203.0.113.1");
+}
+
+/// Waits until no host end of a veth is left.
+inline void await_no_links() {
+    const auto is_one = [](const auto& entry) {
+        return entry.path().filename().string().starts_with("qvm-");
+    };
+    while (std::ranges::any_of(std::filesystem::directory_iterator{"/sys/class/net"}, is_one))
+        ::usleep(1000);
 }
 
 }  // namespace bench

@@ -65,12 +65,6 @@ double available() {
     return 0;
 }
 
-bool has_links() {
-    for (const auto& entry : fs::directory_iterator{"/sys/class/net"})
-        if (entry.path().filename().string().starts_with("qvm-")) return true;
-    return false;
-}
-
 /// Processes with a network each, which begin and end at the same moment.
 class Fleet {
   public:
@@ -98,7 +92,7 @@ class Fleet {
         for (const auto child : children_) ::waitpid(child, nullptr, 0);
         children_.clear();
         // Their host ends may go after them.
-        while (has_links()) ::usleep(1000);
+        bench::await_no_links();
         return bench::since(start);
     }
 
