@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <net/if.h>
-#include <netlink/cache.h>
 #include <netlink/errno.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/nexthop.h>
@@ -22,19 +21,10 @@ namespace ip = boost::asio::ip;
 
 namespace {
 
-using Cache = std::unique_ptr<nl_cache, Deleter<nl_cache_free>>;
-
 // Split defaults (0.0.0.0/1 and 128.0.0.0/1, as VPNs install them) cover everything as well.
 constexpr unsigned default_route_bits = 1;
 
 constexpr const char* find_step = "find the uplink";
-
-template <typename Visit>
-void for_each(const Cache& cache, Visit visit) {
-    for (auto* object = nl_cache_get_first(cache.get()); object != nullptr;
-         object = nl_cache_get_next(object))
-        visit(object);
-}
 
 std::optional<ip::network_v4> to_network(const nl_addr* address) {
     if (address == nullptr || nl_addr_get_family(address) != AF_INET) return std::nullopt;
@@ -45,17 +35,12 @@ std::optional<ip::network_v4> to_network(const nl_addr* address) {
                           static_cast<unsigned short>(nl_addr_get_prefixlen(address))};
 }
 
-/// Of this family alone: for one of all families the kernel takes RTNL, the lock of all network
-/// changes, behind which a host where many VMs end has a queue.
 void add_addresses(nl_sock* socket, HostNetwork& host) {
-    constexpr const char* step = "read the host's addresses";
     nl_cache* raw = nullptr;
-    nl_check(step, [&] { return nl_cache_alloc_name("route/addr", &raw); });
-    const Cache cache{raw};
-    nl_cache_set_arg1(raw, AF_INET);
-    nl_check(step, [&] { return nl_cache_refill(socket, raw); });
-    for_each(cache, [&](nl_object* object) {
-        auto network = to_network(rtnl_addr_get_local(reinterpret_cast<rtnl_addr*>(object)));
+    nl_check("read the host's addresses",
+             [&] { return alloc_address_cache(socket, AF_INET, &raw); });
+    for_each<rtnl_addr>(NlCache{raw}, [&](rtnl_addr* address) {
+        auto network = to_network(rtnl_addr_get_local(address));
         if (network) host.used.push_back(*network);
     });
 }
@@ -64,8 +49,8 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     nl_cache* raw = nullptr;
     nl_check("read the host's routes",
              [&] { return rtnl_route_alloc_cache(socket, AF_INET, 0, &raw); });
-    for_each(Cache{raw}, [&](nl_object* object) {
-        auto network = to_network(rtnl_route_get_dst(reinterpret_cast<rtnl_route*>(object)));
+    for_each<rtnl_route>(NlCache{raw}, [&](rtnl_route* route) {
+        auto network = to_network(rtnl_route_get_dst(route));
         if (network && network->prefix_length() > default_route_bits) host.used.push_back(*network);
     });
 }

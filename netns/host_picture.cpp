@@ -10,7 +10,6 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
-#include <netlink/cache.h>
 #include <netlink/netlink.h>
 #include <netlink/route/addr.h>
 #include <netlink/route/link.h>
@@ -37,7 +36,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-using Cache = std::unique_ptr<nl_cache, Deleter<nl_cache_free>>;
 using MnlSocket = std::unique_ptr<mnl_socket, Deleter<mnl_socket_close>>;
 using Lines = std::vector<std::string>;
 
@@ -74,11 +72,7 @@ class RouteReader {
         Lines lines;
         for (const int family : families) {
             nl_cache* raw = nullptr;
-            int error = nl_cache_alloc_name("route/addr", &raw);
-            if (error == 0) {
-                nl_cache_set_arg1(raw, family);
-                error = nl_cache_refill(socket_.get(), raw);
-            }
+            const int error = alloc_address_cache(socket_.get(), family, &raw);
             for_each<rtnl_addr>(made(error, raw, "addresses"), [&](rtnl_addr* address) {
                 const auto device = device_of(rtnl_addr_get_ifindex(address));
                 if (rtnl_addr_get_family(address) == family && device)
@@ -116,17 +110,10 @@ class RouteReader {
 
   private:
     /// An empty cache where the kernel has none of that.
-    static Cache made(int error, nl_cache* raw, const char* what) {
+    static NlCache made(int error, nl_cache* raw, const char* what) {
         if (error == -NLE_OPNOTSUPP || error == -NLE_AF_NOSUPPORT) return nullptr;
         if (error < 0) throw Error(fmt::format("read the host's {}", what), nl_geterror(error));
-        return Cache{raw};
-    }
-
-    template <typename T, typename Visit>
-    static void for_each(const Cache& cache, Visit visit) {
-        auto* object = cache ? nl_cache_get_first(cache.get()) : nullptr;
-        for (; object != nullptr; object = nl_cache_get_next(object))
-            visit(reinterpret_cast<T*>(object));
+        return NlCache{raw};
     }
 
     /// Nothing where there is no such interface by now.

@@ -83,4 +83,14 @@ void RouteSocket::transact(std::vector<Request> requests) {
     if (failure) throw *failure;
 }
 
+int alloc_address_cache(nl_sock* socket, int family, nl_cache** result) {
+    nl_cache* raw = nullptr;
+    if (const int error = nl_cache_alloc_name("route/addr", &raw); error < 0) return error;
+    NlCache cache{raw};
+    nl_cache_set_arg1(raw, family);
+    const int error = nl_cache_refill(socket, raw);
+    if (error == 0) *result = cache.release();
+    return error;
+}
+
 }  // namespace qvm::netns

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <netlink/cache.h>
 #include <netlink/msg.h>
 #include <netlink/socket.h>
 
@@ -18,6 +19,19 @@ struct Deleter {
 };
 
 using NlMessage = std::unique_ptr<nl_msg, Deleter<nlmsg_free>>;
+using NlCache = std::unique_ptr<nl_cache, Deleter<nl_cache_free>>;
+
+/// Calls `visit` with each object (T*, as rtnl_link*) of what was dumped; null is empty.
+template <typename T, typename Visit>
+void for_each(const NlCache& cache, Visit visit) {
+    auto* object = cache ? nl_cache_get_first(cache.get()) : nullptr;
+    for (; object != nullptr; object = nl_cache_get_next(object))
+        visit(reinterpret_cast<T*>(object));
+}
+
+/// As rtnl_addr_alloc_cache(), for one family. For one of all families the kernel takes RTNL, the
+/// lock of all network changes, behind which a host where many VMs end has a queue.
+int alloc_address_cache(nl_sock* socket, int family, nl_cache** result);
 
 /// One rtnetlink request and what it is for ("add bridge 'br0'"), so that a refusal names it.
 struct Request {

@@ -59,6 +59,29 @@ struct Made {
     Network network;
 };
 
+/// What HostWatch tells the network "00000001".
+class Changes {
+  public:
+    Changes() {
+        boost::asio::co_spawn(context_, count(), boost::asio::detached);
+        (void)told();
+    }
+    /// How often since the last time.
+    int told() {
+        context_.restart();
+        context_.run_for(std::chrono::milliseconds{400});
+        return std::exchange(told_, 0);
+    }
+
+  private:
+    boost::asio::awaitable<void> count() {
+        for (;;) co_await watch_.change(), ++told_;
+    }
+    boost::asio::io_context context_;
+    HostWatch watch_{context_.get_executor(), "00000001"};
+    int told_ = 0;
+};
+
 std::string forwarding(const std::string& interface) {
     return oracle::sh("cat /proc/sys/net/ipv4/conf/" + interface + "/forwarding");
 }
@@ -323,17 +346,8 @@ TEST_CASE("the uplink follows the host: another interface, a link that was clear
 
 TEST_CASE("a change of the host's network is told, and a burst of them once") {
     const oracle::Internet internet;
-    boost::asio::io_context context;
-    HostWatch watch{context.get_executor(), "00000001"};
-    int told = 0;
-    boost::asio::co_spawn(
-        context,
-        [&]() -> boost::asio::awaitable<void> {
-            for (;;) co_await watch.change(), ++told;
-        },
-        boost::asio::detached);
-    context.run_for(std::chrono::milliseconds{300});
-    CHECK(told == 0);
+    Changes changes;
+    CHECK(changes.told() == 0);
     for (const char* change :
          {"ip route add 198.18.0.0/15 dev wan0", "ip route del 198.18.0.0/15 dev wan0",
           "ip address add 203.0.113.77/32 dev wan0", "ip link set wan0 mtu 1300",
@@ -344,10 +358,7 @@ TEST_CASE("a change of the host's network is told, and a burst of them once") {
           "ip link del qvm-00000001"}) {
         INFO(change);
         oracle::sh(change);
-        const int before = told;
-        context.restart();
-        context.run_for(std::chrono::milliseconds{500});
-        CHECK(told == before + 1);
+        CHECK(changes.told() == 1);
     }
 }
 
@@ -355,33 +366,16 @@ TEST_CASE("the host ends of others come and go untold") {
     const Directory directory;
     const oracle::Internet internet;
     oracle::sh("echo 1 > /proc/sys/net/ipv4/conf/wan0/forwarding");
-    boost::asio::io_context context;
-    HostWatch watch{context.get_executor(), "00000001"};
-    int told = 0;
-    boost::asio::co_spawn(
-        context,
-        [&]() -> boost::asio::awaitable<void> {
-            for (;;) co_await watch.change(), ++told;
-        },
-        boost::asio::detached);
-    const auto run = [&] {
-        context.restart();
-        context.run_for(std::chrono::milliseconds{300});
-    };
-    run();
-    const int before = told;
+    Changes changes;
+    (void)changes.told();
     {
         Made other{spec_of(Mode::nat, "0000000a"), directory.leases()};
-        run();
-        CHECK(told == before);
+        CHECK(changes.told() == 0);
     }
-    run();
     CHECK(oracle::becomes_empty("ip -br link | grep qvm-0000000a"));
-    run();
-    CHECK(told == before);
+    CHECK(changes.told() == 0);
     oracle::sh("ip link set wan0 mtu 1300");
-    run();
-    CHECK(told == before + 1);
+    CHECK(changes.told() == 1);
 }
 
 TEST_CASE("several queues are several descriptors of one TAP") {
