@@ -156,6 +156,7 @@ UniqueFd lock_soon(const fs::path& directory) {
         if (tries == most_tries) return {};
         std::this_thread::sleep_for(pause);
     }
+    if (fd && !is_linked(fd.get())) fd.reset();  // who had it has removed it
     return fd;
 }
 

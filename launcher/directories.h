@@ -37,8 +37,8 @@ UniqueFd lock_directory(const std::filesystem::path& path);
 /// The same, or nothing while another process has it. Throws Failure.
 UniqueFd try_lock_directory(const std::filesystem::path& path);
 
-/// The lock of a directory that is there; nothing where others have it for more than 100 ms. Who
-/// has it does not keep it long, or it is not our turn.
+/// The lock of a directory that is there; nothing where others have it for more than 100 ms, or
+/// remove it meanwhile. Who has it does not keep it long, or it is not our turn.
 UniqueFd lock_soon(const std::filesystem::path& directory);
 
 /// Takes the lock that is a file, made if need be; nothing while another process has it. The kernel

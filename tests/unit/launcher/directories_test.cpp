@@ -165,6 +165,19 @@ TEST_CASE("a directory's lock outlives nobody, and the directory may go meanwhil
     guard.reset();
 }
 
+TEST_CASE("who waits for the lock of a directory that is removed meanwhile has none") {
+    const Temporary base;
+    const auto directory = base.path / "group";
+    auto guard = lock_directory(directory);
+    std::atomic<bool> has_lock = true;
+    std::thread waiting{[&] { has_lock = static_cast<bool>(lock_soon(directory)); }};
+    std::this_thread::sleep_for(std::chrono::milliseconds{20});
+    fs::remove(directory);
+    guard.reset();
+    waiting.join();
+    CHECK(!has_lock);
+}
+
 TEST_CASE("a file is written as a whole or not at all") {
     const Temporary base;
     const auto path = base.path / "state";
