@@ -88,9 +88,12 @@ bool take_lock(int fd) {
     return ::fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
-bool is_locked(int fd) {
+/// Throws Failure: who cannot look must not take it for free, nor its holder for dead.
+bool is_locked(int fd, const fs::path& file) {
     auto lock = whole_file(F_WRLCK);
-    return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+    if (::fcntl(fd, F_OFD_GETLK, &lock) != 0)
+        throw Failure(fmt::format("look who has '{}': {}", file.string(), reason()));
+    return lock.l_type != F_UNLCK;
 }
 
 constexpr std::array vm_files{"console.log", "console.log.1",   "console.sock", "control.sock",
@@ -250,7 +253,8 @@ namespace {
 /// Whether there is a lock that nobody holds, or nothing at all: who was killed between two calls
 /// had no lock yet, or none any more.
 bool is_dead(const fs::path& directory) {
-    if (const auto lock = open_lock(directory / "lock", 0)) return !is_locked(lock.get());
+    const auto file = directory / "lock";
+    if (const auto lock = open_lock(file, 0)) return !is_locked(lock.get(), file);
     std::error_code error;
     return fs::is_empty(directory, error) && !error;
 }
@@ -278,13 +282,13 @@ std::vector<std::string> sweep_vms(const fs::path& run, const BeforeRemoval& bef
 std::optional<pid_t> supervisor_of(const fs::path& run, const std::string& name) {
     const auto file = run / name / "lock";
     const auto fd = open_lock(file, 0);
-    // Who cannot look must not take it for dead.
     if (!fd && (errno == EMFILE || errno == ENFILE || errno == ENOMEM))
         throw Failure(fmt::format("open '{}': {}", file.string(), reason()));
-    if (!fd || !is_locked(fd.get())) return std::nullopt;
+    if (!fd || !is_locked(fd.get(), file)) return std::nullopt;
     std::array<char, 32> text{};
     const auto size = ::pread(fd.get(), text.data(), text.size() - 1, 0);
-    const int pid = size > 0 ? std::atoi(text.data()) : 0;
+    if (size < 0) throw Failure(fmt::format("read '{}': {}", file.string(), reason()));
+    const int pid = std::atoi(text.data());
     return pid > 0 ? std::optional{pid} : std::nullopt;
 }
 

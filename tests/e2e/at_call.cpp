@@ -16,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/user.h>
@@ -180,20 +181,37 @@ class Tracer {
         if (number == SYS_fcntl &&
             (command == F_GETFL || command == F_SETFL || command == F_GETFD || command == F_SETFD))
             return false;
+        // A pipe between two of us has room for what is written to it.
+        const auto fd = static_cast<int>(arguments[0]);
+        if (number == SYS_write && fd > STDERR_FILENO && is_pipe(fd)) return false;
         // What came through a Unix socket is there, and nothing more is needed.
         const bool receives = number == SYS_recvfrom || number == SYS_recvmsg;
-        return !receives || family_of(static_cast<int>(arguments[0])) != AF_UNIX;
+        return !receives || family_of(fd) != AF_UNIX;
+    }
+
+    /// Of the target's descriptor.
+    [[nodiscard]] int copy_of(int fd) const {
+        const auto process = static_cast<int>(::syscall(SYS_pidfd_open, target_, 0));
+        const auto copy = static_cast<int>(::syscall(SYS_pidfd_getfd, process, fd, 0));
+        ::close(process);
+        return copy;
     }
 
     [[nodiscard]] int family_of(int socket) const {
-        const auto process = static_cast<int>(::syscall(SYS_pidfd_open, target_, 0));
-        const auto copy = static_cast<int>(::syscall(SYS_pidfd_getfd, process, socket, 0));
+        const int copy = copy_of(socket);
         int family = -1;
         socklen_t size = sizeof family;
         ::getsockopt(copy, SOL_SOCKET, SO_DOMAIN, &family, &size);
         ::close(copy);
-        ::close(process);
         return family;
+    }
+
+    [[nodiscard]] bool is_pipe(int fd) const {
+        const int copy = copy_of(fd);
+        struct stat status {};
+        const bool found = ::fstat(copy, &status) == 0;
+        ::close(copy);
+        return found && S_ISFIFO(status.st_mode);
     }
 
     // A call number of -1 is none; what is in its result is what the caller sees. But a brk that
