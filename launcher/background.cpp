@@ -6,10 +6,12 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <system_error>
 
@@ -21,16 +23,20 @@ namespace qvm {
 namespace {
 
 constexpr const char* detached = "d";  // before the text to print
+constexpr const char* printed = "p";
+constexpr int print_patience_ms = 1000;  // with whoever reads the parent's stdout
 
-std::string read_all(int fd) {
-    std::string text;
-    std::array<char, 256> buffer;
-    for (;;) {
-        const auto size = ::read(fd, buffer.data(), buffer.size());
-        if (size < 0 && errno == EINTR) continue;
-        if (size <= 0) return text;
-        text.append(buffer.data(), static_cast<std::size_t>(size));
-    }
+/// The next message; empty at the end, or where it cannot be read.
+std::string receive(int fd) {
+    std::array<char, 4096> buffer;
+    ssize_t size = 0;
+    do size = ::recv(fd, buffer.data(), buffer.size(), 0);
+    while (size < 0 && errno == EINTR);
+    return {buffer.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
+}
+
+void send(int fd, const std::string& message) {
+    [[maybe_unused]] const auto size = ::send(fd, message.data(), message.size(), MSG_NOSIGNAL);
 }
 
 sigset_t minded_signals() {
@@ -65,17 +71,23 @@ Failure cannot(const char* call) {
                                std::generic_category().message(errno))};
 }
 
-/// The parent's whole life.
-int stand_in_for(pid_t child, int signals, int from_child) {
+/// The parent's whole life. Where the text cannot be printed the child goes with us: nobody was
+/// told of it.
+int stand_in_for(pid_t child, int signals, int socket) {
     for (;;) {
-        std::array<pollfd, 2> fds{{{signals, POLLIN, 0}, {from_child, POLLIN, 0}}};
+        std::array<pollfd, 2> fds{{{signals, POLLIN, 0}, {socket, POLLIN, 0}}};
         if (::poll(fds.data(), fds.size(), -1) < 0) continue;
         if (fds[0].revents != 0) pass_on(signals, child);
         if (const auto status = look_after(child)) return *status;
         if ((fds[1].revents & POLLIN) == 0) continue;
-        const auto text = read_all(from_child);
-        if (text.empty()) continue;  // it could not be read, and is still there
+        const auto text = receive(socket);
+        if (text.empty()) {  // it could not be read and is still there, or the child ends
+            if ((fds[1].revents & POLLHUP) != 0) socket = -1;
+            continue;
+        }
         print(std::string_view{text}.substr(1));
+        send(socket, printed);
+        (void)receive(socket);  // its end: the child does without us
         return status::ok;
     }
 }
@@ -84,9 +96,10 @@ int stand_in_for(pid_t child, int signals, int from_child) {
 
 std::optional<int> Background::fork() {
     std::array<int, 2> ends;
-    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw cannot("make a pipe");
-    UniqueFd read_end{ends[0]};
-    UniqueFd write_end{ends[1]};
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0)
+        throw cannot("make sockets");
+    UniqueFd ours{ends[0]};
+    UniqueFd childs{ends[1]};
     const auto signals = minded_signals();
     const UniqueFd signal_fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
     if (!signal_fd) throw cannot("make a signalfd");
@@ -96,13 +109,13 @@ std::optional<int> Background::fork() {
     const auto child = ::fork();
     if (child < 0) throw cannot("fork");
     if (child > 0) {
-        write_end.reset();
-        return stand_in_for(child, signal_fd.get(), read_end.get());
+        childs.reset();
+        return stand_in_for(child, signal_fd.get(), ours.get());
     }
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (::getppid() != parent) ::_exit(status::failed);
-    read_end.reset();
-    to_parent_ = std::move(write_end);
+    ours.reset();
+    to_parent_ = std::move(childs);
     // Whatever the user's shell left open is to be closed when the user thinks it is.
     const auto mine = static_cast<unsigned>(to_parent_.get());
     if (mine > 3) ::syscall(SYS_close_range, 3U, mine - 1, 0U);
@@ -113,14 +126,18 @@ std::optional<int> Background::fork() {
 
 void Background::detach(const std::string& text) noexcept {
     if (!to_parent_) return;
-    ::prctl(PR_SET_PDEATHSIG, 0);
     [[maybe_unused]] const int moved = ::chdir("/");  // not to hold the user's file system
     ::setsid();
     const UniqueFd null{::open("/dev/null", O_RDWR | O_CLOEXEC)};
     for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) ::dup2(null.get(), fd);
-    // A parent that is gone has nobody to tell.
-    const auto message = detached + text;
-    [[maybe_unused]] const auto size = ::write(to_parent_.get(), message.data(), message.size());
+    send(to_parent_.get(), detached + text);
+    pollfd answer{to_parent_.get(), POLLIN, 0};
+    int answers = 0;
+    do answers = ::poll(&answer, 1, print_patience_ms);
+    while (answers < 0 && errno == EINTR);
+    // A parent that is gone, and has printed nothing, takes us along; its death is about to say so.
+    if (answers > 0 && receive(to_parent_.get()).empty()) ::raise(SIGKILL);
+    ::prctl(PR_SET_PDEATHSIG, 0);
     to_parent_.reset();
 }
 

@@ -18,7 +18,8 @@ class Background {
     std::optional<int> fork();
 
     /// In the child: into a session of its own, with /dev/null as its stdio and / as its directory.
-    /// The parent prints `text` and ends with status 0. Idempotent.
+    /// The parent prints `text` and ends with status 0; the child lives on from when it has printed
+    /// it, which is waited for (a second, where its stdout takes nothing). Idempotent.
     void detach(const std::string& text) noexcept;
 
     /// Whether this process is a child that has not detached yet.
