@@ -128,7 +128,6 @@ class Attachment {
         }
     }
 
-    /// Until the other end closes; false where nobody reads what we write.
     /// Why it cannot be written any more; no error where the console's other side is closed.
     awaitable<std::error_code> pump_output() {
         std::array<char, 16384> buffer;

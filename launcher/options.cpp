@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 
 #include "launcher/failure.h"
@@ -133,6 +134,16 @@ struct Subcommand {
     std::function<Command(CLI::App*)> finish;  ///< given its own app
 };
 
+/// As a shell has names.
+void check_variable(const std::string& text) {
+    const std::string_view name{text.data(), std::min(text.find('='), text.size())};
+    const bool good = !name.empty() && std::isdigit(static_cast<unsigned char>(name[0])) == 0 &&
+                      std::all_of(name.begin(), name.end(), [](unsigned char letter) {
+                          return letter == '_' || (letter < 0x80 && std::isalnum(letter) != 0);
+                      });
+    if (!good) throw Failure(fmt::format("--env '{}': is not NAME[=VALUE]", text));
+}
+
 class Parser {
   public:
     Parser() {
@@ -148,6 +159,7 @@ class Parser {
         add_inspect();
         add_logs();
         add_console();
+        add_exec();
         add_events();
         add_qmp();
         add_net();
@@ -173,7 +185,8 @@ class Parser {
             throw Failure(error.what(), path_of(app_) + " --help");
         }
         if (version_flag_) return version();
-        if (!command_.empty() && !exec_app_->parsed())
+        if (!command_.empty() && std::none_of(with_command_.begin(), with_command_.end(),
+                                              [](auto* app) { return app->parsed(); }))
             throw Failure(fmt::format("{} takes no command after '--'", path_of(app_)),
                           path_of(app_) + " --help");
         for (const auto& subcommand : subcommands_)
@@ -317,6 +330,50 @@ class Parser {
         added.footer("Ctrl-] leaves. Several may watch; the first of them writes.\n");
     }
 
+    /// Takes a command after its own words, with or without "--".
+    void take_command(CLI::App& app, const char* example) {
+        with_command_.push_back(&app);
+        app.prefix_command();
+        app.allow_extras();
+        app.footer(example);
+    }
+
+    std::vector<std::string> command_of(const CLI::App& app) {
+        auto command = app.remaining();
+        command.insert(command.end(), command_.begin(), command_.end());
+        if (!command.empty()) return command;
+        const auto path = path_of(app_);
+        throw Failure(path.substr(path.find(' ') + 1) + ": COMMAND is missing", path + " --help");
+    }
+
+    /// Those of docker that say how a command runs.
+    void add_command_options(CLI::App& app, bool& interactive) {
+        app.add_flag("-i,--interactive", interactive, "The command's stdin is this one");
+        app.add_option("-e,--env", guest_command_.environment,
+                       "Set a variable for the command (repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("NAME[=VALUE]");
+        app.add_option("-w,--workdir", guest_command_.directory, "Where the command runs")
+            ->type_name("DIR");
+    }
+
+    GuestCommand guest_command_of(const CLI::App& app) {
+        guest_command_.argv = command_of(app);
+        for (const auto& variable : guest_command_.environment) check_variable(variable);
+        return guest_command_;
+    }
+
+    void add_exec() {
+        auto& added = add("exec", "Run a command in a guest", [this](auto* app) {
+            exec_.name = parse_names({name_}).front();
+            exec_.command = guest_command_of(*app);
+            return exec_;
+        });
+        add_command_options(added, exec_.interactive);
+        added.add_option("NAME", name_, "The VM")->required();
+        take_command(added, "qvm exec NAME [--] COMMAND [ARG...]\n\n  qvm exec web -- uname -a\n");
+    }
+
     void add_events() {
         auto& added = add("events", "Print what happens to VMs, as it happens",
                           [this](auto*) { return events_; });
@@ -347,21 +404,14 @@ class Parser {
         inspect.add_option("NAME", name_, "A group, or a VM that is in none")->required();
         auto& exec = add(
             "exec", "Run a command of the host inside a network's namespace",
-            [this](auto*) {
-                auto command = exec_app_->remaining();
-                command.insert(command.end(), command_.begin(), command_.end());
-                if (command.empty())
-                    throw Failure("net exec: COMMAND is missing", "qvm net exec --help");
-                return NetExecOptions{parse_names({name_}).front(), std::move(command)};
+            [this](auto* app) {
+                return NetExecOptions{parse_names({name_}).front(), command_of(*app)};
             },
             net);
-        exec_app_ = &exec;
-        exec.prefix_command();
-        exec.allow_extras();
         exec.add_option("NAME", name_, "A VM or a group")->required();
-        exec.footer(
-            "qvm net exec NAME [--] COMMAND [ARG...]\n\n  qvm net exec web -- ping -c 1 "
-            "192.168.26.10\n");
+        take_command(exec,
+                     "qvm net exec NAME [--] COMMAND [ARG...]\n\n  qvm net exec web -- ping -c 1 "
+                     "192.168.26.10\n");
     }
 
     void add_image() {
@@ -392,7 +442,8 @@ class Parser {
     [[nodiscard]] CommandShape shape_of(const CLI::App& app, std::vector<std::string> path) const {
         CommandShape shape;
         shape.what = app.get_description();
-        shape.takes_command = &app == exec_app_;
+        shape.takes_command =
+            std::find(with_command_.begin(), with_command_.end(), &app) != with_command_.end();
         for (const auto* option : app.get_options())
             (option->get_positional() ? shape.positionals : shape.options)
                 .push_back(shape_of(*option));
@@ -440,13 +491,14 @@ class Parser {
     CLI::App app_{
         "qvm boots a QEMU guest inside a network of its own and leaves the host as it was.", "qvm"};
     std::vector<Subcommand> subcommands_;
-    CLI::App* exec_app_ = nullptr;
+    std::vector<const CLI::App*> with_command_;
     bool version_flag_ = false;
 
     VmTexts texts_;
     std::string name_, timeout_, timings_, shell_;
     std::vector<std::string> names_;
     std::vector<std::string> command_;
+    GuestCommand guest_command_;
     RunOptions run_;
     CreateOptions create_;
     StartOptions start_;
@@ -454,6 +506,7 @@ class Parser {
     VerbOptions verb_;
     PsOptions ps_;
     LogsOptions logs_;
+    ExecOptions exec_;
     EventsOptions events_;
     QmpOptions qmp_;
     NetLsOptions net_ls_;

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "launcher/guest_command.h"
 #include "launcher/values.h"
 
 namespace qvm {
@@ -101,6 +102,13 @@ struct ConsoleOptions {
     std::string name;
 };
 
+/// qvm exec
+struct ExecOptions {
+    std::string name;
+    GuestCommand command;
+    bool interactive = false;  ///< our stdin is the command's
+};
+
 /// qvm events
 struct EventsOptions {
     bool json = false;
@@ -154,10 +162,11 @@ struct PrintText {
     std::string text;
 };
 
-using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
-                             PsOptions, InspectOptions, LogsOptions, ConsoleOptions, EventsOptions,
-                             QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
-                             DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
+using Command =
+    std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions, PsOptions,
+                 InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, EventsOptions,
+                 QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
+                 DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -41,7 +41,8 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-mon", "chardev=qmp,mode=control");
     command.add("-chardev", fmt::format("socket,id=console,fd={}", fds.console));
     command.add("-serial", "chardev:console");
-    command.add("-device", "virtio-serial-pci");
+    // With room for the ports that commands in the guest get.
+    command.add("-device", fmt::format("virtio-serial-pci,id=ports,max_ports={}", most_ports));
     command.add("-chardev", fmt::format("socket,id=agent,fd={}", fds.agent));
     command.add("-device", fmt::format("virtserialport,chardev=agent,id={},"
                                        "name=org.qemu.guest_agent.0",

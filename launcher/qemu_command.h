@@ -48,6 +48,11 @@ struct QemuSpec {
     std::vector<std::string> extra;  ///< the user's own, last
 };
 
+/// The bus of serial ports, and how many it has room for: the agent's, and three for each command
+/// that runs in the guest.
+inline constexpr const char* port_bus = "ports.0";
+inline constexpr int most_ports = 64;
+
 /// QEMU's id of the serial port that the guest agent opens, as VSERPORT_CHANGE names it.
 inline constexpr const char* agent_port = "agent0";
 

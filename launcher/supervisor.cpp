@@ -34,6 +34,7 @@
 #include "launcher/console.h"
 #include "launcher/control.h"
 #include "launcher/events.h"
+#include "launcher/exec_service.h"
 #include "launcher/failure.h"
 #include "launcher/host.h"
 #include "launcher/name_service.h"
@@ -136,6 +137,7 @@ class Supervisor final : public Controlled {
         if (run_.seat) run_.seat->settled();
         control_listener_ = listen_on(directory_.path() / "control.sock");
         console_listener_ = listen_on(directory_.path() / "console.sock");
+        exec_listener_ = listen_on(directory_.path() / "exec.sock", SOCK_SEQPACKET);
         if (run_.plan.network) {
             set_up_network();
             state_.namespace_fd = network_->space().fd();
@@ -404,6 +406,7 @@ class Supervisor final : public Controlled {
     }
 
     void serve_clients() {
+        commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_);
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -481,6 +484,8 @@ class Supervisor final : public Controlled {
             if (event->name == "GUEST_PANICKED") panicked();
             if (event->name == "VSERPORT_CHANGE") port_changed(*event);
             if (event->name == "BLOCK_IO_ERROR") disk_failed(*event);
+            if (event->name == "DEVICE_DELETED") device_deleted(*event);
+            if (event->name == "RESET" && is_running()) guest_restarts();
             if (event->name == "STOP") cpus_stopped();
             if (event->name == "RESUME") cpus_run();
         }
@@ -582,11 +587,30 @@ class Supervisor final : public Controlled {
         end(status::guest_died, {});
     }
 
+    void device_deleted(const qmp::Event& event) {
+        const auto* device = event.data.if_contains("device");
+        if (commands_ && device != nullptr && device->is_string())
+            commands_->device_deleted(std::string{device->get_string()});
+    }
+
+    void guest_restarts() {
+        state_.agent = false;
+        commands_->guest_is_gone("the guest restarted");
+    }
+
     void port_changed(const qmp::Event& event) {
         const auto* id = event.data.if_contains("id");
         const auto* open = event.data.if_contains("open");
-        if (id == nullptr || open == nullptr || *id != agent_port || *open != true) return;
-        if (!greeting_agent_) spawn(greet_agent());
+        if (id == nullptr || !id->is_string() || open == nullptr || !commands_) return;
+        if (*id != agent_port) {
+            commands_->port_changed(std::string{id->get_string()}, *open == true);
+        } else if (*open == true) {
+            if (!greeting_agent_) spawn(greet_agent());
+        } else {
+            state_.agent = false;
+            commands_->agent_is_down();
+            write_state();
+        }
     }
 
     /// The agent is a guest's program: whatever goes wrong with it is no failure of ours.
@@ -600,6 +624,7 @@ class Supervisor final : public Controlled {
         }
         if (!state_.agent) timings_.add("guest-ready", running_, Clock::now());
         state_.agent = true;
+        commands_->agent_is_up();
         write_state();
         tell("agent-up");
         co_await resize_console();
@@ -888,6 +913,7 @@ class Supervisor final : public Controlled {
         }
         if (names_) names_->stop();
         forwards_.reset();
+        if (commands_) commands_->guest_is_gone("the VM ended");
         // What the host can see of the network goes while QEMU is on its way out.
         if (network_) {
             const BlockedSignals blocked;  // no call of it is to be interrupted
@@ -959,7 +985,9 @@ class Supervisor final : public Controlled {
     std::optional<qmp::Client> agent_;
     UniqueFd control_listener_;
     UniqueFd console_listener_;
+    UniqueFd exec_listener_;
     std::optional<qmp::Server> server_;
+    std::optional<ExecService> commands_;
     UniqueFd console_socket_;
     asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;

@@ -51,7 +51,8 @@ Stdio::Stdio(const asio::any_io_executor& executor, int fd) : original_(fd) {
     auto own = open_anew(fd);
     const bool shared = !own;
     if (shared) own.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
-    const std::string step = fd == STDIN_FILENO ? "use stdin" : "use stdout";
+    constexpr std::array names{"stdin", "stdout", "stderr"};
+    const auto step = fmt::format("use {}", names.at(static_cast<std::size_t>(fd)));
     if (!own) throw Failure(step + ": " + std::generic_category().message(errno));
     stream_.emplace(executor);
     boost::system::error_code error;

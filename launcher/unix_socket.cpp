@@ -20,7 +20,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr std::size_t largest_message = 16 * 1024;
 constexpr std::size_t most_fds = 16;
 
 /// A socket's address, by way of its directory's descriptor, which keeps it short.
@@ -94,7 +93,7 @@ bool send_with_fds(int socket, const std::string& text, const std::vector<int>& 
 std::optional<MessageWithFds> receive_with_fds(int socket, int timeout_ms) {
     pollfd readable{socket, POLLIN, 0};
     if (::poll(&readable, 1, timeout_ms) != 1) return std::nullopt;
-    std::array<char, largest_message> text;
+    std::string text(largest_message, '\0');
     alignas(cmsghdr) std::array<char, CMSG_SPACE(most_fds * sizeof(int))> control{};
     iovec data{text.data(), text.size()};
     msghdr message{};
@@ -104,7 +103,8 @@ std::optional<MessageWithFds> receive_with_fds(int socket, int timeout_ms) {
     message.msg_controllen = control.size();
     const auto size = ::recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
     if (size <= 0) return std::nullopt;
-    MessageWithFds result{{text.data(), static_cast<std::size_t>(size)}, {}};
+    text.resize(static_cast<std::size_t>(size));
+    MessageWithFds result{std::move(text), {}};
     for (auto* header = CMSG_FIRSTHDR(&message); header != nullptr;
          header = CMSG_NXTHDR(&message, header)) {
         if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;

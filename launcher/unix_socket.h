@@ -20,7 +20,8 @@ UniqueFd listen_on(const std::filesystem::path& path, int type = SOCK_STREAM);
 /// with errno as connect(2) left it.
 std::optional<UniqueFd> connect_to(const std::filesystem::path& path, int type = SOCK_STREAM);
 
-/// A message of at most 16 KiB with descriptors; those that are sent stay the sender's.
+/// A message with descriptors; those that are sent stay the sender's.
+inline constexpr std::size_t largest_message = 128 * 1024;  ///< bytes
 struct MessageWithFds {
     std::string text;
     std::vector<UniqueFd> fds;

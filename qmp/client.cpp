@@ -1,5 +1,7 @@
 #include "qmp/client.h"
 
+#include <fcntl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,6 +13,8 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <cstring>
+#include <deque>
 #include <map>
 #include <random>
 #include <string>
@@ -37,6 +41,39 @@ std::error_code end_of_connection(error_code ec) {
     return ec;
 }
 
+// A duplicate, closed with the last who holds it.
+std::shared_ptr<int> duplicate(int descriptor) {
+    const int copy = ::fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0) throw std::system_error(errno, std::generic_category(), "duplicate a descriptor");
+    return {new int(copy), [](int* fd) {
+                ::close(*fd);
+                delete fd;
+            }};
+}
+
+// What there is to send: the descriptor goes with the first of the bytes.
+struct Outgoing {
+    std::string bytes;
+    std::shared_ptr<int> descriptor;
+};
+
+// How much was sent, or -1 with errno. The descriptor is sent with the first byte, or not at all.
+ssize_t send_now(int socket, const Outgoing& what) {
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+    iovec data{const_cast<char*>(what.bytes.data()), what.bytes.size()};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    auto* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), what.descriptor.get(), sizeof(int));
+    return ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
 // Throws what is not a value.
 json::value value_of(Outcome outcome, const std::string& command) {
     if (auto* refusal = std::get_if<ErrorReply>(&outcome))
@@ -59,7 +96,10 @@ struct Client::Connection : std::enable_shared_from_this<Connection> {
     }
 
     void read();
+    void queue(std::shared_ptr<int> descriptor);
     void write();
+    void write_descriptor();
+    void written(error_code ec);
     void settle();
     void close(std::error_code why);
     asio::awaitable<std::error_code> read_until_end();
@@ -68,6 +108,7 @@ struct Client::Connection : std::enable_shared_from_this<Connection> {
     static asio::awaitable<void> handshake(std::shared_ptr<Connection> self, milliseconds timeout);
     static asio::awaitable<json::value> execute(std::shared_ptr<Connection> self,
                                                 std::string command, json::object arguments,
+                                                std::shared_ptr<int> descriptor,
                                                 milliseconds timeout);
     static asio::awaitable<std::optional<Event>> next_event(std::shared_ptr<Connection> self);
 
@@ -76,7 +117,8 @@ struct Client::Connection : std::enable_shared_from_this<Connection> {
     asio::local::stream_protocol::socket socket;
     asio::steady_timer news;  // cancelled to wake next_event()
     std::map<std::uint64_t, Call*> calls;
-    std::string sending;  // empty while nothing is being sent
+    std::deque<Outgoing> outgoing;  // the first of them is being sent
+    bool sending = false;
     std::array<char, 65536> input;
 };
 
@@ -105,18 +147,46 @@ struct Client::Connection::Call {
 // the reader, which has yet to see what the peer said before it went; shutdown makes sure that the
 // reader comes to an end.
 void Client::Connection::write() {
-    if (!sending.empty() || !socket.is_open()) return;
-    sending = protocol.take_output();
-    if (sending.empty()) return;
-    asio::async_write(socket, asio::buffer(sending),
-                      [self = shared_from_this()](error_code ec, std::size_t) {
-                          self->sending.clear();
-                          if (!ec) return self->write();
-                          const auto why = end_of_connection(ec);
-                          if (why != Errc::disconnected) return self->close(why);
-                          error_code ignored;
-                          self->socket.shutdown(asio::socket_base::shutdown_both, ignored);
-                      });
+    if (sending || !socket.is_open()) return;
+    queue(nullptr);
+    if (outgoing.empty()) return;
+    sending = true;
+    if (outgoing.front().descriptor) return write_descriptor();
+    asio::async_write(
+        socket, asio::buffer(outgoing.front().bytes),
+        [self = shared_from_this()](error_code ec, std::size_t) { self->written(ec); });
+}
+
+// Takes over what the protocol has to send.
+void Client::Connection::queue(std::shared_ptr<int> descriptor) {
+    auto bytes = protocol.take_output();
+    if (!bytes.empty()) outgoing.push_back({std::move(bytes), std::move(descriptor)});
+}
+
+// Asio has no words for descriptors: the first bytes are sent by hand.
+void Client::Connection::write_descriptor() {
+    socket.async_wait(asio::socket_base::wait_write, [self = shared_from_this()](error_code ec) {
+        auto& first = self->outgoing.front();
+        const auto size = ec ? -1 : send_now(self->socket.native_handle(), first);
+        if (ec || (size < 0 && errno != EAGAIN && errno != EINTR))
+            return self->written(ec ? ec : error_code{errno, boost::system::system_category()});
+        if (size < 0) return self->write_descriptor();
+        first.descriptor.reset();
+        first.bytes.erase(0, static_cast<std::size_t>(size));
+        asio::async_write(self->socket, asio::buffer(first.bytes),
+                          [self](error_code error, std::size_t) { self->written(error); });
+    });
+}
+
+void Client::Connection::written(error_code ec) {
+    sending = false;
+    outgoing.pop_front();
+    if (!ec) return write();
+    outgoing.clear();
+    const auto why = end_of_connection(ec);
+    if (why != Errc::disconnected) return close(why);
+    error_code ignored;
+    socket.shutdown(asio::socket_base::shutdown_both, ignored);
 }
 
 // Hands out what the protocol has come to.
@@ -179,8 +249,11 @@ asio::awaitable<void> Client::Connection::handshake(std::shared_ptr<Connection> 
 asio::awaitable<json::value> Client::Connection::execute(std::shared_ptr<Connection> self,
                                                          std::string command,
                                                          json::object arguments,
+                                                         std::shared_ptr<int> descriptor,
                                                          milliseconds timeout) {
+    if (descriptor) self->queue(nullptr);  // what waits goes without it
     const auto id = self->protocol.submit(command, arguments);
+    if (descriptor) self->queue(std::move(descriptor));
     co_return co_await self->answer(id, std::move(command), timeout);
 }
 
@@ -220,7 +293,14 @@ asio::awaitable<void> Client::handshake(milliseconds timeout) {
 
 asio::awaitable<json::value> Client::execute(std::string_view command, json::object arguments,
                                              milliseconds timeout) {
-    return Connection::execute(connection_, std::string(command), std::move(arguments), timeout);
+    return Connection::execute(connection_, std::string(command), std::move(arguments), nullptr,
+                               timeout);
+}
+
+asio::awaitable<json::value> Client::execute(std::string_view command, json::object arguments,
+                                             int descriptor, milliseconds timeout) {
+    return Connection::execute(connection_, std::string(command), std::move(arguments),
+                               duplicate(descriptor), timeout);
 }
 
 asio::awaitable<std::optional<Event>> Client::next_event() {

@@ -52,6 +52,12 @@ class Client {
     boost::asio::awaitable<boost::json::value> execute(std::string_view command,
                                                        boost::json::object arguments,
                                                        std::chrono::milliseconds timeout);
+    /// The same with a descriptor for QEMU (SCM_RIGHTS), as getfd takes one. `descriptor` stays the
+    /// caller's; QEMU gets a duplicate. Throws std::system_error also where there can be none.
+    boost::asio::awaitable<boost::json::value> execute(std::string_view command,
+                                                       boost::json::object arguments,
+                                                       int descriptor,
+                                                       std::chrono::milliseconds timeout);
 
     /// The next event, in the order of arrival; nothing once the connection is over and all that
     /// came before its end have been taken. Without limit in time. For one consumer.

@@ -1,5 +1,7 @@
 #include "launcher/options.h"
 
+#include <fmt/format.h>
+
 #include <catch2/catch.hpp>
 
 #include "launcher/failure.h"
@@ -157,6 +159,23 @@ TEST_CASE("commands that name VMs") {
     const auto create = std::get<CreateOptions>(parse({"create", "--name", "db", "d.qcow2"}));
     CHECK(create.name == "db");
     CHECK_THROWS_AS(parse({"create", "--persist", "d.qcow2"}), Failure);
+}
+
+TEST_CASE("exec: the options before the name are qvm's, all after it is the guest's") {
+    const auto exec = std::get<ExecOptions>(parse(
+        {"exec", "-i", "-e", "A=1 2", "--env=B=", "-e", "C", "-w", "/tmp", "box", "ls", "-i"}));
+    CHECK(exec.name == "box");
+    CHECK(exec.interactive);
+    CHECK(exec.command.argv == std::vector<std::string>{"ls", "-i"});
+    CHECK(exec.command.environment == std::vector<std::string>{"A=1 2", "B=", "C"});
+    CHECK(exec.command.directory == "/tmp");
+    CHECK(std::get<ExecOptions>(parse({"exec", "box", "--", "-x"})).command.argv ==
+          std::vector<std::string>{"-x"});
+
+    CHECK_THROWS_WITH(parse({"exec", "box"}), "exec: COMMAND is missing");
+    for (const auto* variable : {"=x", "", "1A=x", "a-b=x", "é=x"})
+        CHECK_THROWS_WITH(parse({"exec", "-e", variable, "box", "true"}),
+                          fmt::format("--env '{}': is not NAME[=VALUE]", variable));
 }
 
 TEST_CASE("net exec: the command is the host's, options and all") {

@@ -36,7 +36,7 @@ TEST_CASE("the whole command of a plain VM") {
     -mon chardev=qmp,mode=control \
     -chardev socket,id=console,fd=4 \
     -serial chardev:console \
-    -device virtio-serial-pci \
+    -device virtio-serial-pci,id=ports,max_ports=64 \
     -chardev socket,id=agent,fd=5 \
     -device virtserialport,chardev=agent,id=agent0,name=org.qemu.guest_agent.0 \
     -chardev socket,id=firmware,fd=6 \

@@ -3,6 +3,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <boost/asio/bind_cancellation_slot.hpp>
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
@@ -16,8 +18,10 @@
 #include <boost/asio/write.hpp>
 #include <boost/json/parse.hpp>
 #include <catch2/catch.hpp>
+#include <cstring>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 using namespace qvm::qmp;
@@ -41,6 +45,23 @@ const std::string greeting =
 
 using Socket = asio::local::stream_protocol::socket;
 
+// What came in one piece, and the descriptor that came with it, or -1.
+std::pair<std::string, int> received_with_descriptor(int socket) {
+    std::array<char, 4096> text;
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+    iovec data{text.data(), text.size()};
+    msghdr message{};
+    message.msg_iov = &data;
+    message.msg_iovlen = 1;
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    const auto size = ::recvmsg(socket, &message, 0);
+    int fd = -1;
+    if (const auto* header = CMSG_FIRSTHDR(&message); header != nullptr)
+        std::memcpy(&fd, CMSG_DATA(header), sizeof fd);
+    return {std::string(text.data(), static_cast<std::size_t>(std::max(size, 0L))), fd};
+}
+
 // The other end of the client's socket, moved by the test's own script.
 struct Peer {
     Socket socket;
@@ -53,6 +74,11 @@ struct Peer {
         input.erase(0, size);
         if (line.front() == '\xff') line.erase(0, 1);
         co_return json::parse(line).as_object();
+    }
+
+    awaitable<std::pair<std::string, int>> receive_with_descriptor() {
+        co_await socket.async_wait(asio::socket_base::wait_read, use_awaitable);
+        co_return received_with_descriptor(socket.native_handle());
     }
 
     awaitable<void> send(std::string text) {
@@ -151,6 +177,39 @@ TEST_CASE("a handshake where there is nothing to be done ends at once") {
         const auto error = co_await error_of(f.client->handshake(for_ever));
         CHECK(error == Errc::closed);
     });
+}
+
+TEST_CASE("a descriptor goes with its own command, and no other") {
+    Fixture f;
+    f.handshake();
+    int ends[2];
+    REQUIRE(::pipe(ends) == 0);
+    f.run(
+        [&]() -> awaitable<void> {
+            std::string before, with;
+            int fd = -1;
+            while (with.find('\n') == std::string::npos) {
+                auto [text, descriptor] = co_await f.peer.receive_with_descriptor();
+                if (descriptor >= 0) fd = descriptor;
+                (fd < 0 ? before : with) += text;
+            }
+            CHECK(before.find("cont") != std::string::npos);
+            CHECK(before.ends_with("\n"));
+            CHECK(with.starts_with("{"));
+            CHECK(with.find("getfd") != std::string::npos);
+            CHECK(::write(fd, "x", 1) == 1);
+            ::close(fd);
+            f.peer.input = before + with;
+            for (int i = 0; i < 3; ++i) co_await f.peer.answer(co_await f.peer.receive());
+        },
+        [&]() -> awaitable<void> { co_await f.execute("cont"); },
+        [&]() -> awaitable<void> { co_await f.client->execute("getfd", {}, ends[1], for_ever); },
+        [&]() -> awaitable<void> { co_await f.execute("stop"); });
+    char byte = 0;
+    CHECK(::read(ends[0], &byte, 1) == 1);
+    CHECK(::write(ends[1], "y", 1) == 1);  // it is still ours
+    ::close(ends[0]), ::close(ends[1]);
+    CHECK_THROWS_AS(f.client->execute("getfd", {}, -1, for_ever), std::system_error);
 }
 
 TEST_CASE("a refused command") {

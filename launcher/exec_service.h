@@ -1,0 +1,45 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <memory>
+#include <string>
+
+#include "netns/unique_fd.h"
+#include "qmp/client.h"
+
+namespace qvm {
+
+/// Runs commands in the guest for whoever connects to a socket (SOCK_SEQPACKET), up to 20 at the
+/// same time. A client sends a GuestCommand with "secret", and is sent {"streams": true} with three
+/// descriptors, its ends of the command's stdin, stdout and stderr: QEMU has the others, behind
+/// virtio-serial ports that are plugged in for this command, so that what is read and written does
+/// not pass through this process. Then the client may send {"signal": "INT", "pid": N}, and is sent
+/// {"waiting": "for ..."} where that takes long, and {"error": "..."} where the command cannot be run
+/// or cannot come to its end any more. Whoever leaves before the end has the command sent SIGHUP.
+class ExecService {
+  public:
+    /// `monitor` and `agent` must outlive this object and be used on `executor`.
+    ExecService(const boost::asio::any_io_executor& executor, UniqueFd listener,
+                qmp::Client& monitor, qmp::Client& agent);
+    ~ExecService();
+    ExecService(const ExecService&) = delete;
+    ExecService& operator=(const ExecService&) = delete;
+
+    /// The agent answers: who waited for it goes on.
+    void agent_is_up();
+    /// It does not any more. What it has started may go on.
+    void agent_is_down();
+    /// QEMU says VSERPORT_CHANGE.
+    void port_changed(const std::string& id, bool open);
+    /// QEMU says DEVICE_DELETED.
+    void device_deleted(const std::string& id);
+    /// What runs in the guest is no more ("the guest restarted"), and neither is its agent. A
+    /// command that waited for one still does.
+    void guest_is_gone(const std::string& why);
+
+  private:
+    struct Core;
+    std::shared_ptr<Core> core_;  ///< shared with the coroutines under way
+};
+
+}  // namespace qvm

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <boost/json/object.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+/// A command in the guest, started by the guest agent, with stdin, stdout and stderr on virtio-serial
+/// ports of its own. Pure.
+namespace qvm {
+
+struct GuestCommand {
+    std::vector<std::string> argv;
+    std::vector<std::string> environment;  ///< "NAME=value", or "NAME" for the client's value
+    std::string directory;                 ///< empty: the agent's
+};
+
+/// As JSON and back, for the supervisor's exec.sock. Throws Failure for what is none.
+boost::json::object to_json(const GuestCommand& command);
+GuestCommand parse_guest_command(const boost::json::object& object);
+
+/// The name of a port: what the guest's kernel shows in /sys/class/virtio-ports/*/name. `stream` is
+/// "in", "out" or "err".
+std::string guest_port_name(std::string_view stream, std::string_view tag);
+
+/// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
+/// sysfs and devtmpfs. What the ports say beside the command's own output, on the port of stderr,
+/// is what GuestStderr reads; `secret`, which the command does not know, keeps it from being forged
+/// by accident.
+boost::json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
+                                         const std::string& secret);
+
+/// The arguments of guest-exec that send a signal ("INT") to a process of the guest.
+boost::json::object guest_kill_arguments(std::int64_t pid, const std::string& signal);
+
+/// What comes out of the port of stderr: a line with the command's process ID, what the command
+/// writes there, and how it ended. Sans I/O.
+class GuestStderr {
+  public:
+    explicit GuestStderr(const std::string& secret);
+
+    /// What the command has written of these bytes, and of those that were held back before.
+    std::string feed(std::string_view bytes);
+    /// What was held back, where there is no more to come.
+    std::string finish();
+
+    /// There once the command is started.
+    [[nodiscard]] const std::optional<std::int64_t>& pid() const noexcept { return pid_; }
+    /// There once it has ended: as a shell has it, 128 + N for a signal; 126 and 127 where it could
+    /// not be started.
+    [[nodiscard]] const std::optional<int>& exit_status() const noexcept { return exit_status_; }
+
+  private:
+    std::string prefix_;  ///< of the line with the process ID
+    std::string mark_;    ///< before the exit status
+    std::string held_;
+    std::optional<std::int64_t> pid_;
+    std::optional<int> exit_status_;
+};
+
+}  // namespace qvm

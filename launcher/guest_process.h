@@ -1,0 +1,40 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "launcher/guest_command.h"
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// A command in the guest as if it ran here: with this process's stdin, stdout and stderr. The
+/// client of an ExecService.
+class GuestProcess {
+  public:
+    /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty. `waiting`
+    /// is called with what takes long ("for the guest agent"). Throws Failure where it cannot be asked for.
+    GuestProcess(const boost::asio::any_io_executor& executor, UniqueFd service,
+                 const GuestCommand& command, bool with_stdin,
+                 std::function<void(const std::string&)> waiting);
+    ~GuestProcess();
+    GuestProcess(const GuestProcess&) = delete;
+    GuestProcess& operator=(const GuestProcess&) = delete;
+
+    /// Until the command has ended and all that it wrote is written here; its exit status, as a
+    /// shell has it. 128 + SIGPIPE where nobody reads our stdout. Throws Failure for what is no end
+    /// of the command. To be awaited once.
+    boost::asio::awaitable<int> end();
+
+    /// Sends the command a signal; false where it is not started yet.
+    bool signal(int number);
+
+  private:
+    struct Core;
+    std::shared_ptr<Core> core_;
+};
+
+}  // namespace qvm

@@ -1,0 +1,174 @@
+"""qvm exec: a command in the guest, as if it ran here."""
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import time
+import unittest
+
+import harness
+import vm
+
+# Each is run by sh -c, here and in the guest.
+CORPUS = (
+    "true", "false", "exit 42", "exit 255", "echo out; echo err >&2; exit 3", "printf 'a\\0b\\377\\n'",
+    "printf 'no end of line'", ">&2 printf 'no end of line'", "kill -TERM $$", "kill -KILL $$",
+    "cat", "wc -c", "cat >&2", "read -r a; echo \"[$a]\"", "exec 0<&-; cat 2>/dev/null; echo $?",
+    "exec 1>&-; echo lost 2>/dev/null; exit 5", "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done",
+    "seq 3000 >&2; seq 3000", "echo \"$A|$B\"", "pwd", "printf '\\0%s' \"$0\" >&2",
+    "sh -c 'exit 7'; echo $?", "echo 'quotes \" and $dollars' \\\\",
+)
+INPUT = bytes(range(256)) * 64 + b"last line without an end"
+MANY = 20
+MIB = 1024 * 1024
+
+
+class Exec(harness.Test):
+    def setUp(self):
+        super().setUp()
+        self.box = self.detach("--name", "box", "--net", "none", *self.boot_files())
+
+    def exec(self, *words, stdin=subprocess.DEVNULL, seconds=60):
+        """As bytes."""
+        command = [harness.QVM, "exec", *map(str, words)]
+        if isinstance(stdin, bytes):
+            return subprocess.run(command, input=stdin, capture_output=True, timeout=seconds)
+        return subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds)
+
+    def assert_same(self, done, wanted):
+        self.assertEqual((done.stdout, done.stderr), (wanted.stdout, wanted.stderr))
+        self.assertEqual(done.returncode, wanted.returncode % 256 if wanted.returncode >= 0
+                         else 128 - wanted.returncode)
+
+    def test_corpus(self):
+        """Byte for byte what it is on the host."""
+        for command in CORPUS:
+            with self.subTest(command):
+                words = ["sh", "-c", command]
+                here = subprocess.run(words, input=INPUT, capture_output=True, timeout=20, cwd="/",
+                                      env={**os.environ, "A": "1 2", "B": "$x"})
+                self.assert_same(self.exec("-i", "-w", "/", "-e", "A=1 2", "-e", "B=$x", "box",
+                                           "--", *words, stdin=INPUT), here)
+        with self.subTest("without -i there is nothing to read"):
+            done = self.exec("box", "cat", stdin=INPUT)
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+        with self.subTest("variables"):
+            done = self.exec("-e", "PATH", "-e", "NOT_SET_HERE", "-e", "EMPTY=", "box", "sh", "-c",
+                             'echo "$PATH ${NOT_SET_HERE-unset} ${EMPTY-unset}"')
+            self.assertEqual(done.stdout.decode(), f"{os.environ['PATH']} unset \n")
+        with self.subTest("words"):
+            words = ["", " ", "a b", "'", '"', "$HOME", "*", "\\", "\n", "-n", "--", "é"]
+            done = self.exec("box", "--", "printf", "[%s]", *words)
+            self.assertEqual(done.stdout.decode(), "".join(f"[{word}]" for word in words))
+        with self.subTest("what is not there"):
+            done = self.exec("box", "no-such-command")
+            self.assertEqual((done.returncode, done.stdout), (127, b""))
+            self.assertIn(b"no-such-command", done.stderr)
+            self.assertEqual(self.exec("box", "/etc/profile").returncode, 126)
+            self.assertEqual(self.exec("-w", "/none", "box", "true").returncode, 126)
+        with self.subTest("much"):
+            self._much()
+        with self.subTest("nothing stays"):
+            self.wait_until(lambda: not self._ports())
+            self.assertEqual(self.exec("box", "ps").stdout.count(b"find_port()"), 1)
+
+    def _ports(self):
+        """QEMU's chardevs of commands."""
+        listed = self.succeed("qmp", "box", "query-chardev")
+        return [line for line in listed.splitlines() if '"exec-' in line and '"label"' in line]
+
+    def _much(self):
+        data = random.Random(1).randbytes(16 * MIB)
+        digest = hashlib.sha256(data).hexdigest()
+        done = self.exec("-i", "box", "sha256sum", stdin=data)
+        self.assertEqual(done.stdout.split()[0].decode(), digest)
+        done = self.exec("-i", "box", "sh", "-c", "tee /tmp/data | cat; cat /tmp/data >&2",
+                         stdin=data)
+        self.assertEqual(hashlib.sha256(done.stdout).hexdigest(), digest)
+        self.assertEqual(hashlib.sha256(done.stderr).hexdigest(), digest)
+        # To one who reads slowly.
+        reader = self.started("exec", "box", "sh", "-c", "cat /tmp/data /tmp/data; echo end >&2")
+        reader.err.expect("end", 60)
+        self.assertEqual(reader.wait(60), 0)
+
+    def test_several_at_once(self):
+        running = [self.started("exec", "-i", "box", "sh", "-c",
+                                f"read -r line; echo {i} $line; exit {i}") for i in range(MANY)]
+        for i, each in enumerate(running):
+            each.type(f"line {i}\n")
+        for i, each in enumerate(running):
+            self.assertEqual(each.wait(60), i, each.err.text)
+            self.assertEqual(each.out.text, f"{i} line {i}\n")
+        self.wait_until(lambda: not self._ports())
+
+    def test_signals(self):
+        """They are the command's; a second one is ours."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(number.name):
+                command = self.started("exec", "box", "sh", "-c", "echo up; exec sleep 1000")
+                command.out.expect("up", 60)
+                command.signal(number)
+                self.assertEqual(command.wait(), 128 + number)
+        with self.subTest("one that is caught"):
+            command = self.started("exec", "box", "sh", "-c",
+                                   "trap 'echo caught; exit 9' INT; echo up; "
+                                   "while :; do sleep 0.1; done")
+            command.out.expect("up", 60)
+            command.signal(signal.SIGINT)
+            self.assertEqual(command.wait(), 9)
+            self.assertIn("caught", command.out.text)
+        with self.subTest("one that is ignored, twice"):
+            command = self.started("exec", "box", "sh", "-c",
+                                   "trap '' TERM; echo up; while :; do sleep 0.1; done")
+            command.out.expect("up", 60)
+            command.signal(signal.SIGTERM)
+            time.sleep(0.3)
+            command.signal(signal.SIGTERM)
+            self.assertEqual(command.wait(), 128 + signal.SIGTERM)
+        with self.subTest("whoever is killed takes its command along"):
+            command = self.started("exec", "box", "sh", "-c", "echo up; exec sleep 777")
+            command.out.expect("up", 60)
+            command.signal(signal.SIGKILL)
+            command.wait()
+            self.wait_until(lambda: b"sleep 777" not in self.exec("box", "ps").stdout)
+        with self.subTest("a reader that is gone"):
+            done = subprocess.run(["sh", "-c", '"$@" | head -n 1', "sh", harness.QVM, "exec", "box",
+                                   "yes"], capture_output=True, timeout=60)
+            self.assertEqual((done.stdout, done.stderr), (b"y\n", b""))
+            self.wait_until(lambda: b" yes" not in self.exec("box", "ps").stdout)
+
+    def test_what_goes_away_meanwhile(self):
+        with self.subTest("the guest restarts"):
+            command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
+            command.out.expect("up", 60)
+            self.succeed("exec", "box", "reboot", seconds=60)
+            self.assertEqual(command.wait(60), 125)
+            self.assertEqual(command.errors(), ["qvm: exec in 'box': the guest restarted"])
+            done = self.exec("box", "echo", "again")
+            self.assertEqual((done.stdout, done.stderr), (b"again\n", b""))
+        with self.subTest("the VM ends"):
+            command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
+            command.out.expect("up", 60)
+            self.succeed("kill", "box")
+            self.assertEqual(command.wait(), 125)
+            self.assertEqual(len(command.errors()), 1, command.err.text)
+        self.assert_refused(self.qvm("exec", "box", "true"), "'box'")
+
+    def test_bad_use(self):
+        self.assert_refused(self.qvm("exec", "box"), "COMMAND is missing", "qvm exec --help")
+        self.assert_refused(self.qvm("exec", "none", "true"), "'none'")
+        self.assert_refused(self.qvm("exec", "-e", "=x", "box", "true"), "--env '=x'")
+        self.assert_refused(self.qvm("exec", "box", "x" * 70000, "y" * 70000), "too long")
+
+
+class WithoutAgent(harness.Test):
+    @unittest.skipUnless(os.environ.get("QVM_LONG"), "half a minute: QVM_LONG=1")
+    def test_no_agent(self):
+        self.detach("--name", "mute", "--net", "none", "-m", "64M", self.hang)
+        self.assert_refused(self.qvm("exec", "mute", "true", seconds=60), "no guest agent answers")
+
+
+if __name__ == "__main__":
+    harness.main()

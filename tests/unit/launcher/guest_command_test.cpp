@@ -1,0 +1,79 @@
+#include "launcher/guest_command.h"
+
+#include <boost/json/array.hpp>
+#include <catch2/catch.hpp>
+
+#include "launcher/failure.h"
+#include "launcher/process.h"
+
+using namespace qvm;
+
+namespace {
+
+constexpr const char* secret = "5ec4e7";
+
+/// What the port of stderr says of a command that prints `text` there.
+std::string whole(const std::string& text, int status = 7) {
+    return std::string{secret} + " 42\n" + text + std::string(1, '\0') + secret + " " +
+           std::to_string(status) + "\n";
+}
+
+}  // namespace
+
+TEST_CASE("a guest command survives the way through JSON") {
+    const GuestCommand command{{"sh", "-c", "echo \"$1\"\n", ""}, {"A=1", "B="}, "/srv"};
+    const auto again = parse_guest_command(to_json(command));
+    CHECK(again.argv == command.argv);
+    CHECK(again.environment == command.environment);
+    CHECK(again.directory == command.directory);
+    CHECK_THROWS_AS(parse_guest_command({}), Failure);
+    CHECK_THROWS_AS(parse_guest_command(to_json({{}, {}, {}})), Failure);
+    boost::json::object numbers{{"environment", boost::json::array{}}};
+    numbers["argv"] = boost::json::array{1};
+    CHECK_THROWS_AS(parse_guest_command(numbers), Failure);
+}
+
+TEST_CASE("stderr is what the command wrote, however it is cut") {
+    using namespace std::string_literals;
+    const std::string text = GENERATE(""s, "oops\n"s, "\0"s, "\0005ec4e"s, "\0005ec4e8 1\n"s,
+                                      "5ec4e7 9\n"s, std::string(100, '\0'));
+    const auto bytes = whole(text);
+    for (std::size_t step = 1; step <= bytes.size(); ++step) {
+        GuestStderr guest{secret};
+        std::string read;
+        for (std::size_t at = 0; at < bytes.size(); at += step)
+            read += guest.feed(std::string_view{bytes}.substr(at, step));
+        REQUIRE(read == text);
+        REQUIRE(guest.pid() == 42);
+        REQUIRE(guest.exit_status() == 7);
+    }
+}
+
+TEST_CASE("stderr of a command that was never started, or has no end") {
+    GuestStderr guest{secret};
+    CHECK(guest.feed("sh: cd: no such directory\n") == "sh: cd: no such directory\n");
+    CHECK(guest.feed(std::string(1, '\0') + secret + " 126\n").empty());
+    CHECK(guest.exit_status() == 126);
+    CHECK(!guest.pid());
+
+    GuestStderr cut{secret};
+    const auto bytes = whole("oops");
+    CHECK(cut.feed(std::string_view{bytes}.substr(0, bytes.size() - 2)) == "oops");
+    CHECK(!cut.exit_status());
+    CHECK(cut.finish().size() == 1 + std::string_view{secret}.size() + 1);
+}
+
+TEST_CASE("the shell that runs it is told where, with what, and passes words on as they are") {
+    const auto arguments =
+        guest_exec_arguments({{"printf", "%s|", "a b", "$x", ""}, {"A=1 2"}, "/"}, "3", secret);
+    CHECK(arguments.at("path") == "/bin/sh");
+    const auto& words = arguments.at("arg").get_array();
+    CHECK(words.at(0) == "-c");
+    std::string rest;
+    for (std::size_t i = 2; i < words.size(); ++i)
+        rest += std::string{words.at(i).get_string()} + ",";
+    CHECK(rest == "qvm,3,5ec4e7,/,A=1 2,--,printf,%s|,a b,$x,,");
+    // What is in a script is a shell's.
+    const auto script = std::string{words.at(1).get_string()};
+    CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
+}
