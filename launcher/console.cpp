@@ -32,6 +32,7 @@ constexpr std::chrono::milliseconds prompt_pause{50};
 constexpr std::chrono::seconds long_silence{15};
 // A kernel that goes on after a panic's last line has rebooted, or somebody printed a log.
 constexpr std::chrono::milliseconds panic_pause{1000};
+constexpr std::size_t kept_lines = 10;
 constexpr char leave_key = 0x1d;  // Ctrl-]
 
 UniqueFd open_log(const std::filesystem::path& path) {
@@ -91,6 +92,8 @@ void Console::log(std::string_view bytes) {
 
 void Console::watch(std::string_view bytes) {
     lines_.feed(bytes, [this](std::string_view line) {
+        ended_lines_.emplace_back(line);
+        if (ended_lines_.size() > kept_lines) ended_lines_.pop_front();
         if (auto reason = panic_reason(line)) panic_reason_ = std::move(*reason);
     });
     panic_.cancel();
@@ -214,6 +217,12 @@ std::string Console::panic_text() const {
 
 std::string Console::last_line() const {
     return lines_.open().empty() ? lines_.ended() : lines_.open();
+}
+
+std::vector<std::string> Console::last_lines() const {
+    std::vector<std::string> lines{ended_lines_.begin(), ended_lines_.end()};
+    if (!lines_.open().empty()) lines.push_back(lines_.open());
+    return lines;
 }
 
 void Console::resume() const {

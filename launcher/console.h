@@ -2,11 +2,13 @@
 
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
 #include <system_error>
+#include <vector>
 
 #include "launcher/console_clients.h"
 #include "launcher/console_text.h"
@@ -43,6 +45,9 @@ class Console {
 
     /// The guest's last words: the line that it printed last.
     [[nodiscard]] std::string last_line() const;
+    /// The last lines that it printed, up to 10.
+    [[nodiscard]] std::vector<std::string> last_lines() const;
+    [[nodiscard]] bool shows_prompt() const { return is_prompt(lines_.open()); }
     /// What the guest's kernel said when it panicked, else its last words.
     [[nodiscard]] std::string panic_text() const;
     /// Sets the terminal up again after a stop by job control.
@@ -81,6 +86,7 @@ class Console {
     std::shared_ptr<Local> local_;  ///< shared with the pumps that are under way
     ConsoleClients clients_;
     LastLine lines_;
+    std::deque<std::string> ended_lines_;  ///< the last few
     std::string panic_reason_;
     boost::asio::steady_timer quiet_;  ///< runs while the guest prints nothing
     boost::asio::steady_timer panic_;  ///< the same, after a panic's last line

@@ -83,6 +83,10 @@ bool is_panic_end(std::string_view line) {
     return without_time(line).starts_with("---[ end Kernel panic - not syncing");
 }
 
+bool is_booting(std::string_view line) {
+    return line.starts_with("Booting from ");
+}
+
 bool is_nothing_to_boot(std::string_view line) {
     return line.starts_with("No bootable device");
 }

@@ -39,6 +39,9 @@ std::optional<std::string> panic_reason(std::string_view line);
 /// (kernel/panic.c, "---[ end Kernel panic - not syncing").
 bool is_panic_end(std::string_view line);
 
+/// Whether SeaBIOS says with this line that it hands over to a boot loader or a kernel.
+bool is_booting(std::string_view line);
+
 /// Whether SeaBIOS says with this line that it gives up (src/boot.c of SeaBIOS).
 bool is_nothing_to_boot(std::string_view line);
 

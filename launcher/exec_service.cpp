@@ -38,8 +38,7 @@ namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto command_timeout = 30s;  // of QEMU and of the agent
-constexpr auto boot_patience = 120s;   // of a client, with a guest that may be booting
-constexpr auto agent_patience = 10s;   // with one that has had the time for it
+constexpr auto agent_patience = 10s;   // of a client, with a guest that has had time to boot
 constexpr auto silent_patience = 3s;   // before the client is told what it waits for
 constexpr auto open_patience = 20s;    // with the guest, for the ports of a command
 constexpr auto unplug_patience = 2s;   // with QEMU
@@ -50,9 +49,9 @@ constexpr auto late_word = 1s;  // that a command may still be on its way to tel
 
 // QEMU drops what it has to tell the guest about ports while there is no room in the control queue
 // (hw/char/virtio-serial-bus.c: 32 messages), and the guest knows nothing of a port for ever, or
-// keeps one that is gone. So ports are plugged in for one command after another, each when the guest
-// has opened those before: that answers all messages before. A plugged port takes three, one that is
-// unplugged takes one, and so does the end of a stdin, at any time.
+// keeps one that is gone. So ports are plugged in for one command after another, each when the
+// guest has opened those before: that answers all messages before. A plugged port takes three, one
+// that is unplugged takes one, and so does the end of a stdin, at any time.
 constexpr unsigned most_unanswered = 12;
 constexpr std::array streams{"in", "out", "err"};
 constexpr std::size_t most_commands = (most_ports - 2) / streams.size();  // one is the agent's
@@ -102,18 +101,18 @@ struct SocketPair {
     }
 
     UniqueFd client;  ///< a copy: QEMU is not to see the end of a client that dies, but of the port
-    UniqueFd qemu;    ///< until the guest has opened the port: who reads the other is to see its end
+    UniqueFd qemu;  ///< until the guest has opened the port: who reads the other is to see its end
 };
 
 /// A client's command.
 struct Session {
     explicit Session(Connection connection_) : connection(std::move(connection_)) {}
 
-    void tell(const char* what, const std::string& text) {
+    void tell(const json::object& message) {
         if (connection.is_open())
-            send_with_fds(connection.native_handle(), json::serialize(json::object{{what, text}}),
-                          {});
+            send_with_fds(connection.native_handle(), json::serialize(message), {});
     }
+    void tell_guests_fault(const std::string& why) { tell({{"error", why}, {"guest", true}}); }
 
     Connection connection;
     std::string tag;
@@ -129,8 +128,8 @@ struct Session {
 
 struct ExecService::Core : std::enable_shared_from_this<Core> {
     Core(const asio::any_io_executor& executor, UniqueFd listener_, qmp::Client& monitor_,
-         qmp::Client& agent_)
-        : listener(executor), monitor(monitor_), agent(agent_), news(executor) {
+         qmp::Client& agent_, Clock::time_point booted_)
+        : listener(executor), monitor(monitor_), agent(agent_), news(executor), booted(booted_) {
         news.expires_at(Clock::time_point::max());
         in_step("listen for commands", [&] {
             listener.assign(listener_.get());
@@ -143,8 +142,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             UniqueFd client{::accept4(listener.native_handle(), nullptr, nullptr,
                                       SOCK_CLOEXEC | SOCK_NONBLOCK)};
             if (client) {
-                asio::co_spawn(listener.get_executor(), serve(shared_from_this(), std::move(client)),
-                               asio::detached);
+                asio::co_spawn(listener.get_executor(),
+                               serve(shared_from_this(), std::move(client)), asio::detached);
             } else if (errno == EAGAIN) {
                 const auto [error] = co_await listener.async_wait(Connection::wait_read, no_throw);
                 if (error) co_return;
@@ -181,14 +180,15 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             co_await self->start(*session);
             co_await self->mind(*session);
         } catch (const std::exception& failure) {
-            if (!self->over) session->tell("error", failure.what());
+            if (!self->over) session->tell({{"error", failure.what()}});
         }
         self->sessions.remove(session);
         co_await self->end(session);
     }
 
     awaitable<std::optional<json::object>> receive(Session& session) {
-        const auto [error] = co_await session.connection.async_wait(Connection::wait_read, no_throw);
+        const auto [error] =
+            co_await session.connection.async_wait(Connection::wait_read, no_throw);
         if (error) co_return std::nullopt;
         const auto message = receive_with_fds(session.connection.native_handle(), 0);
         if (!message) co_return std::nullopt;
@@ -205,9 +205,9 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         session.tag = std::to_string(++count);
         auto arguments = guest_exec_arguments(command, session.tag, text_in(*request, "secret"));
         const auto& sockets = session.sockets;
-        if (!send_with_fds(session.connection.native_handle(), R"({"streams": true})",
-                           {sockets[0].client.get(), sockets[1].client.get(),
-                            sockets[2].client.get()}))
+        if (!send_with_fds(
+                session.connection.native_handle(), R"({"streams": true})",
+                {sockets[0].client.get(), sockets[1].client.get(), sockets[2].client.get()}))
             co_return;
         co_await wait_for_agent(session);
         const Turn turn{*this};
@@ -248,32 +248,34 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 
     awaitable<void> wait_for_agent(Session& session) {
         const auto begin = Clock::now();
-        const auto deadline = std::max(begin + agent_patience, created + boot_patience);
+        const auto deadline = std::max(begin + agent_patience, booted);
         bool told = false;
         while (!agent_up) {
             const auto now = Clock::now();
             if (now >= deadline)
-                throw Failure("no guest agent answers (is qemu-guest-agent installed in the guest, "
-                              "and running?)");
+                throw Failure(
+                    "no guest agent answers (is qemu-guest-agent installed in the guest, "
+                    "and running?)");
             if (now >= begin + silent_patience && !std::exchange(told, true))
-                session.tell("waiting", "for the guest agent");
+                session.tell({{"waiting", "for the guest agent"}});
             co_await wait_for_news(told ? deadline : begin + silent_patience);
         }
     }
 
     awaitable<void> plug_in(Session& session, const char* stream, int fd) {
         if (plugged == most_commands * streams.size())
-            throw Failure(fmt::format("{} commands run in the guest already, which is as many as "
-                                      "can", most_commands));
+            throw Failure(
+                fmt::format("{} commands run in the guest already, which is as many as "
+                            "can",
+                            most_commands));
         const auto id = fmt::format("exec-{}-{}", stream, session.tag);
         const auto step = std::string{"plug in a serial port"};
         co_await in_words(step, [&] {
             json::object name{{"fdname", id}};
             return monitor.execute("getfd", std::move(name), fd, command_timeout);
         });
-        co_await in_words(step, [&] {
-            return monitor.execute("chardev-add", chardev_of(id), command_timeout);
-        });
+        co_await in_words(
+            step, [&] { return monitor.execute("chardev-add", chardev_of(id), command_timeout); });
         session.ports.push_back(id);
         ++plugged;
         unanswered += 3;
@@ -291,8 +293,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const auto deadline = Clock::now() + open_patience;
         while (session.opened.size() < streams.size() && !session.lost) {
             if (Clock::now() >= deadline)
-                throw Failure(fmt::format("the guest has not opened the command's serial ports "
-                                          "after {} s", open_patience / 1s));
+                throw Failure(
+                    fmt::format("the guest has not opened the command's serial ports "
+                                "after {} s",
+                                open_patience / 1s));
             co_await wait_for_news(deadline);
         }
     }
@@ -333,8 +337,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         co_return std::nullopt;
     }
 
-    /// The port of stderr is closed, so that the shell which tells how the command ended is gone. It
-    /// has told that, or says by its own end why not.
+    /// The port of stderr is closed, so that the shell which tells how the command ended is gone.
+    /// It has told that, or says by its own end why not.
     static awaitable<void> find_end(std::shared_ptr<Core> self, std::shared_ptr<Session> session) {
         std::string why = "the guest agent is gone, and the command with it";
         bool known = true;
@@ -349,7 +353,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             known = false;
         }
         if (!known) co_await self->pause(late_word);
-        session->tell("error", why);
+        session->tell_guests_fault(why);
     }
 
     awaitable<void> end(std::shared_ptr<Session> session) {
@@ -402,19 +406,20 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::deque<const Turn*> turns;
     std::list<std::shared_ptr<Session>> sessions;
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
-    std::string deleting;      ///< a device
+    std::string deleting;                          ///< a device
     std::size_t plugged = 0;                       ///< ports
     unsigned unanswered = 0;                       ///< messages to the guest about them
-    const Clock::time_point created = Clock::now();
+    const Clock::time_point booted;                ///< it may take until then
     bool agent_up = false;
     bool over = false;
     unsigned long count = 0;
 };
 
 ExecService::ExecService(const asio::any_io_executor& executor, UniqueFd listener,
-                         qmp::Client& monitor, qmp::Client& agent)
-    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent)) {
-    asio::co_spawn(executor, [core = core_] { return core->accept(); }, asio::detached);
+                         qmp::Client& monitor, qmp::Client& agent, Clock::time_point booted)
+    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, booted)) {
+    asio::co_spawn(
+        executor, [core = core_] { return core->accept(); }, asio::detached);
 }
 
 ExecService::~ExecService() {
@@ -423,6 +428,16 @@ ExecService::~ExecService() {
     core_->listener.close(ignored);
     for (const auto& session : core_->sessions) session->connection.close(ignored);
     core_->news.cancel();
+}
+
+UniqueFd ExecService::connect() {
+    std::array<int, 2> ends;
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) != 0)
+        throw Failure("run a command in the guest: " + std::generic_category().message(errno));
+    UniqueFd client{ends[0]};
+    asio::co_spawn(core_->listener.get_executor(), Core::serve(core_, UniqueFd{ends[1]}),
+                   asio::detached);
+    return client;
 }
 
 void ExecService::agent_is_up() {
@@ -459,7 +474,7 @@ void ExecService::guest_is_gone(const std::string& why) {
     for (const auto& session : core_->sessions) {
         if (session->ports.empty()) continue;  // it waits for an agent, and goes on to
         session->lost = true;
-        session->tell("error", why);
+        session->tell_guests_fault(why);
     }
     core_->news.cancel();
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
+#include <chrono>
 #include <memory>
 #include <string>
 
@@ -14,16 +15,22 @@ namespace qvm {
 /// descriptors, its ends of the command's stdin, stdout and stderr: QEMU has the others, behind
 /// virtio-serial ports that are plugged in for this command, so that what is read and written does
 /// not pass through this process. Then the client may send {"signal": "INT", "pid": N}, and is sent
-/// {"waiting": "for ..."} where that takes long, and {"error": "..."} where the command cannot be run
-/// or cannot come to its end any more. Whoever leaves before the end has the command sent SIGHUP.
+/// {"waiting": "for ..."} where that takes long, and {"error": "..."} where the command cannot be
+/// run, with {"guest": true} where the guest lets it not come to its end. Whoever leaves before the
+/// end has the command sent SIGHUP.
 class ExecService {
   public:
-    /// `monitor` and `agent` must outlive this object and be used on `executor`.
+    /// `monitor` and `agent` must outlive this object and be used on `executor`. Until `booted` a
+    /// guest may well be booting: its agent is waited for.
     ExecService(const boost::asio::any_io_executor& executor, UniqueFd listener,
-                qmp::Client& monitor, qmp::Client& agent);
+                qmp::Client& monitor, qmp::Client& agent,
+                std::chrono::steady_clock::time_point booted);
     ~ExecService();
     ExecService(const ExecService&) = delete;
     ExecService& operator=(const ExecService&) = delete;
+
+    /// A client's connection from within this process. Throws Failure.
+    UniqueFd connect();
 
     /// The agent answers: who waited for it goes on.
     void agent_is_up();

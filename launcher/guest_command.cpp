@@ -17,9 +17,9 @@ namespace {
 
 /// Parameters: tag, secret, directory, NAME=value..., "--", the command. Ports are found by sysfs,
 /// since not every guest has udev's names for them, and come up a moment after they were plugged
-/// in. The inner shell becomes the command, and tells its process ID before; the outer one tells how
-/// it ended, when all that it wrote has left the guest. What the outer one has to say itself (that
-/// the command was killed, say) is nobody's.
+/// in. The inner shell becomes the command, and tells its process ID before; the outer one tells
+/// how it ended, when all that it wrote has left the guest. What the outer one has to say itself
+/// (that the command was killed, say) is nobody's.
 constexpr const char* script = R"(exec 2>/dev/null
 tag=$1 secret=$2 directory=$3
 shift 3
@@ -46,7 +46,7 @@ find_port in; in=$port
 find_port out; out=$port
 end() { printf '\000%s %s\n' "$secret" "$1" >&3; exit; }
 [ -z "$directory" ] || cd "$directory" 2>&3 || end 126
-sh -c 'printf "%s %s\n" "$0" $$ >&3; exec 2>&3 3>&-; exec "$@"' "$secret" "$@" <"$in" >"$out"
+sh -c 'printf "%s %s\n" "$1" $$ >&3; shift; exec 2>&3 3>&-; exec "$@"' sh "$secret" "$@" <"$in" >"$out"
 end $?
 )";
 
@@ -125,7 +125,8 @@ std::string GuestStderr::feed(std::string_view bytes) {
     if (!pid_ && held_.starts_with(prefix_)) {
         const auto end = held_.find('\n');
         if (end == std::string::npos) return {};
-        pid_ = number_in<std::int64_t>(std::string_view{held_}.substr(0, end).substr(prefix_.size()));
+        pid_ =
+            number_in<std::int64_t>(std::string_view{held_}.substr(0, end).substr(prefix_.size()));
         held_.erase(0, end + 1);
     } else if (!pid_ && prefix_.starts_with(held_)) {
         return {};

@@ -7,8 +7,8 @@
 #include <string_view>
 #include <vector>
 
-/// A command in the guest, started by the guest agent, with stdin, stdout and stderr on virtio-serial
-/// ports of its own. Pure.
+/// A command in the guest, started by the guest agent, with stdin, stdout and stderr on
+/// virtio-serial ports of its own. Pure.
 namespace qvm {
 
 struct GuestCommand {

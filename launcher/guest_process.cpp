@@ -80,8 +80,8 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         request["secret"] = secret;
         const auto text = json::serialize(request);
         if (text.size() > largest_message)
-            throw Failure(fmt::format("the command is too long: more than {} KiB",
-                                      largest_message / 1024));
+            throw Failure(
+                fmt::format("the command is too long: more than {} KiB", largest_message / 1024));
         if (!send_with_fds(service.native_handle(), text, {}))
             throw Failure(fmt::format("{}: {}", step, std::generic_category().message(errno)));
     }
@@ -90,7 +90,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     awaitable<void> take_streams() {
         auto message = co_await receive();
         const std::array ours{&in, &out, &err};
-        if (message.fds.size() != ours.size()) throw Failure(reason_in(message.text));
+        if (message.fds.size() != ours.size()) throw failure_in(message.text);
         for (std::size_t i = 0; i < ours.size(); ++i) {
             in_step(step, [&] {
                 ours[i]->assign(stream_protocol{}, message.fds[i].get());
@@ -126,7 +126,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         const auto [error] =
             co_await service.async_wait(asio::posix::stream_descriptor::wait_read, no_throw);
         auto message = error ? std::nullopt : receive_with_fds(service.native_handle(), 0);
-        if (!message) throw Failure("the VM ended while the command ran");
+        if (!message) throw Failure("the VM ended while the command ran", {}, status::guest_died);
         co_return std::move(*message);
     }
 
@@ -135,22 +135,28 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         for (;;) {
             const auto message = co_await receive();
             const auto what = text_in(message.text, "waiting");
-            if (what.empty()) throw Failure(reason_in(message.text));
+            if (what.empty()) throw failure_in(message.text);
             waiting(what);
         }
     }
 
-    static std::string text_in(const std::string& message, const char* key) {
+    static json::value value_in(const std::string& message, const char* key) {
         boost::system::error_code wrong;
         const auto value = json::parse(message, wrong);
-        const auto* text = !wrong && value.is_object() ? value.get_object().if_contains(key)
-                                                       : nullptr;
-        return text != nullptr && text->is_string() ? std::string{text->get_string()} : "";
+        const auto* found =
+            !wrong && value.is_object() ? value.get_object().if_contains(key) : nullptr;
+        return found != nullptr ? *found : json::value{};
     }
 
-    static std::string reason_in(const std::string& message) {
+    static std::string text_in(const std::string& message, const char* key) {
+        const auto text = value_in(message, key);
+        return text.is_string() ? std::string{text.get_string()} : "";
+    }
+
+    static Failure failure_in(const std::string& message) {
         const auto reason = text_in(message, "error");
-        return reason.empty() ? "the supervisor is not understood" : reason;
+        return Failure(reason.empty() ? "the supervisor is not understood" : reason, {},
+                       value_in(message, "guest") == true ? status::guest_died : status::failed);
     }
 
     awaitable<void> pump_in() {
@@ -238,8 +244,8 @@ awaitable<int> GuestProcess::end() {
     co_await core->pump_err();
     if (core->unwritten == std::errc::broken_pipe) co_return status::signalled + SIGPIPE;
     if (core->unwritten)
-        throw Failure(fmt::format("write to {}: {}", core->what_is_unwritten,
-                                  core->unwritten.message()));
+        throw Failure(
+            fmt::format("write to {}: {}", core->what_is_unwritten, core->unwritten.message()));
     // Where it was not told how the command ended, the service says why.
     while (!core->guest.exit_status() && !core->failure) co_await core->news.async_wait(no_throw);
     if (!core->guest.exit_status()) std::rethrow_exception(core->failure);

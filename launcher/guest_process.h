@@ -15,8 +15,9 @@ namespace qvm {
 /// client of an ExecService.
 class GuestProcess {
   public:
-    /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty. `waiting`
-    /// is called with what takes long ("for the guest agent"). Throws Failure where it cannot be asked for.
+    /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty.
+    /// `waiting` is called with what takes long ("for the guest agent"). Throws Failure where it
+    /// cannot be asked for.
     GuestProcess(const boost::asio::any_io_executor& executor, UniqueFd service,
                  const GuestCommand& command, bool with_stdin,
                  std::function<void(const std::string&)> waiting);

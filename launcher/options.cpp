@@ -19,12 +19,15 @@ constexpr const char* vm_footer =
     "VMs of one --group share a network and resolve each other by name.\n";
 
 constexpr const char* run_footer =
-    "On a terminal, Ctrl-] leaves the console.\n"
+    "After '--' stands a command for the guest, which needs qemu-guest-agent: its output is ours,\n"
+    "and its end the VM's. Else this is the console; on a terminal, Ctrl-] leaves it.\n"
     "\n"
-    "Exit status: 0 the guest powered off; 123 it panicked, or QEMU died; 124 --timeout;\n"
-    "125 qvm failed, or --audit found a difference; 128+N signal N ended qvm.\n"
+    "Exit status: the command's, 126 where it cannot be run, 127 where there is none; else 0 the\n"
+    "guest powered off; 123 it panicked, or QEMU died; 124 a time-out; 125 qvm failed, or --audit\n"
+    "found a difference; 128+N signal N ended qvm.\n"
     "\n"
     "  qvm run --net isolated disk.qcow2\n"
+    "  qvm run demo.qcow2 -- uname -a\n"
     "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"
     "  qvm run -d --group lab --name web -p 8080:80 web.qcow2\n";
 
@@ -182,11 +185,14 @@ class Parser {
             return PrintText{help_of(app_)};
         } catch (const CLI::ParseError& error) {
             if (version_flag_) return version();
-            throw Failure(error.what(), path_of(app_) + " --help");
+            const bool words_too_many = dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr;
+            throw Failure(error.what(), words_too_many && app_.got_subcommand("run")
+                                            ? "qvm run [OPTIONS] IMAGE -- COMMAND"
+                                            : path_of(app_) + " --help");
         }
         if (version_flag_) return version();
-        if (!command_.empty() && std::none_of(with_command_.begin(), with_command_.end(),
-                                              [](auto* app) { return app->parsed(); }))
+        if (end != argv + argc && std::none_of(with_command_.begin(), with_command_.end(),
+                                               [](auto* app) { return app->parsed(); }))
             throw Failure(fmt::format("{} takes no command after '--'", path_of(app_)),
                           path_of(app_) + " --help");
         for (const auto& subcommand : subcommands_)
@@ -207,21 +213,23 @@ class Parser {
     }
 
     void add_run() {
-        auto& added = add("run", "Boot IMAGE in a throw-away VM, console in this terminal",
-                          [this](auto* app) {
-                              finish_vm(*app, run_.vm, texts_);
-                              if (run_.persist && !run_.vm.image)
-                                  throw Failure("--persist: there is no IMAGE to write to");
-                              if (run_.audit && run_.detach)
-                                  throw Failure("--audit: goes with a run in the foreground only");
-                              if (app->count("--name") > 0)
-                                  run_.name = value_of("--name", name_, parse_name);
-                              if (app->count("--timeout") > 0)
-                                  run_.timeout = value_of("--timeout", timeout_, parse_duration);
-                              run_.timings = app->count("--timings") > 0;
-                              if (run_.timings && timings_ != "-") run_.timings_file = timings_;
-                              return run_;
-                          });
+        auto& added = add(
+            "run", "Boot IMAGE in a throw-away VM, console in this terminal", [this](auto* app) {
+                finish_vm(*app, run_.vm, texts_);
+                if (run_.persist && !run_.vm.image)
+                    throw Failure("--persist: there is no IMAGE to write to");
+                if (run_.audit && run_.detach)
+                    throw Failure("--audit: goes with a run in the foreground only");
+                finish_command(*app);
+                if (app->count("--name") > 0) run_.name = value_of("--name", name_, parse_name);
+                if (app->count("--timeout") > 0)
+                    run_.timeout = value_of("--timeout", timeout_, parse_duration);
+                if (app->count("--boot-timeout") > 0)
+                    run_.boot_timeout = value_of("--boot-timeout", boot_timeout_, parse_duration);
+                run_.timings = app->count("--timings") > 0;
+                if (run_.timings && timings_ != "-") run_.timings_file = timings_;
+                return run_;
+            });
         add_vm_options(added, run_.vm, texts_);
         added.add_option("-n,--name", name_, "Name of the VM [IMAGE's and a number]")
             ->type_name("NAME");
@@ -229,6 +237,12 @@ class Parser {
         added.add_flag("--persist", run_.persist, "Write to IMAGE itself");
         added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m")
             ->type_name("TIME");
+        added
+            .add_option("--boot-timeout", boot_timeout_,
+                        "Time for the guest to boot until its agent answers; with a\n"
+                        "command [1m, 5m without KVM]")
+            ->type_name("TIME");
+        add_command_options(added, run_.interactive);
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
         added.add_flag("--audit", run_.audit,
                        "Compare the host before and after; exit status 125 if it differs");
@@ -236,8 +250,26 @@ class Parser {
             .add_flag("--timings{-}", timings_,
                       "Time of each phase in ms, on stderr or as JSON in FILE")
             ->type_name("[=FILE]");
+        added.add_option("--result", run_.result_file, "Write how it ended to FILE, as JSON")
+            ->type_name("FILE");
         add_verbosity(added, run_.verbosity);
+        with_command_.push_back(&added);
         added.footer(std::string{vm_footer} + run_footer);
+    }
+
+    /// Only after "--": the options of `run` may stand behind IMAGE, too.
+    void finish_command(const CLI::App& app) {
+        if (!command_.empty()) {
+            if (run_.detach)
+                throw Failure("--detach: goes with no command",
+                              "qvm run -d --name NAME IMAGE, and qvm exec NAME -- COMMAND");
+            run_.command = guest_command_of(app);
+            return;
+        }
+        for (const auto* option : {"--interactive", "--env", "--workdir"})
+            if (app.count(option) > 0)
+                throw Failure(fmt::format("{}: goes with a command only", option),
+                              "qvm run [OPTIONS] IMAGE -- COMMAND");
     }
 
     void add_create() {
@@ -442,8 +474,7 @@ class Parser {
     [[nodiscard]] CommandShape shape_of(const CLI::App& app, std::vector<std::string> path) const {
         CommandShape shape;
         shape.what = app.get_description();
-        shape.takes_command =
-            std::find(with_command_.begin(), with_command_.end(), &app) != with_command_.end();
+        shape.takes_command = app.get_prefix_command();
         for (const auto* option : app.get_options())
             (option->get_positional() ? shape.positionals : shape.options)
                 .push_back(shape_of(*option));
@@ -495,7 +526,7 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, timeout_, timings_, shell_;
+    std::string name_, timeout_, boot_timeout_, timings_, shell_;
     std::vector<std::string> names_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;

@@ -50,6 +50,10 @@ struct RunOptions {
     bool timings = false;
     std::optional<std::filesystem::path> timings_file;
     std::optional<std::chrono::milliseconds> timeout;
+    std::optional<std::chrono::milliseconds> boot_timeout;
+    std::optional<GuestCommand> command;  ///< instead of the console
+    bool interactive = false;             ///< our stdin is the command's
+    std::optional<std::filesystem::path> result_file;
     Verbosity verbosity;
 };
 

@@ -12,6 +12,7 @@
 #include "launcher/events.h"
 #include "launcher/failure.h"
 #include "launcher/host.h"
+#include "launcher/json_text.h"
 #include "launcher/output.h"
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
@@ -19,6 +20,8 @@
 #include "netns/tap.h"
 
 namespace qvm {
+
+namespace json = boost::json;
 
 namespace {
 
@@ -82,10 +85,10 @@ void bind_ports(PreparedRun& prepared) {
     }
 }
 
-void check_writable(const std::filesystem::path& path) {
+void check_writable(const char* option, const std::filesystem::path& path) {
     if (const UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666)}) return;
     throw Failure(
-        fmt::format("--timings '{}': {}", path.string(), std::generic_category().message(errno)));
+        fmt::format("{} '{}': {}", option, path.string(), std::generic_category().message(errno)));
 }
 
 void open_disk(PreparedRun& prepared, const std::optional<Definition>& definition) {
@@ -159,7 +162,10 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto accel = choose_accel(vm.accel, host);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
-    if (options.timings_file && !options.dry_run) check_writable(*options.timings_file);
+    if (!options.dry_run) {
+        if (options.timings_file) check_writable("--timings", *options.timings_file);
+        if (options.result_file) check_writable("--result", *options.result_file);
+    }
 
     const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
     const auto name = options.name.value_or(id_name(vm.image, id));
@@ -212,37 +218,81 @@ Reports reports(const RunOptions& options, const std::string& name, const Timing
     return result;
 }
 
+/// Who is to blame.
+json::value failed_by(const RunResult& result) {
+    if (result.exit_status == status::ok) return {};
+    if (result.of_command) return "command";
+    switch (result.exit_status) {
+        case status::guest_died:
+            return "guest";
+        case status::timed_out:
+            return "timeout";
+        case status::failed:
+            return "qvm";
+        default:
+            return "signal";
+    }
+}
+
+/// For --result: whether it was written, else errno says why not.
+bool write_result(const RunOptions& options, const RunResult& result, const Timings& timings) {
+    if (!options.result_file || options.dry_run) return true;
+    const json::object object{{"exit_status", result.exit_status},
+                              {"failed", failed_by(result)},
+                              {"message", result.message},
+                              {"phases", timings.phases()},
+                              {"vm", result.vm}};
+    std::ofstream file{*options.result_file, std::ios::trunc};
+    file << pretty(object) << '\n' << std::flush;
+    return static_cast<bool>(file);
+}
+
+/// The exit status.
+int finish(const RunOptions& options, const RunResult& result, const Timings& timings) {
+    if (!write_result(options, result, timings))
+        throw Failure(fmt::format("--result '{}': {}", options.result_file->string(),
+                                  std::generic_category().message(errno)));
+    return result.exit_status;
+}
+
 /// `audit` may be null.
-int run(const RunOptions& options, bool created, Timings& timings, Background& background,
-        Audit* audit) {
+RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Background& background,
+                 Audit* audit) {
     auto prepared = prepare(options, created);
     if (options.dry_run) {
         print(describe(prepared.plan));
-        return status::ok;
+        return {};
     }
     if (audit != nullptr) audit->expect(prepared.plan);
     const auto said = reports(options, prepared.plan.name, timings, background);
-    const auto result = supervise(std::move(prepared), timings, said);
+    auto result = supervise(std::move(prepared), timings, said);
     timings.add("total", timings.exec(), Clock::now());
     if (!result.message.empty()) say("qvm: " + result.message);
+    if (!result.last_words.empty()) say("qvm: the console's last lines:");
+    for (const auto& line : result.last_words) say("    " + line);
     if (options.timings) write_timings(options, timings);
-    return result.exit_status;
+    return result;
 }
 
 int run_audited(const RunOptions& options, Timings& timings) {
     Audit audit{find_directories(), options};
-    int exit_status = status::failed;
+    RunResult result;
     try {
         Background stays;
-        exit_status = run(options, false, timings, stays, &audit);
-    } catch (const std::exception&) {
-        exit_status = say_failure();
+        result = run_vm(options, false, timings, stays, &audit);
+    } catch (const std::exception& failure) {
+        result.message = failure.what();
+        result.exit_status = say_failure();
     }
     const auto differences = audit.differences();
-    if (differences.empty()) return exit_status;
-    say("qvm: --audit: the host is not as it was:");
-    for (const auto& line : differences) say(line);
-    return status::failed;
+    if (!differences.empty()) {
+        result.message = "--audit: the host is not as it was";
+        result.exit_status = status::failed;
+        result.of_command = false;
+        say(fmt::format("qvm: {}:", result.message));
+        for (const auto& line : differences) say(line);
+    }
+    return finish(options, result, timings);
 }
 
 int run(const RunOptions& options, bool created, Timings& timings) {
@@ -250,9 +300,19 @@ int run(const RunOptions& options, bool created, Timings& timings) {
     if (options.audit && !options.dry_run) return run_audited(options, timings);
     Background background;
     // Who may want to leave the VM behind needs a process to leave.
-    if (!options.dry_run && (options.detach || RawTerminal::available()))
+    const bool console = !options.dry_run && !options.command && RawTerminal::available();
+    if (console || (options.detach && !options.dry_run))
         if (const auto status = background.fork()) return *status;
-    return run(options, created, timings, background, nullptr);
+    RunResult result;
+    try {
+        result = run_vm(options, created, timings, background, nullptr);
+    } catch (const std::exception& failure) {
+        result.exit_status = status::failed;
+        result.message = failure.what();
+        (void)write_result(options, result, timings);  // the first error is the one that is told
+        throw;
+    }
+    return finish(options, result, timings);
 }
 
 }  // namespace
@@ -260,8 +320,8 @@ int run(const RunOptions& options, bool created, Timings& timings) {
 int run(const RunOptions& options, Timings& timings) {
     auto absolute = options;
     // Written when the directory may be another.
-    auto& file = absolute.timings_file;
-    if (file) file = std::filesystem::absolute(*file);
+    for (auto* file : {&absolute.timings_file, &absolute.result_file})
+        if (*file) *file = std::filesystem::absolute(**file);
     return run(absolute, false, timings);
 }
 

@@ -36,6 +36,7 @@
 #include "launcher/events.h"
 #include "launcher/exec_service.h"
 #include "launcher/failure.h"
+#include "launcher/guest_process.h"
 #include "launcher/host.h"
 #include "launcher/name_service.h"
 #include "launcher/process.h"
@@ -60,6 +61,8 @@ namespace {
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host that is very busy
 constexpr auto command_timeout = 10s;  // of one QMP command
+constexpr auto boot_time = 1min;       // that a guest takes until its agent answers
+constexpr auto boot_time_tcg = 5min;   // the same without KVM
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
 constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
@@ -396,7 +399,7 @@ class Supervisor final : public Controlled {
         if (reports_.detach) handlers.detach = [this] { detach(); };
         console_.emplace(context_.get_executor(), std::move(console_socket_),
                          std::move(console_listener_), directory_.path() / "console.log",
-                         !run_.options.detach, std::move(handlers));
+                         !run_.options.detach && !run_.options.command, std::move(handlers));
     }
 
     void detach() {
@@ -406,7 +409,8 @@ class Supervisor final : public Controlled {
     }
 
     void serve_clients() {
-        commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_);
+        commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
+                          must_boot() ? Clock::time_point::max() : running_ + boot_patience());
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -436,7 +440,53 @@ class Supervisor final : public Controlled {
         reports_.running();
         spawn(show_console());
         spawn(console_->pump_input());
+        if (must_boot()) spawn(watch_boot());
+        if (run_.options.command) spawn(run_command(*run_.options.command));
     }
+
+    // --- the guest's command ------------------------------------------------------------------
+
+    /// Whether the guest's agent has to answer in time.
+    [[nodiscard]] bool must_boot() const {
+        return run_.options.command || run_.options.boot_timeout;
+    }
+
+    [[nodiscard]] Clock::duration boot_patience() const {
+        if (run_.options.boot_timeout) return *run_.options.boot_timeout;
+        return run_.plan.qemu.kvm ? boot_time : boot_time_tcg;
+    }
+
+    awaitable<void> watch_boot() {
+        boot_timer_.expires_at(running_ + boot_patience());
+        const auto [error] = co_await boot_timer_.async_wait(no_throw);
+        if (!error && !ready_) timed_out("--boot-timeout", boot_patience());
+    }
+
+    awaitable<void> run_command(const GuestCommand& command) {
+        try {
+            command_.emplace(context_.get_executor(), commands_->connect(), command,
+                             run_.options.interactive, [](const std::string&) {});
+            const int exit_status = co_await command_->end();
+            command_ended(exit_status);
+        } catch (const Failure& failure) {
+            end(failure.exit_status(),
+                fmt::format("run '{}' in the guest: {}", command.argv.front(), failure.what()));
+        }
+    }
+
+    void command_ended(int exit_status) {
+        if (over_) return;
+        timings_.add("command", *ready_, Clock::now());
+        result_.of_command = true;
+        command_status_ = exit_status;
+        // What the guest's page cache holds is to get to the image.
+        if (keeps_disk())
+            ask_to_power_down(powerdown_grace, exit_status);
+        else
+            end(exit_status, {});
+    }
+
+    [[nodiscard]] bool command_runs() const { return run_.options.command && !command_status_; }
 
     /// Which ports QEMU's user networking has bound, where that was left to the kernel.
     awaitable<void> find_forwarded_ports() {
@@ -467,7 +517,8 @@ class Supervisor final : public Controlled {
     void end(int exit_status, std::string message) {
         if (over_) return;
         over_ = true;
-        result_ = {exit_status, std::move(message)};
+        result_.exit_status = exit_status;
+        result_.message = std::move(message);
         ended_at_ = Clock::now();
         ended_.cancel();
     }
@@ -530,11 +581,14 @@ class Supervisor final : public Controlled {
 
     void powered_off() {
         powered_off_ = true;
+        if (command_runs() && !powering_down_)
+            return end(status::guest_died, "the guest powered off while its command ran");
         end(exit_status(), {});
     }
 
     /// Of an end in good order.
     [[nodiscard]] int exit_status() const {
+        if (command_status_) return *command_status_;
         return signal_ != 0 ? status::signalled + signal_ : status::ok;
     }
 
@@ -622,7 +676,11 @@ class Supervisor final : public Controlled {
             debug(std::string{"guest agent: "} + error.what());
             co_return;
         }
-        if (!state_.agent) timings_.add("guest-ready", running_, Clock::now());
+        if (!ready_) {
+            ready_ = Clock::now();
+            timings_.add("guest-ready", running_, *ready_);
+            boot_timer_.cancel();
+        }
         state_.agent = true;
         commands_->agent_is_up();
         write_state();
@@ -658,7 +716,8 @@ class Supervisor final : public Controlled {
             const auto [error, size] =
                 co_await firmware_.async_read_some(asio::buffer(buffer), no_throw);
             if (error) co_return;
-            lines.feed({buffer.data(), size});
+            lines.feed({buffer.data(), size},
+                       [this](std::string_view line) { booting_ |= is_booting(line); });
             if (!is_nothing_to_boot(lines.open()) && !is_nothing_to_boot(lines.ended())) continue;
             const auto& image = run_.options.vm.image;
             end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
@@ -686,8 +745,14 @@ class Supervisor final : public Controlled {
         // One to the whole process group comes twice: also from the process that stands in for us.
         if (reports_.detach && number == signal_ && since < echo_time) return;
         if (over_) return hurry();
-        const bool ask = signal_ == 0 && is_running();
-        if (signal_ == 0) signal_ = number;
+        const bool first = signal_ == 0;
+        if (first) signal_ = number;
+        if (command_runs()) {
+            if (!first || !command_ || !command_->signal(number))
+                end(status::signalled + signal_, {});
+            return;
+        }
+        const bool ask = first && is_running();
         if (!ask) return end(status::signalled + signal_, {});
         reports_.note("asking the guest to power down; a second signal ends it at once");
         ask_to_power_down(powerdown_grace, status::signalled + signal_);
@@ -744,10 +809,25 @@ class Supervisor final : public Controlled {
     awaitable<void> watch_timeout(std::chrono::milliseconds timeout) {
         asio::steady_timer timer{context_, timings_.exec() + timeout};
         co_await timer.async_wait(asio::use_awaitable);
-        const auto last = console_ ? console_->last_line() : std::string{};
+        timed_out("--timeout", timeout);
+    }
+
+    void timed_out(const char* option, Clock::duration timeout) {
+        const auto last = console_ && !run_.options.command ? console_->last_line() : std::string{};
         end(status::timed_out,
-            fmt::format("--timeout: the guest still ran after {} s{}{}", timeout / 1.0s,
+            fmt::format("{}: {} after {} s{}{}", option, phase_text(), timeout / 1.0s,
                         last.empty() ? "" : "; its last words: " + last, problems_text()));
+    }
+
+    /// How far the guest has come, as far as that can be seen from outside.
+    [[nodiscard]] const char* phase_text() const {
+        if (!must_boot()) return "the guest still ran";
+        if (command_runs() && state_.agent) return "phase 'command': the command still ran";
+        if (ready_) return "the guest still ran";
+        if (greeting_agent_ || (console_ && console_->shows_prompt()))
+            return "phase 'agent': the guest is up, and no guest agent answered";
+        return booting_ ? "phase 'kernel': the guest was still booting"
+                        : "phase 'firmware': nothing was booted";
     }
 
     /// ACPI's power button; a guest that does not heed it in time is ended with `exit_status`.
@@ -934,6 +1014,9 @@ class Supervisor final : public Controlled {
             result_.message = "the guest panicked" + (why.empty() ? "" : ": " + why);
         }
         if (console_) console_->leave_stdio();
+        if (console_ && run_.options.command && !result_.of_command)
+            result_.last_words = console_->last_lines();
+        result_.vm = to_json(state_);
         keep_end();
         taken_down_ = true;
         taken_down_timer_.cancel();
@@ -988,11 +1071,16 @@ class Supervisor final : public Controlled {
     UniqueFd exec_listener_;
     std::optional<qmp::Server> server_;
     std::optional<ExecService> commands_;
+    std::optional<GuestProcess> command_;  ///< of run_.options.command
     UniqueFd console_socket_;
     asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;
 
     Clock::time_point running_;
+    std::optional<Clock::time_point> ready_;  ///< the guest's agent answered first
+    std::optional<int> command_status_;
+    bool booting_ = false;  ///< the firmware is done
+    asio::steady_timer boot_timer_{context_};
     Clock::time_point ended_at_;
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()
     asio::steady_timer gone_{context_, Clock::time_point::max()};   ///< cancelled when QEMU is gone

@@ -144,7 +144,7 @@ class Exec(harness.Test):
             command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
             command.out.expect("up", 60)
             self.succeed("exec", "box", "reboot", seconds=60)
-            self.assertEqual(command.wait(60), 125)
+            self.assertEqual(command.wait(60), 123)
             self.assertEqual(command.errors(), ["qvm: exec in 'box': the guest restarted"])
             done = self.exec("box", "echo", "again")
             self.assertEqual((done.stdout, done.stderr), (b"again\n", b""))
@@ -152,7 +152,7 @@ class Exec(harness.Test):
             command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
             command.out.expect("up", 60)
             self.succeed("kill", "box")
-            self.assertEqual(command.wait(), 125)
+            self.assertEqual(command.wait(), 123)
             self.assertEqual(len(command.errors()), 1, command.err.text)
         self.assert_refused(self.qvm("exec", "box", "true"), "'box'")
 

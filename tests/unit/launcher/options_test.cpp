@@ -134,7 +134,22 @@ TEST_CASE("run: groups, ports, and what does not go with them") {
           "--publish: a guest with --net none has no address");
     CHECK(failure_of({"-p", "80", "d"}) ==
           "--publish '80': must be [HOSTIP:]HOSTPORT:GUESTPORT[/udp]");
-    CHECK(failure_of({"d", "--", "make"}) == "qvm run takes no command after '--'");
+    CHECK_THROWS_WITH(parse({"create", "d", "--", "make"}),
+                      "qvm create takes no command after '--'");
+}
+
+TEST_CASE("run: a command, and what goes with it only") {
+    const auto options = run({"-i", "-e", "A=1", "d", "--boot-timeout", "90", "--", "make", "-k"});
+    REQUIRE(options.command);
+    CHECK(options.command->argv == std::vector<std::string>{"make", "-k"});
+    CHECK(options.command->environment == std::vector<std::string>{"A=1"});
+    CHECK(options.interactive);
+    CHECK(options.boot_timeout == std::chrono::seconds{90});
+    CHECK(!run({"d", "--"}).command);
+    CHECK(failure_of({"-d", "d", "--", "make"}) == "--detach: goes with no command");
+    CHECK(failure_of({"-i", "d"}) == "--interactive: goes with a command only");
+    CHECK(failure_of({"-e", "A=1", "d"}) == "--env: goes with a command only");
+    CHECK(failure_of({"-w", "/", "d"}) == "--workdir: goes with a command only");
 }
 
 TEST_CASE("commands that name VMs") {
