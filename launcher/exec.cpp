@@ -31,7 +31,7 @@ class Exec {
         : options_(options),
           directories_(find_directories()),
           control_(context_.get_executor(), directories_, options.name) {
-        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT}) signals_.add(number);
+        for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH}) signals_.add(number);
     }
 
     int operator()() {
@@ -62,6 +62,10 @@ class Exec {
         int last = 0;
         for (;;) {
             const int number = co_await signals_.async_wait(asio::use_awaitable);
+            if (number == SIGWINCH) {
+                if (process_) process_->resize();
+                continue;
+            }
             if (number != last && process_ && process_->signal(number)) {
                 last = number;
                 continue;

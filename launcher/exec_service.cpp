@@ -53,8 +53,8 @@ constexpr auto late_word = 1s;  // that a command may still be on its way to tel
 // guest has opened those before: that answers all messages before. A plugged port takes three, one
 // that is unplugged takes one, and so does the end of a stdin, at any time.
 constexpr unsigned most_unanswered = 12;
-constexpr std::array streams{"in", "out", "err"};
-constexpr std::size_t most_commands = (most_ports - 2) / streams.size();  // one is the agent's
+constexpr unsigned messages_of_port = 3;
+constexpr std::size_t most_plugged = most_ports - 2;  // one is the agent's, and none has number 0
 
 using Connection = asio::posix::stream_descriptor;
 
@@ -116,9 +116,10 @@ struct Session {
 
     Connection connection;
     std::string tag;
-    std::array<SocketPair, streams.size()> sockets;
+    std::vector<SocketPair> sockets;
     std::vector<std::string> ports;  ///< QEMU's ids, of devices as of their chardevs
     std::set<std::string> opened;    ///< those that the guest has opened
+    std::string end_port;            ///< on which the guest says how the command ended
     std::int64_t shell = 0;          ///< the agent's child; 0 while there is none
     std::int64_t command = 0;        ///< as the client read it
     bool lost = false;               ///< the guest that ran it is no more
@@ -204,23 +205,32 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const auto command = parse_guest_command(*request);
         session.tag = std::to_string(++count);
         auto arguments = guest_exec_arguments(command, session.tag, text_in(*request, "secret"));
-        const auto& sockets = session.sockets;
-        if (!send_with_fds(
-                session.connection.native_handle(), R"({"streams": true})",
-                {sockets[0].client.get(), sockets[1].client.get(), sockets[2].client.get()}))
+        const bool terminal = command.terminal.has_value();
+        for (std::size_t i = 0; i < (terminal ? 2 : 3); ++i) session.sockets.emplace_back();
+        std::vector<int> ends;
+        for (const auto& socket : session.sockets) ends.push_back(socket.client.get());
+        if (!send_with_fds(session.connection.native_handle(), R"({"streams": true})", ends))
             co_return;
         co_await wait_for_agent(session);
         const Turn turn{*this};
         co_await turn.came();
         co_await wait_for_agent(session);  // it may have gone again
         co_await unplug_retired();
-        for (std::size_t i = 0; i < streams.size(); ++i) {
-            co_await plug_in(session, streams[i], sockets[i].qemu.get());
+        if (plugged + session.sockets.size() > most_plugged)
+            throw Failure("as many commands as can run in the guest already");
+        if (!terminal) {
+            co_await plug_in(session, "in", session.sockets[0]);
+            co_await plug_in(session, "out", session.sockets[1]);
         }
+        co_await plug_in(session, "err", session.sockets.back());
+        session.end_port = session.ports.back();
         const auto answer = co_await in_words("the guest agent: guest-exec", [&] {
             return agent.execute("guest-exec", std::move(arguments), command_timeout);
         });
         if (answer.is_object()) session.shell = number_in(answer.get_object(), "pid");
+        co_await wait_for_ports(session);
+        // By then the guest's shell has seen which consoles there were before this one.
+        if (terminal) co_await plug_in(session, "terminal", session.sockets[0]);
         co_await wait_for_ports(session);
         for (auto& socket : session.sockets) socket.qemu.reset();
         unanswered = 0;
@@ -262,25 +272,20 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
-    awaitable<void> plug_in(Session& session, const char* stream, int fd) {
-        if (plugged == most_commands * streams.size())
-            throw Failure(
-                fmt::format("{} commands run in the guest already, which is as many as "
-                            "can",
-                            most_commands));
+    awaitable<void> plug_in(Session& session, std::string stream, SocketPair& socket) {
         const auto id = fmt::format("exec-{}-{}", stream, session.tag);
         const auto step = std::string{"plug in a serial port"};
         co_await in_words(step, [&] {
             json::object name{{"fdname", id}};
-            return monitor.execute("getfd", std::move(name), fd, command_timeout);
+            return monitor.execute("getfd", std::move(name), socket.qemu.get(), command_timeout);
         });
         co_await in_words(
             step, [&] { return monitor.execute("chardev-add", chardev_of(id), command_timeout); });
         session.ports.push_back(id);
         ++plugged;
-        unanswered += 3;
+        unanswered += messages_of_port;
         co_await in_words(step, [&] {
-            json::object device{{"driver", "virtserialport"},
+            json::object device{{"driver", stream == "terminal" ? "virtconsole" : "virtserialport"},
                                 {"id", id},
                                 {"chardev", id},
                                 {"name", guest_port_name(stream, session.tag)},
@@ -289,9 +294,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         });
     }
 
-    awaitable<void> wait_for_ports(const Session& session) {
+    /// Until the guest has opened all that were plugged in.
+    awaitable<void> wait_for_ports(Session& session) {
         const auto deadline = Clock::now() + open_patience;
-        while (session.opened.size() < streams.size() && !session.lost) {
+        while (session.opened.size() < session.ports.size() && !session.lost) {
             if (Clock::now() >= deadline)
                 throw Failure(
                     fmt::format("the guest has not opened the command's serial ports "
@@ -307,6 +313,22 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             session.command = number_in(*request, "pid");
             const auto signal = text_in(*request, "signal");
             if (!signal.empty()) co_await kill(session, signal);
+            const auto terminal = text_in(*request, "resize");
+            if (!terminal.empty()) co_await resize(session, terminal, *request);
+        }
+    }
+
+    awaitable<void> resize(const Session& session, std::string terminal, json::object request) {
+        if (session.lost || !agent_up) co_return;
+        const TerminalSize size{static_cast<unsigned>(number_in(request, "rows")),
+                                static_cast<unsigned>(number_in(request, "columns"))};
+        try {
+            auto arguments = guest_resize_arguments(terminal, size);
+            const auto answer =
+                co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
+            if (answer.is_object()) co_await reap(number_in(answer.get_object(), "pid"));
+        } catch (const std::exception&) {
+            // The command goes on with the size that it has.
         }
     }
 
@@ -455,7 +477,7 @@ void ExecService::port_changed(const std::string& id, bool open) {
             continue;
         if (open) {
             session->opened.insert(id);
-        } else if (id == session->ports.back() && session->shell != 0 && !session->lost) {
+        } else if (id == session->end_port && session->shell != 0 && !session->lost) {
             asio::co_spawn(core_->listener.get_executor(), Core::find_end(core_, session),
                            asio::detached);
         }

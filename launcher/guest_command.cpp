@@ -15,20 +15,32 @@ namespace json = boost::json;
 
 namespace {
 
-/// Parameters: tag, secret, directory, NAME=value..., "--", the command. Ports are found by sysfs,
-/// since not every guest has udev's names for them, and come up a moment after they were plugged
-/// in. The inner shell becomes the command, and tells its process ID before; the outer one tells
-/// how it ended, when all that it wrote has left the guest. What the outer one has to say itself
-/// (that the command was killed, say) is nobody's.
+/// Parameters: tag, secret, directory, user, whether there is a terminal, rows, columns,
+/// NAME=value..., "--", the command. Ports are found by sysfs, since not every guest has udev's
+/// names for them, and come up a moment after they were plugged in. A terminal is one of the
+/// kernel's virtio consoles: the one that can be opened only after the port of stderr was. The
+/// inner shell becomes the command, and tells its process ID before; the outer one tells how it
+/// ended, when all that it wrote has left the guest. What the outer one has to say itself (that the
+/// command was killed, say) is nobody's. A user is changed by coreutils, which change nothing else,
+/// or else by busybox; su(1) of other makes stays as the command's parent, and keeps signals from
+/// it.
 constexpr const char* script = R"(exec 2>/dev/null
-tag=$1 secret=$2 directory=$3
-shift 3
+tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7
+shift 7
+login=${user%%:*}
+[ -z "$login" ] || account=$(getent passwd "$login" || grep "^$login:" /etc/passwd)
+home=$(echo "$account" | cut -d: -f6)
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
-export HOME="${HOME:-/root}"
+export HOME="${home:-${HOME:-/root}}"
 while [ "$1" != -- ]; do export "$1"; shift; done
 shift
+tries=0
+patience() {
+    tries=$((tries + 1))
+    [ $tries -lt 1000 ] || exit 1
+    sleep 0.01 || sleep 1
+}
 find_port() {
-    tries=0
     while :; do
         for port in /sys/class/virtio-ports/*; do
             name=
@@ -36,17 +48,53 @@ find_port() {
             port=/dev/${port##*/}
             [ "$name" = "qvm.$1.$tag" ] && [ -c "$port" ] && return
         done
-        tries=$((tries + 1))
-        [ $tries -lt 1000 ] || exit 1
-        sleep 0.01 || sleep 1
+        patience
     done
 }
+opens() { [ -c "$1" ] && (: <"$1"); }
+find_terminal() {
+    while :; do
+        for port in /dev/hvc*; do
+            case $consoles in *" $port "*) continue ;; esac
+            opens "$port" && return
+        done
+        patience
+    done
+}
+end() {
+    [ -z "$terminal" ] || exec 4>"$terminal"  # what a session leader leaves is hung up
+    printf '\000%s \n' "$secret" >&4
+    printf '\000%s %s\n' "$secret" "$1" >&3
+    exit
+}
+consoles=" "
+[ -z "$terminal" ] || for port in /dev/hvc*; do opens "$port" && consoles="$consoles$port "; done
 find_port err; exec 3>"$port"
-find_port in; in=$port
-find_port out; out=$port
-end() { printf '\000%s %s\n' "$secret" "$1" >&3; exit; }
+if [ -n "$terminal" ]; then
+    find_terminal; exec 4<>"$port"
+    [ "$columns" = 0 ] || stty rows "$rows" cols "$columns" <&4
+    terminal=$port
+else
+    find_port in; exec 5<"$port"
+    find_port out; exec 4>"$port"
+fi
+if [ -n "$user" ]; then
+    case $login in
+        *[!0-9]*) [ -n "$account" ] || { echo "the guest has no user '$login'" >&3; end 126; } ;;
+    esac
+    case $(chroot --help 2>&1) in
+        *--userspec*) set -- chroot --userspec="$user" --skip-chdir / "$@" ;;
+        *) set -- su -s /bin/sh -c 'exec "$@"' -- "$user" sh "$@" ;;
+    esac
+fi
 [ -z "$directory" ] || cd "$directory" 2>&3 || end 126
-sh -c 'printf "%s %s\n" "$1" $$ >&3; shift; exec 2>&3 3>&-; exec "$@"' sh "$secret" "$@" <"$in" >"$out"
+if [ -n "$terminal" ]; then
+    setsid sh -c 'printf "%s %s %s\n" "$1" $$ "$2" >&3
+        exec <>"$2" >&0 2>&0 3>&- 4>&-; shift 2; exec "$@"' sh "$secret" "$terminal" "$@"
+else
+    sh -c 'printf "%s %s\n" "$1" $$ >&3
+        shift; exec 2>&3 3>&-; exec "$@"' sh "$secret" "$@" <&5 5<&- >&4 4>&-
+fi
 end $?
 )";
 
@@ -86,15 +134,35 @@ std::optional<Number> number_in(std::string_view text) {
 }  // namespace
 
 json::object to_json(const GuestCommand& command) {
-    return {{"argv", to_array(command.argv)},
-            {"environment", to_array(command.environment)},
-            {"directory", command.directory}};
+    json::object object{{"argv", to_array(command.argv)},
+                        {"environment", to_array(command.environment)},
+                        {"directory", command.directory},
+                        {"user", command.user}};
+    if (command.terminal)
+        object["terminal"] =
+            json::object{{"rows", command.terminal->rows}, {"columns", command.terminal->columns}};
+    return object;
 }
 
 GuestCommand parse_guest_command(const json::object& object) {
-    GuestCommand command{words_of(object, "argv"), words_of(object, "environment"), {}};
-    const auto* directory = object.if_contains("directory");
-    if (directory != nullptr && directory->is_string()) command.directory = directory->get_string();
+    GuestCommand command;
+    command.argv = words_of(object, "argv");
+    command.environment = words_of(object, "environment");
+    const auto text = [&](const char* key) {
+        const auto* value = object.if_contains(key);
+        return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
+    };
+    command.directory = text("directory");
+    command.user = text("user");
+    const auto* terminal = object.if_contains("terminal");
+    if (terminal != nullptr && terminal->is_object()) {
+        const auto number = [&](const char* key) {
+            const auto* value = terminal->get_object().if_contains(key);
+            return value != nullptr && value->is_int64() ? static_cast<unsigned>(value->get_int64())
+                                                         : 0;
+        };
+        command.terminal = TerminalSize{number("rows"), number("columns")};
+    }
     if (command.argv.empty()) throw Failure("a guest command is empty");
     return command;
 }
@@ -105,7 +173,17 @@ std::string guest_port_name(std::string_view stream, std::string_view tag) {
 
 json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
                                   const std::string& secret) {
-    json::array words{"-c", script, "qvm", tag, secret, command.directory};
+    const auto size = command.terminal.value_or(TerminalSize{});
+    json::array words{"-c",
+                      script,
+                      "qvm",
+                      tag,
+                      secret,
+                      command.directory,
+                      command.user,
+                      command.terminal ? "yes" : "",
+                      std::to_string(size.rows),
+                      std::to_string(size.columns)};
     for (const auto& variable : command.environment) words.emplace_back(variable);
     words.emplace_back("--");
     for (const auto& word : command.argv) words.emplace_back(word);
@@ -117,35 +195,55 @@ json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {
             {"arg", json::array{"-c", R"(kill -s "$1" "$2")", "qvm", signal, std::to_string(pid)}}};
 }
 
-GuestStderr::GuestStderr(const std::string& secret)
-    : prefix_(secret + " "), mark_(std::string(1, '\0') + secret + " ") {}
+json::object guest_resize_arguments(const std::string& terminal, TerminalSize size) {
+    return {{"path", "stty"},
+            {"arg", json::array{"-F", terminal, "rows", std::to_string(size.rows), "cols",
+                                std::to_string(size.columns)}}};
+}
 
-std::string GuestStderr::feed(std::string_view bytes) {
+GuestOutput::GuestOutput(const std::string& secret) : mark_(std::string(1, '\0') + secret + " ") {}
+
+std::string GuestOutput::feed(std::string_view bytes) {
+    if (end_) return {};
     held_ += bytes;
-    if (!pid_ && held_.starts_with(prefix_)) {
-        const auto end = held_.find('\n');
-        if (end == std::string::npos) return {};
-        pid_ =
-            number_in<std::int64_t>(std::string_view{held_}.substr(0, end).substr(prefix_.size()));
-        held_.erase(0, end + 1);
-    } else if (!pid_ && prefix_.starts_with(held_)) {
-        return {};
-    }
-    auto size = held_.find(mark_);
-    if (size == std::string::npos) {
-        size = held_.size() - common_length(held_, mark_);
-    } else if (const auto end = held_.find('\n', size); end != std::string::npos) {
-        const auto from = size + mark_.size();
-        exit_status_ = number_in<int>(std::string_view{held_}.substr(from, end - from));
-        held_.erase(size);
-    }
-    auto text = held_.substr(0, size);
-    held_.erase(0, size);
+    const auto mark = held_.find(mark_);
+    const bool found = mark != std::string::npos;
+    auto text = held_.substr(0, found ? mark : held_.size() - common_length(held_, mark_));
+    held_.erase(0, text.size());
+    if (const auto line = held_.find('\n'); found && line != std::string::npos)
+        end_ = std::exchange(held_, {}).substr(mark_.size(), line - mark_.size());
     return text;
 }
 
-std::string GuestStderr::finish() {
+std::string GuestOutput::finish() {
     return std::exchange(held_, {});
+}
+
+GuestStderr::GuestStderr(const std::string& secret) : prefix_(secret + " "), output_(secret) {}
+
+std::string GuestStderr::feed(std::string_view bytes) {
+    if (begun_) return output_.feed(bytes);
+    begin_ += bytes;
+    const auto line = begin_.find('\n');
+    const bool is_prefix = begin_.starts_with(prefix_);
+    if (is_prefix ? line == std::string::npos : prefix_.starts_with(begin_)) return {};
+    begun_ = true;
+    const auto rest = std::exchange(begin_, {});
+    if (!is_prefix) return output_.feed(rest);
+    const std::string_view text{rest};
+    const auto words = text.substr(prefix_.size(), line - prefix_.size());
+    const auto space = std::min(words.find(' '), words.size());
+    pid_ = number_in<std::int64_t>(words.substr(0, space));
+    if (space < words.size()) terminal_ = words.substr(space + 1);
+    return output_.feed(text.substr(line + 1));
+}
+
+std::string GuestStderr::finish() {
+    return begun_ ? output_.finish() : std::exchange(begin_, {});
+}
+
+std::optional<int> GuestStderr::exit_status() const {
+    return output_.end() ? number_in<int>(*output_.end()) : std::nullopt;
 }
 
 }  // namespace qvm

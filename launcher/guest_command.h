@@ -11,10 +11,17 @@
 /// virtio-serial ports of its own. Pure.
 namespace qvm {
 
+struct TerminalSize {
+    unsigned rows = 0;
+    unsigned columns = 0;
+};
+
 struct GuestCommand {
-    std::vector<std::string> argv;
-    std::vector<std::string> environment;  ///< "NAME=value", or "NAME" for the client's value
-    std::string directory;                 ///< empty: the agent's
+    std::vector<std::string> argv{};
+    std::vector<std::string> environment{};  ///< "NAME=value", or "NAME" for the client's value
+    std::string directory{};                 ///< empty: the agent's
+    std::string user{};                      ///< NAME|UID[:GROUP|GID]; empty: the agent's
+    std::optional<TerminalSize> terminal{};  ///< its stdin, stdout and stderr; 0: of unknown size
 };
 
 /// As JSON and back, for the supervisor's exec.sock. Throws Failure for what is none.
@@ -22,42 +29,65 @@ boost::json::object to_json(const GuestCommand& command);
 GuestCommand parse_guest_command(const boost::json::object& object);
 
 /// The name of a port: what the guest's kernel shows in /sys/class/virtio-ports/*/name. `stream` is
-/// "in", "out" or "err".
+/// "in", "out" or "err"; a terminal is a console's port, which has another name to the guest.
 std::string guest_port_name(std::string_view stream, std::string_view tag);
 
 /// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
-/// sysfs and devtmpfs. What the ports say beside the command's own output, on the port of stderr,
-/// is what GuestStderr reads; `secret`, which the command does not know, keeps it from being forged
-/// by accident.
+/// sysfs and devtmpfs, and for a terminal setsid. What the ports say beside the command's own
+/// output, on the port of stderr, is what GuestStderr reads; `secret`, which the command does not
+/// know, keeps it from being forged by accident.
 boost::json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
                                          const std::string& secret);
+
+/// The arguments of guest-exec that tell a terminal ("/dev/hvc0") its size.
+boost::json::object guest_resize_arguments(const std::string& terminal, TerminalSize size);
 
 /// The arguments of guest-exec that send a signal ("INT") to a process of the guest.
 boost::json::object guest_kill_arguments(std::int64_t pid, const std::string& signal);
 
-/// What comes out of the port of stderr: a line with the command's process ID, what the command
-/// writes there, and how it ended. Sans I/O.
-class GuestStderr {
+/// What comes out of a port: what the command writes there, until a mark says that this is all,
+/// with a word of its own. Sans I/O.
+class GuestOutput {
   public:
-    explicit GuestStderr(const std::string& secret);
+    explicit GuestOutput(const std::string& secret);
 
     /// What the command has written of these bytes, and of those that were held back before.
     std::string feed(std::string_view bytes);
     /// What was held back, where there is no more to come.
     std::string finish();
+    /// What the mark says; nothing before it has come.
+    [[nodiscard]] const std::optional<std::string>& end() const noexcept { return end_; }
+
+  private:
+    std::string mark_;
+    std::string held_;  ///< may be the mark's beginning, or is all from there
+    std::optional<std::string> end_;
+};
+
+/// The same of stderr, with a line before it that has the command's process ID, and the exit status
+/// behind the mark.
+class GuestStderr {
+  public:
+    explicit GuestStderr(const std::string& secret);
+
+    std::string feed(std::string_view bytes);
+    std::string finish();
 
     /// There once the command is started.
     [[nodiscard]] const std::optional<std::int64_t>& pid() const noexcept { return pid_; }
+    /// The command's terminal; empty without one.
+    [[nodiscard]] const std::string& terminal() const noexcept { return terminal_; }
     /// There once it has ended: as a shell has it, 128 + N for a signal; 126 and 127 where it could
     /// not be started.
-    [[nodiscard]] const std::optional<int>& exit_status() const noexcept { return exit_status_; }
+    [[nodiscard]] std::optional<int> exit_status() const;
 
   private:
     std::string prefix_;  ///< of the line with the process ID
-    std::string mark_;    ///< before the exit status
-    std::string held_;
+    std::string begin_;   ///< may be that line
+    bool begun_ = false;  ///< that was decided
     std::optional<std::int64_t> pid_;
-    std::optional<int> exit_status_;
+    std::string terminal_;
+    GuestOutput output_;
 };
 
 }  // namespace qvm

@@ -38,6 +38,7 @@ namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 constexpr std::size_t buffer_size = 64 * 1024;
+constexpr std::chrono::seconds terminal_drain{2};
 constexpr auto step = "run a command in the guest";
 
 std::string make_secret() {
@@ -45,9 +46,13 @@ std::string make_secret() {
     return fmt::format("{:08x}{:08x}", random(), random());
 }
 
-/// A variable without a value has ours, if any.
+/// A variable without a value has ours, if any, and a terminal is as ours is.
 GuestCommand with_our_values(GuestCommand command) {
     std::vector<std::string> environment;
+    if (command.terminal) {
+        command.terminal = RawTerminal::size();
+        command.environment.insert(command.environment.begin(), "TERM");
+    }
     for (const auto& variable : command.environment) {
         const char* value = nullptr;
         if (variable.find('=') != std::string::npos) {
@@ -73,6 +78,9 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     }
 
     void ask(const GuestCommand& command, bool with_stdin) {
+        on_terminal = command.terminal.has_value();
+        if (on_terminal && with_stdin && !RawTerminal::available())
+            throw Failure("--tty: stdin is no terminal");
         if (with_stdin) our_in.emplace(in.get_executor(), STDIN_FILENO);
         our_out.emplace(in.get_executor(), STDOUT_FILENO);
         our_err.emplace(in.get_executor(), STDERR_FILENO);
@@ -89,7 +97,8 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     /// The service's answer.
     awaitable<void> take_streams() {
         auto message = co_await receive();
-        const std::array ours{&in, &out, &err};
+        std::vector<stream_protocol::socket*> ours{&out, &err};
+        if (!on_terminal) ours.insert(ours.begin(), &in);
         if (message.fds.size() != ours.size()) throw failure_in(message.text);
         for (std::size_t i = 0; i < ours.size(); ++i) {
             in_step(step, [&] {
@@ -164,10 +173,11 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         while (our_in) {
             const auto size = co_await our_in->read_some(asio::buffer(buffer));
             if (size == 0) break;
-            const auto [error, sent] =
-                co_await asio::async_write(in, asio::buffer(buffer.data(), size), no_throw);
+            const auto [error, sent] = co_await asio::async_write(
+                on_terminal ? out : in, asio::buffer(buffer.data(), size), no_throw);
             if (error) co_return;
         }
+        if (on_terminal) co_return;  // it has no end
         boost::system::error_code ignored;
         in.shutdown(stream_protocol::socket::shutdown_send, ignored);
     }
@@ -176,8 +186,9 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         std::array<char, buffer_size> buffer;
         for (;;) {
             const auto [error, size] = co_await out.async_read_some(asio::buffer(buffer), no_throw);
-            if (error) break;
-            if (!co_await write(*our_out, {buffer.data(), size}, "stdout")) stop(err);
+            const auto text = error ? guest_out.finish() : guest_out.feed({buffer.data(), size});
+            if (!co_await write(*our_out, text, "stdout")) stop(err), stop(out);
+            if (error || guest_out.end()) break;
         }
         out_is_over = true;
         news.cancel();
@@ -193,9 +204,18 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
             if (guest.pid() && !std::exchange(told, true)) tell({{"pid", *guest.pid()}});
             if (!co_await write(*our_err, text, "stderr")) break;
         }
-        if (!guest.exit_status()) co_await write(*our_err, guest.finish(), "stderr");
-        // All that the command wrote has come by now: it is told how it ended after that.
-        stop(out);
+        if (!guest.exit_status()) {
+            co_await write(*our_err, guest.finish(), "stderr");
+            stop(out);
+        }
+        // A terminal that was hung up there does not say that this is all.
+        asio::steady_timer drain{in.get_executor()};
+        if (on_terminal) {
+            drain.expires_after(terminal_drain);
+            drain.async_wait([self = shared_from_this()](auto error) {
+                if (!error) stop(self->out);
+            });
+        }
         while (!out_is_over) co_await news.async_wait(no_throw);
     }
 
@@ -210,9 +230,11 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     stream_protocol::socket in, out, err;
     std::optional<Stdio> our_in, our_out, our_err;
     const std::string secret = make_secret();
+    GuestOutput guest_out{secret};
     GuestStderr guest{secret};
     asio::steady_timer news;  ///< cancelled when something has come to its end
     std::function<void(const std::string&)> waiting;
+    bool on_terminal = false;
     bool out_is_over = false;
     std::error_code unwritten;  ///< why output of the command is lost
     const char* what_is_unwritten = "";
@@ -237,6 +259,8 @@ GuestProcess::~GuestProcess() {
 
 awaitable<int> GuestProcess::end() {
     auto core = core_;
+    std::optional<RawTerminal> raw;
+    if (core->on_terminal && core->our_in) raw.emplace();
     co_await core->take_streams();
     core->spawn(core->watch_service());
     core->spawn(core->pump_in());
@@ -259,6 +283,15 @@ bool GuestProcess::signal(int number) {
     core_->tell({{"pid", *core_->guest.pid()},
                  {"signal", name != nullptr ? name : std::to_string(number)}});
     return true;
+}
+
+void GuestProcess::resize() {
+    if (core_->guest.terminal().empty()) return;
+    const auto size = RawTerminal::size();
+    core_->tell({{"pid", *core_->guest.pid()},
+                 {"resize", core_->guest.terminal()},
+                 {"rows", size.rows},
+                 {"columns", size.columns}});
 }
 
 }  // namespace qvm

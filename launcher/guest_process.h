@@ -11,8 +11,8 @@
 
 namespace qvm {
 
-/// A command in the guest as if it ran here: with this process's stdin, stdout and stderr. The
-/// client of an ExecService.
+/// A command in the guest as if it ran here: with this process's stdin, stdout and stderr; with a
+/// terminal, stdin is raw while it runs. The client of an ExecService.
 class GuestProcess {
   public:
     /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty.
@@ -29,6 +29,9 @@ class GuestProcess {
     /// shell has it. 128 + SIGPIPE where nobody reads our stdout. Throws Failure for what is no end
     /// of the command. To be awaited once.
     boost::asio::awaitable<int> end();
+
+    /// Our terminal has another size: so has the command's, if it has one.
+    void resize();
 
     /// Sends the command a signal; false where it is not started yet.
     bool signal(int number);

@@ -266,7 +266,7 @@ class Parser {
             run_.command = guest_command_of(app);
             return;
         }
-        for (const auto* option : {"--interactive", "--env", "--workdir"})
+        for (const auto* option : {"--interactive", "--tty", "--env", "--user", "--workdir"})
             if (app.count(option) > 0)
                 throw Failure(fmt::format("{}: goes with a command only", option),
                               "qvm run [OPTIONS] IMAGE -- COMMAND");
@@ -385,12 +385,16 @@ class Parser {
                        "Set a variable for the command (repeatable)")
             ->allow_extra_args(false)
             ->type_name("NAME[=VALUE]");
+        app.add_flag("-t,--tty", terminal_, "The command has a terminal");
+        app.add_option("-u,--user", guest_command_.user, "Who runs the command [root]")
+            ->type_name("NAME[:GROUP]");
         app.add_option("-w,--workdir", guest_command_.directory, "Where the command runs")
             ->type_name("DIR");
     }
 
     GuestCommand guest_command_of(const CLI::App& app) {
         guest_command_.argv = command_of(app);
+        if (terminal_) guest_command_.terminal.emplace();
         for (const auto& variable : guest_command_.environment) check_variable(variable);
         return guest_command_;
     }
@@ -530,6 +534,7 @@ class Parser {
     std::vector<std::string> names_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
+    bool terminal_ = false;
     RunOptions run_;
     CreateOptions create_;
     StartOptions start_;

@@ -730,6 +730,7 @@ class Supervisor final : public Controlled {
         for (;;) {
             const int number = co_await signals_.async_wait(asio::use_awaitable);
             if (number == SIGCONT && console_) console_->resume();
+            if (number == SIGWINCH && command_) command_->resize();
             if (number == SIGWINCH || number == SIGCONT)
                 spawn(resize_console());
             else

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <system_error>
 
+#include "launcher/guest_command.h"
 #include "netns/unique_fd.h"
 
 namespace qvm {
@@ -36,11 +37,6 @@ class Stdio {
     int saved_flags_ = -1;  ///< to be put back; -1: nothing was changed
     UniqueFd plain_;        ///< a file, or a device that cannot be waited for: it never blocks long
     std::optional<boost::asio::posix::stream_descriptor> stream_;
-};
-
-struct TerminalSize {
-    unsigned rows = 0;
-    unsigned columns = 0;
 };
 
 /// The terminal on stdin in raw mode for as long as this object lives. It is also put back when the

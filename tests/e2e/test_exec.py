@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import termios
 import time
 import unittest
 
@@ -88,10 +89,16 @@ class Exec(harness.Test):
                          stdin=data)
         self.assertEqual(hashlib.sha256(done.stdout).hexdigest(), digest)
         self.assertEqual(hashlib.sha256(done.stderr).hexdigest(), digest)
-        # To one who reads slowly.
-        reader = self.started("exec", "box", "sh", "-c", "cat /tmp/data /tmp/data; echo end >&2")
-        reader.err.expect("end", 60)
-        self.assertEqual(reader.wait(60), 0)
+
+    def test_a_slow_reader_loses_nothing(self):
+        """The command is long over when QEMU still holds some of its output: up to 4 MiB in the
+        port's ring, and what the sockets hold."""
+        for mib in (1, 2, 3, 4, 6):
+            with self.subTest(f"{mib} MiB"):
+                done = subprocess.run(["sh", "-c", '"$@" | (sleep 1; wc -c)', "sh", harness.QVM,
+                                       "exec", "box", "dd", "if=/dev/zero", "bs=64k",
+                                       f"count={mib * 16}"], capture_output=True, timeout=60)
+                self.assertEqual(int(done.stdout), mib * MIB)
 
     def test_several_at_once(self):
         running = [self.started("exec", "-i", "box", "sh", "-c",
@@ -138,6 +145,55 @@ class Exec(harness.Test):
                                    "yes"], capture_output=True, timeout=60)
             self.assertEqual((done.stdout, done.stderr), (b"y\n", b""))
             self.wait_until(lambda: b" yes" not in self.exec("box", "ps").stdout)
+
+    def test_a_terminal(self):
+        session = self.on_terminal("exec", "-it", "box", "sh")
+        session.resize(33, 99)
+        session.wait_for_prompt(60)
+        self.assertTrue(session.is_raw())
+        terminal = session.sh("tty")[0]
+        self.assertRegex(terminal, "^/dev/hvc[0-7]\n$")
+        self.assertEqual(session.sh("echo $TERM"), (os.environ.get("TERM", "") + "\n", 0))
+        session.resize(44, 111)
+        self.wait_until(lambda: session.sh("stty size") == ("44 111\n", 0))
+        with self.subTest("^C and ^Z are the guest's"):
+            for key in "\x03", "\x1a":
+                session.type("echo start; sleep 1000\n")
+                session.out.expect("\nstart\r", 30)
+                session.type(key)
+                session.wait_for_prompt(30)
+            self.assertIn("Stopped", session.sh("jobs")[0])
+        with self.subTest("two at once"):
+            other = self.exec("-t", "box", "sh", "-c", "tty; exit 4")
+            self.assertEqual(other.returncode, 4)
+            self.assertRegex(other.stdout.decode(), "^/dev/hvc[0-7]\r\n$")
+            self.assertNotIn(terminal.strip(), other.stdout.decode())
+            self.assertEqual(session.sh("tty"), (terminal, 0))
+        session.type("kill -9 %1; wait; exit 6\n")
+        self.assertEqual(session.wait(), 6)
+        self.assertEqual(termios.tcgetattr(session.slave), session.settings)
+        with self.subTest("whoever is killed takes its session along"):
+            session = self.on_terminal("exec", "-it", "box", "sh", "-c", "echo up; exec sleep 778")
+            session.out.expect("up", 60)
+            os.kill(session.pid, signal.SIGKILL)
+            self.assertEqual(session.wait(), 128 + signal.SIGKILL)
+            self.wait_until(lambda: b"sleep 778" not in self.exec("box", "ps").stdout)
+        with self.subTest("not without one"):
+            self.assert_refused(self.qvm("exec", "-it", "box", "true"), "--tty: stdin is no terminal")
+        self.wait_until(lambda: not self._ports())
+
+    def test_users(self):
+        self.exec("box", "sh", "-c", "echo dev:x:1000:1000::/tmp:/bin/sh >>/etc/passwd; "
+                  "echo dev:x:1000: >>/etc/group")
+        done = self.exec("-u", "dev", "-e", "A=1 2", "box", "sh", "-c",
+                         'echo "$(id -un) $HOME $A $1"; exit 3', "sh", "a b")
+        self.assertEqual((done.returncode, done.stdout), (3, b"dev /tmp 1 2 a b\n"))
+        done = self.exec("-u", "none", "box", "true")
+        self.assertEqual((done.returncode, done.stderr), (126, b"the guest has no user 'none'\n"))
+        command = self.started("exec", "-u", "dev", "box", "sh", "-c", "echo up; exec sleep 1000")
+        command.out.expect("up", 60)
+        command.signal(signal.SIGINT)
+        self.assertEqual(command.wait(), 128 + signal.SIGINT)
 
     def test_what_goes_away_meanwhile(self):
         with self.subTest("the guest restarts"):

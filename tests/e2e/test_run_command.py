@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import termios
 import time
 
 import harness
@@ -154,6 +155,16 @@ class RunCommand(harness.Test):
         self.assertEqual((result["exit_status"], result["failed"]), (125, "qvm"))
         self.assertIn("/none.qcow2", result["message"])
         self.assert_refused(self.qvm("run", "--result", "/none/x", self.hang), "--result '/none/x'")
+
+    def test_on_a_terminal(self):
+        vm = self.start_on_terminal("-q", "--net", "none", *self.boot_files(), "-it", "--", "sh")
+        vm.wait_for_prompt()
+        self.assertTrue(vm.is_raw())
+        vm.resize(44, 111)
+        self.wait_until(lambda: vm.sh("stty size") == ("44 111\n", 0))
+        vm.type("exit 6\n")
+        self.assertEqual(vm.wait(), 6)
+        self.assertEqual(termios.tcgetattr(vm.slave), vm.settings)
 
     def test_audited(self):
         done = self.run_command("sh", "-c", "exit 5", options=("--audit",))

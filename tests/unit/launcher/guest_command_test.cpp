@@ -7,6 +7,7 @@
 #include "launcher/process.h"
 
 using namespace qvm;
+using namespace std::string_literals;
 
 namespace {
 
@@ -34,7 +35,6 @@ TEST_CASE("a guest command survives the way through JSON") {
 }
 
 TEST_CASE("stderr is what the command wrote, however it is cut") {
-    using namespace std::string_literals;
     const std::string text = GENERATE(""s, "oops\n"s, "\0"s, "\0005ec4e"s, "\0005ec4e8 1\n"s,
                                       "5ec4e7 9\n"s, std::string(100, '\0'));
     const auto bytes = whole(text);
@@ -47,6 +47,23 @@ TEST_CASE("stderr is what the command wrote, however it is cut") {
         REQUIRE(guest.pid() == 42);
         REQUIRE(guest.exit_status() == 7);
     }
+}
+
+TEST_CASE("stdout is what the command wrote before the mark, however it is cut") {
+    const std::string text = GENERATE(""s, "oops\n"s, "\0"s, "\0005ec4e"s, std::string(100, '\0'));
+    const auto bytes = text + std::string(1, '\0') + secret + " \nnot ours";
+    for (std::size_t step = 1; step <= bytes.size(); ++step) {
+        GuestOutput guest{secret};
+        std::string read;
+        for (std::size_t at = 0; at < bytes.size(); at += step)
+            read += guest.feed(std::string_view{bytes}.substr(at, step));
+        REQUIRE(read == text);
+        REQUIRE(guest.end() == "");
+    }
+    GuestOutput cut{secret};
+    CHECK(cut.feed("a\0005e"s) == "a");
+    CHECK(!cut.end());
+    CHECK(cut.finish() == "\0005e"s);
 }
 
 TEST_CASE("stderr of a command that was never started, or has no end") {
@@ -72,7 +89,7 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
     std::string rest;
     for (std::size_t i = 2; i < words.size(); ++i)
         rest += std::string{words.at(i).get_string()} + ",";
-    CHECK(rest == "qvm,3,5ec4e7,/,A=1 2,--,printf,%s|,a b,$x,,");
+    CHECK(rest == "qvm,3,5ec4e7,/,,,0,0,A=1 2,--,printf,%s|,a b,$x,,");
     // What is in a script is a shell's.
     const auto script = std::string{words.at(1).get_string()};
     CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
