@@ -51,9 +51,13 @@ class Exec {
         auto service = connect_to(directories_.run / options_.name / "exec.sock", SOCK_SEQPACKET);
         if (!service) throw not_running(directories_, options_.name);
         process_.emplace(context_.get_executor(), std::move(*service), options_.command,
-                         options_.interactive, [](const std::string& what) {
-                             if (::isatty(STDERR_FILENO) != 0) say("qvm: waiting " + what);
-                         });
+                         options_.interactive,
+                         GuestNotes{.waiting =
+                                        [](const std::string& what) {
+                                            if (::isatty(STDERR_FILENO) != 0)
+                                                say("qvm: waiting " + what);
+                                        },
+                                    .note = [](const std::string& text) { say("qvm: " + text); }});
         exit_status_ = co_await process_->end();
     }
 

@@ -9,9 +9,12 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/experimental/awaitable_operators.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/asio/read.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <boost/asio/write.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <deque>
@@ -42,8 +45,13 @@ constexpr auto agent_patience = 10s;   // of a client, with a guest that has had
 constexpr auto silent_patience = 3s;   // before the client is told what it waits for
 constexpr auto open_patience = 20s;    // with the guest, for the ports of a command
 constexpr auto unplug_patience = 2s;   // with QEMU
-constexpr auto accept_pause = 100ms;   // where there are no descriptors just now
-constexpr auto reap_pause = 100ms;     // between two questions whether the agent's child has ended
+constexpr Clock::duration shortest_pause =
+    20ms;  // between two questions whether a command has ended
+constexpr Clock::duration longest_pause = 500ms;
+constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
+constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
+constexpr auto accept_pause = 100ms;  // where there are no descriptors just now
+constexpr auto reap_pause = 100ms;    // between two questions whether the agent's child has ended
 constexpr int reap_questions = 10;
 constexpr auto late_word = 1s;  // that a command may still be on its way to tell its end
 
@@ -91,6 +99,13 @@ awaitable<json::value> in_words(std::string step, Work work) {
     }
 }
 
+/// What a shell says of a command that the agent cannot start (glib's spawn, with strerror).
+int status_of_refusal(std::string_view text) {
+    if (text.find("No such file") != std::string_view::npos) return status::not_found;
+    if (text.find("Permission denied") != std::string_view::npos) return status::not_runnable;
+    return status::failed;
+}
+
 struct SocketPair {
     SocketPair() {
         std::array<int, 2> ends;
@@ -104,6 +119,9 @@ struct SocketPair {
     UniqueFd qemu;  ///< until the guest has opened the port: who reads the other is to see its end
 };
 
+/// The guest has not what a command's ports take: a shell, say, or sysfs.
+struct NoPorts {};
+
 /// A client's command.
 struct Session {
     explicit Session(Connection connection_) : connection(std::move(connection_)) {}
@@ -112,9 +130,13 @@ struct Session {
         if (connection.is_open())
             send_with_fds(connection.native_handle(), json::serialize(message), {});
     }
-    void tell_guests_fault(const std::string& why) { tell({{"error", why}, {"guest", true}}); }
+    void tell_error(const std::string& why, int exit_status) {
+        tell({{"error", why}, {"exit_status", exit_status}});
+    }
 
     Connection connection;
+    GuestCommand guest_command;
+    std::string secret;
     std::string tag;
     std::vector<SocketPair> sockets;
     std::vector<std::string> ports;  ///< QEMU's ids, of devices as of their chardevs
@@ -178,10 +200,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
         self->sessions.push_back(session);
         try {
-            co_await self->start(*session);
+            co_await self->start(session);
             co_await self->mind(*session);
         } catch (const std::exception& failure) {
-            if (!self->over) session->tell({{"error", failure.what()}});
+            if (!self->over) session->tell_error(failure.what(), status::failed);
         }
         self->sessions.remove(session);
         co_await self->end(session);
@@ -199,19 +221,57 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         co_return value.get_object();
     }
 
-    awaitable<void> start(Session& session) {
+    /// With ports, if the guest has what it takes.
+    awaitable<void> start(const std::shared_ptr<Session>& session) {
+        const bool taken = co_await take_request(*session);
+        if (!taken) co_return;
+        co_await wait_for_agent(*session);
+        const bool has_ports = co_await try_with_ports(*session);
+        if (!has_ports) start_capture(session);
+    }
+
+    void start_capture(const std::shared_ptr<Session>& session) {
+        if (session->guest_command.terminal)
+            throw Failure("the guest has no terminal for the command");
+        session->tell({{"note",
+                        "the guest has no shell, or no serial ports for a command's streams: "
+                        "output comes at its end"}});
+        asio::co_spawn(listener.get_executor(), capture(shared_from_this(), session),
+                       asio::detached);
+    }
+
+    awaitable<bool> try_with_ports(Session& session) {
+        if (portless) co_return false;
+        try {
+            co_await start_with_ports(session);
+            co_return true;
+        } catch (const NoPorts&) {
+            portless = !session.guest_command.terminal;  // which takes more
+        }
+        const Turn turn{*this};
+        co_await turn.came();
+        co_await unplug(session);
+        co_return false;
+    }
+
+    /// False where the client has left.
+    awaitable<bool> take_request(Session& session) {
         const auto request = co_await receive(session);
-        if (!request) co_return;
-        const auto command = parse_guest_command(*request);
+        if (!request) co_return false;
+        session.guest_command = parse_guest_command(*request);
+        session.secret = text_in(*request, "secret");
         session.tag = std::to_string(++count);
-        auto arguments = guest_exec_arguments(command, session.tag, text_in(*request, "secret"));
-        const bool terminal = command.terminal.has_value();
+        const bool terminal = session.guest_command.terminal.has_value();
         for (std::size_t i = 0; i < (terminal ? 2 : 3); ++i) session.sockets.emplace_back();
         std::vector<int> ends;
         for (const auto& socket : session.sockets) ends.push_back(socket.client.get());
-        if (!send_with_fds(session.connection.native_handle(), R"({"streams": true})", ends))
-            co_return;
-        co_await wait_for_agent(session);
+        const bool sent =
+            send_with_fds(session.connection.native_handle(), R"({"streams": true})", ends);
+        co_return sent;
+    }
+
+    awaitable<void> start_with_ports(Session& session) {
+        const bool terminal = session.guest_command.terminal.has_value();
         const Turn turn{*this};
         co_await turn.came();
         co_await wait_for_agent(session);  // it may have gone again
@@ -224,10 +284,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
         co_await plug_in(session, "err", session.sockets.back());
         session.end_port = session.ports.back();
-        const auto answer = co_await in_words("the guest agent: guest-exec", [&] {
-            return agent.execute("guest-exec", std::move(arguments), command_timeout);
-        });
-        if (answer.is_object()) session.shell = number_in(answer.get_object(), "pid");
+        session.shell = co_await start_shell(session);
         co_await wait_for_ports(session);
         // By then the guest's shell has seen which consoles there were before this one.
         if (terminal) co_await plug_in(session, "terminal", session.sockets[0]);
@@ -235,6 +292,21 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         for (auto& socket : session.sockets) socket.qemu.reset();
         unanswered = 0;
         co_await unplug_retired();
+    }
+
+    /// The agent's child.
+    awaitable<std::int64_t> start_shell(const Session& session) {
+        try {
+            auto arguments =
+                guest_exec_arguments(session.guest_command, session.tag, session.secret);
+            const auto answer =
+                co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
+            co_return answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
+        } catch (const qmp::CommandError&) {
+            throw NoPorts{};
+        } catch (const std::system_error& failure) {
+            throw Failure("the guest agent: " + failure.code().message());
+        }
     }
 
     /// The right to plug and to unplug ports, for as long as it lives.
@@ -297,14 +369,89 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// Until the guest has opened all that were plugged in.
     awaitable<void> wait_for_ports(Session& session) {
         const auto deadline = Clock::now() + open_patience;
+        auto next_question = Clock::now() + question_pause;
         while (session.opened.size() < session.ports.size() && !session.lost) {
-            if (Clock::now() >= deadline)
-                throw Failure(
-                    fmt::format("the guest has not opened the command's serial ports "
-                                "after {} s",
-                                open_patience / 1s));
-            co_await wait_for_news(deadline);
+            if (Clock::now() >= deadline) throw NoPorts{};
+            if (Clock::now() >= next_question) {
+                const bool given_up = co_await is_over(session.shell);
+                if (given_up) throw NoPorts{};
+                next_question = Clock::now() + question_pause;
+            }
+            co_await wait_for_news(std::min(deadline, next_question));
         }
+    }
+
+    /// Whether the agent's child has ended.
+    awaitable<bool> is_over(std::int64_t pid) {
+        json::object arguments{{"pid", pid}};
+        const auto answer =
+            co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
+        const auto* exited =
+            answer.is_object() ? answer.get_object().if_contains("exited") : nullptr;
+        const bool yes = exited != nullptr && *exited == true;
+        co_return yes;
+    }
+
+    /// The agent takes the command's input as one piece and keeps its output until the end.
+    static awaitable<void> capture(std::shared_ptr<Core> self, std::shared_ptr<Session> session) {
+        try {
+            std::vector<Stream> streams;
+            for (auto& socket : session->sockets)
+                streams.push_back(to_stream(self->listener.get_executor(), socket.qemu));
+            const auto input = co_await read_all(streams.front());
+            auto arguments = guest_capture_arguments(session->guest_command, input);
+            const auto answer =
+                co_await self->agent.execute("guest-exec", std::move(arguments), command_timeout);
+            const auto pid = answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
+            co_await write(streams[2], guest_begin(session->secret, pid));
+            const auto end = co_await self->wait_for_end(*session, pid);
+            if (end.truncated)
+                session->tell({{"note",
+                                "the guest agent kept 16 MiB of the command's output, and "
+                                "nothing after that"}});
+            co_await write(streams[1], end.out + guest_end(session->secret, ""));
+            co_await write(streams[2],
+                           end.err + guest_end(session->secret, std::to_string(end.exit_status)));
+        } catch (const qmp::CommandError& refusal) {
+            session->tell_error("the guest agent: guest-exec: " + refusal.desc,
+                                status_of_refusal(refusal.desc));
+        } catch (const std::exception& failure) {
+            session->tell_error(failure.what(), status::failed);
+        }
+    }
+
+    using Stream = asio::local::stream_protocol::socket;
+
+    static Stream to_stream(const asio::any_io_executor& executor, UniqueFd& socket) {
+        Stream stream{executor};
+        stream.assign(asio::local::stream_protocol{}, socket.get());
+        (void)socket.release();
+        return stream;
+    }
+
+    static awaitable<std::string> read_all(Stream& stream) {
+        std::string text;
+        co_await asio::async_read(stream, asio::dynamic_buffer(text, largest_input + 1), no_throw);
+        if (text.size() > largest_input)
+            throw Failure(fmt::format("the guest agent takes no more than {} MiB of input",
+                                      largest_input / 1024 / 1024));
+        co_return text;
+    }
+
+    static awaitable<void> write(Stream& stream, std::string text) {
+        co_await asio::async_write(stream, asio::buffer(text), no_throw);
+    }
+
+    awaitable<GuestCapture> wait_for_end(const Session& session, std::int64_t pid) {
+        for (auto time = shortest_pause; session.connection.is_open();
+             time = std::min(2 * time, longest_pause)) {
+            co_await pause(time);
+            json::object arguments{{"pid", pid}};
+            const auto answer =
+                co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
+            if (auto end = parse_guest_capture(answer)) co_return std::move(*end);
+        }
+        throw Failure("nobody waits for the command");
     }
 
     /// Until the client leaves.
@@ -375,7 +522,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             known = false;
         }
         if (!known) co_await self->pause(late_word);
-        session->tell_guests_fault(why);
+        session->tell_error(why, status::guest_died);
     }
 
     awaitable<void> end(std::shared_ptr<Session> session) {
@@ -400,8 +547,12 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         while (!retired.empty() && (!agent_up || unanswered < most_unanswered)) {
             const auto session = retired.front();
             retired.pop_front();
-            for (const auto& id : session->ports) co_await unplug(id);
+            co_await unplug(*session);
         }
+    }
+
+    awaitable<void> unplug(Session& session) {
+        for (const auto& id : std::exchange(session.ports, {})) co_await unplug(id);
     }
 
     awaitable<void> unplug(const std::string& id) {
@@ -433,6 +584,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     unsigned unanswered = 0;                       ///< messages to the guest about them
     const Clock::time_point booted;                ///< it may take until then
     bool agent_up = false;
+    bool portless = false;  ///< the guest, as a command has found
     bool over = false;
     unsigned long count = 0;
 };
@@ -464,6 +616,7 @@ UniqueFd ExecService::connect() {
 
 void ExecService::agent_is_up() {
     core_->agent_up = true;
+    core_->portless = false;
     core_->news.cancel();
 }
 
@@ -496,7 +649,7 @@ void ExecService::guest_is_gone(const std::string& why) {
     for (const auto& session : core_->sessions) {
         if (session->ports.empty()) continue;  // it waits for an agent, and goes on to
         session->lost = true;
-        session->tell_guests_fault(why);
+        session->tell_error(why, status::guest_died);
     }
     core_->news.cancel();
 }

@@ -12,12 +12,17 @@ namespace qvm {
 
 /// Runs commands in the guest for whoever connects to a socket (SOCK_SEQPACKET), up to 20 at the
 /// same time. A client sends a GuestCommand with "secret", and is sent {"streams": true} with three
-/// descriptors, its ends of the command's stdin, stdout and stderr: QEMU has the others, behind
-/// virtio-serial ports that are plugged in for this command, so that what is read and written does
-/// not pass through this process. Then the client may send {"signal": "INT", "pid": N}, and is sent
-/// {"waiting": "for ..."} where that takes long, and {"error": "..."} where the command cannot be
-/// run, with {"guest": true} where the guest lets it not come to its end. Whoever leaves before the
-/// end has the command sent SIGHUP.
+/// descriptors, its ends of the command's stdin, stdout and stderr (or two: of its terminal, and of
+/// what is said about its end): QEMU has the others, behind virtio-serial ports that are plugged in
+/// for this command, so that what is read and written does not pass through this process. Then the
+/// client may send {"pid": N, "signal": "INT"} and {"pid": N, "resize": "/dev/hvc0", "rows": N,
+/// "columns": N}, and is sent {"waiting": "for ..."} where that takes long, {"note": "..."} that a
+/// user should read, and {"error": "...", "exit_status": N} where the command cannot be run, or not
+/// come to its end. It says {"pid": 0} when that has come: whoever leaves before has the command
+/// sent SIGHUP.
+///
+/// A guest that has no shell, or shows no ports, has the command run by its agent alone, which
+/// takes input as one piece and keeps the output until the end.
 class ExecService {
   public:
     /// `monitor` and `agent` must outlive this object and be used on `executor`. Until `booted` a

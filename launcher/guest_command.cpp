@@ -7,6 +7,7 @@
 #include <charconv>
 #include <utility>
 
+#include "launcher/base64.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -34,6 +35,7 @@ export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 export HOME="${home:-${HOME:-/root}}"
 while [ "$1" != -- ]; do export "$1"; shift; done
 shift
+[ -d /sys/class/virtio-ports ] || exit 1
 tries=0
 patience() {
     tries=$((tries + 1))
@@ -193,6 +195,50 @@ json::object guest_exec_arguments(const GuestCommand& command, const std::string
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {
     return {{"path", "/bin/sh"},
             {"arg", json::array{"-c", R"(kill -s "$1" "$2")", "qvm", signal, std::to_string(pid)}}};
+}
+
+json::object guest_capture_arguments(const GuestCommand& command, std::string_view input) {
+    if (!command.environment.empty() || !command.directory.empty() || !command.user.empty() ||
+        command.terminal)
+        throw Failure(
+            "the guest has no shell, or no serial ports for a command's streams, and "
+            "without those there is no --env, --workdir, --user and --tty");
+    json::object arguments{{"path", command.argv.front()}, {"capture-output", true}};
+    arguments["arg"] = to_array({command.argv.begin() + 1, command.argv.end()});
+    if (!input.empty()) arguments["input-data"] = to_base64(input);
+    return arguments;
+}
+
+std::optional<GuestCapture> parse_guest_capture(const json::value& answer) {
+    const auto* object = answer.if_object();
+    const auto get = [&](const char* key) {
+        const auto* value = object != nullptr ? object->if_contains(key) : nullptr;
+        return value != nullptr ? *value : json::value{};
+    };
+    const auto number = [&](const char* key) {
+        const auto value = get(key);
+        return value.is_int64() ? static_cast<int>(value.get_int64()) : 0;
+    };
+    const auto data = [&](const char* key) {
+        const auto value = get(key);
+        return value.is_string() ? from_base64(value.get_string()) : std::string{};
+    };
+    if (!get("exited").is_bool()) throw Failure("the guest agent is not understood");
+    if (get("exited") == false) return std::nullopt;
+    const auto signal = number("signal");
+    return GuestCapture{
+        .out = data("out-data"),
+        .err = data("err-data"),
+        .exit_status = signal != 0 ? status::signalled + signal : number("exitcode"),
+        .truncated = get("out-truncated") == true || get("err-truncated") == true};
+}
+
+std::string guest_begin(const std::string& secret, std::int64_t pid) {
+    return fmt::format("{} {}\n", secret, pid);
+}
+
+std::string guest_end(const std::string& secret, const std::string& word) {
+    return std::string(1, '\0') + fmt::format("{} {}\n", secret, word);
 }
 
 json::object guest_resize_arguments(const std::string& terminal, TerminalSize size) {

@@ -39,6 +39,25 @@ std::string guest_port_name(std::string_view stream, std::string_view tag);
 boost::json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
                                          const std::string& secret);
 
+/// The same where the guest has no ports for it: the agent itself starts it, with `input` as its
+/// stdin, and keeps what it writes until it has ended. The guest needs nothing else. Throws Failure
+/// for what needs a shell there.
+boost::json::object guest_capture_arguments(const GuestCommand& command, std::string_view input);
+
+/// What guest-exec-status says of that.
+struct GuestCapture {
+    std::string out;
+    std::string err;
+    int exit_status = 0;     ///< as a shell has it
+    bool truncated = false;  ///< there was more
+};
+/// Nothing where it has not ended. Throws Failure for what is no answer.
+std::optional<GuestCapture> parse_guest_capture(const boost::json::value& answer);
+
+/// What a port says first on stderr, and last on stdout and stderr.
+std::string guest_begin(const std::string& secret, std::int64_t pid);
+std::string guest_end(const std::string& secret, const std::string& word);
+
 /// The arguments of guest-exec that tell a terminal ("/dev/hvc0") its size.
 boost::json::object guest_resize_arguments(const std::string& terminal, TerminalSize size);
 

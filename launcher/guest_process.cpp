@@ -143,9 +143,10 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     awaitable<void> watch_service() {
         for (;;) {
             const auto message = co_await receive();
-            const auto what = text_in(message.text, "waiting");
-            if (what.empty()) throw failure_in(message.text);
-            waiting(what);
+            const auto waiting = text_in(message.text, "waiting");
+            const auto note = text_in(message.text, "note");
+            if (waiting.empty() && note.empty()) throw failure_in(message.text);
+            waiting.empty() ? notes.note(note) : notes.waiting(waiting);
         }
     }
 
@@ -164,8 +165,10 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
 
     static Failure failure_in(const std::string& message) {
         const auto reason = text_in(message, "error");
-        return Failure(reason.empty() ? "the supervisor is not understood" : reason, {},
-                       value_in(message, "guest") == true ? status::guest_died : status::failed);
+        const auto exit_status = value_in(message, "exit_status");
+        return Failure(
+            reason.empty() ? "the supervisor is not understood" : reason, {},
+            exit_status.is_int64() ? static_cast<int>(exit_status.get_int64()) : status::failed);
     }
 
     awaitable<void> pump_in() {
@@ -233,7 +236,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     GuestOutput guest_out{secret};
     GuestStderr guest{secret};
     asio::steady_timer news;  ///< cancelled when something has come to its end
-    std::function<void(const std::string&)> waiting;
+    GuestNotes notes;
     bool on_terminal = false;
     bool out_is_over = false;
     std::error_code unwritten;  ///< why output of the command is lost
@@ -242,10 +245,9 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
 };
 
 GuestProcess::GuestProcess(const asio::any_io_executor& executor, UniqueFd service,
-                           const GuestCommand& command, bool with_stdin,
-                           std::function<void(const std::string&)> waiting)
+                           const GuestCommand& command, bool with_stdin, GuestNotes notes)
     : core_(std::make_shared<Core>(executor, std::move(service))) {
-    core_->waiting = std::move(waiting);
+    core_->notes = std::move(notes);
     core_->ask(command, with_stdin);
 }
 

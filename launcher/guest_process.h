@@ -11,16 +11,20 @@
 
 namespace qvm {
 
+/// What a user should know meanwhile.
+struct GuestNotes {
+    std::function<void(const std::string&)> waiting;  ///< "for the guest agent", which takes long
+    std::function<void(const std::string&)> note;
+};
+
 /// A command in the guest as if it ran here: with this process's stdin, stdout and stderr; with a
 /// terminal, stdin is raw while it runs. The client of an ExecService.
 class GuestProcess {
   public:
-    /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty.
-    /// `waiting` is called with what takes long ("for the guest agent"). Throws Failure where it
-    /// cannot be asked for.
+    /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty. Throws
+    /// Failure where it cannot be asked for.
     GuestProcess(const boost::asio::any_io_executor& executor, UniqueFd service,
-                 const GuestCommand& command, bool with_stdin,
-                 std::function<void(const std::string&)> waiting);
+                 const GuestCommand& command, bool with_stdin, GuestNotes notes);
     ~GuestProcess();
     GuestProcess(const GuestProcess&) = delete;
     GuestProcess& operator=(const GuestProcess&) = delete;

@@ -465,7 +465,8 @@ class Supervisor final : public Controlled {
     awaitable<void> run_command(const GuestCommand& command) {
         try {
             command_.emplace(context_.get_executor(), commands_->connect(), command,
-                             run_.options.interactive, [](const std::string&) {});
+                             run_.options.interactive,
+                             GuestNotes{.waiting = reports_.debug, .note = reports_.note});
             const int exit_status = co_await command_->end();
             command_ended(exit_status);
         } catch (const Failure& failure) {
@@ -1049,7 +1050,8 @@ class Supervisor final : public Controlled {
         }
     }
 
-    static constexpr std::size_t agent_line_limit = 1024 * 1024;
+    /// Twice the 16 MiB that the agent keeps of a command without ports, in base64.
+    static constexpr std::size_t agent_line_limit = 48 * 1024 * 1024;
 
     PreparedRun run_;
     Timings& timings_;

@@ -158,7 +158,7 @@ class Exec(harness.Test):
         self.wait_until(lambda: session.sh("stty size") == ("44 111\n", 0))
         with self.subTest("^C and ^Z are the guest's"):
             for key in "\x03", "\x1a":
-                session.type("echo start; sleep 1000\n")
+                session.type("sh -c 'echo start; exec sleep 1000'\n")
                 session.out.expect("\nstart\r", 30)
                 session.type(key)
                 session.wait_for_prompt(30)
@@ -211,6 +211,28 @@ class Exec(harness.Test):
             self.assertEqual(command.wait(), 123)
             self.assertEqual(len(command.errors()), 1, command.err.text)
         self.assert_refused(self.qvm("exec", "box", "true"), "'box'")
+
+    def test_a_guest_without_ports(self):
+        """The agent alone: what it takes and keeps is limited, and said."""
+        self.exec("box", "umount", "-l", "/sys")
+        note = (b"qvm: the guest has no shell, or no serial ports for a command's streams: output "
+                b"comes at its end\n")
+        done = self.exec("-i", "box", "sh", "-c", "cat; echo err >&2; exit 3", stdin=INPUT)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (3, INPUT, note + b"err\n"))
+        done = self.exec("box", "sh", "-c", "kill -KILL $$")
+        self.assertEqual((done.returncode, done.stdout), (137, b""))
+        self.assertEqual(self.exec("box", "no-such-command").returncode, 127)
+        self.assertEqual(self.exec("box", "/etc/profile").returncode, 126)
+        done = self.exec("box", "sh", "-c", "yes | head -c 17000000")
+        self.assertEqual(len(done.stdout), 16 * MIB)
+        self.assertIn(b"kept 16 MiB", done.stderr)
+        command = self.started("exec", "box", "sleep", "1000")
+        self.wait_until(lambda: b"sleep 1000" in self.exec("box", "ps").stdout)
+        command.signal(signal.SIGTERM)
+        self.assertEqual(command.wait(), 128 + signal.SIGTERM)
+        self.assertEqual(self.exec("-w", "/", "box", "true").returncode, 125)
+        self.assertEqual(self.exec("-t", "box", "true").returncode, 125)
+        self.wait_until(lambda: not self._ports())
 
     def test_bad_use(self):
         self.assert_refused(self.qvm("exec", "box"), "COMMAND is missing", "qvm exec --help")

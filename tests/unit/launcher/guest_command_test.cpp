@@ -1,6 +1,8 @@
 #include "launcher/guest_command.h"
 
 #include <boost/json/array.hpp>
+#include <boost/json/parse.hpp>
+#include <boost/json/serialize.hpp>
 #include <catch2/catch.hpp>
 
 #include "launcher/failure.h"
@@ -78,6 +80,27 @@ TEST_CASE("stderr of a command that was never started, or has no end") {
     CHECK(cut.feed(std::string_view{bytes}.substr(0, bytes.size() - 2)) == "oops");
     CHECK(!cut.exit_status());
     CHECK(cut.finish().size() == 1 + std::string_view{secret}.size() + 1);
+}
+
+TEST_CASE("what the agent says of a command that it captures") {
+    using boost::json::parse;
+    CHECK(!parse_guest_capture(parse(R"({"exited": false})")));
+    const auto ended = parse_guest_capture(
+        parse(R"({"exited": true, "exitcode": 3, "out-data": "Zm9v", "err-truncated": true})"));
+    REQUIRE(ended);
+    CHECK(ended->out == "foo");
+    CHECK(ended->err.empty());
+    CHECK(ended->exit_status == 3);
+    CHECK(ended->truncated);
+    CHECK(parse_guest_capture(parse(R"({"exited": true, "signal": 9})"))->exit_status == 137);
+    for (const auto* answer :
+         {"{}", "[]", "3", R"({"exited": 1})", R"({"exited":true,"out-data":"!"})"})
+        CHECK_THROWS_AS(parse_guest_capture(parse(answer)), Failure);
+
+    const auto arguments = guest_capture_arguments({{"cat", "-n"}}, "foo");
+    CHECK(boost::json::serialize(arguments) ==
+          R"({"path":"cat","capture-output":true,"arg":["-n"],"input-data":"Zm9v"})");
+    CHECK_THROWS_AS(guest_capture_arguments({{"cat"}, {"A=1"}}, ""), Failure);
 }
 
 TEST_CASE("the shell that runs it is told where, with what, and passes words on as they are") {
