@@ -27,7 +27,8 @@ std::string from_base64(std::string_view text) {
     for (; padding < 2 && padding < padded.size() && padded[padded.size() - 1 - padding] == '=';
          ++padding)
         padded[padded.size() - 1 - padding] = 'A';
-    if (padded.size() % 4 != 0 || padded.find('=') != std::string::npos) throw Failure("is not base64");
+    if (padded.size() % 4 != 0 || padded.find('=') != std::string::npos)
+        throw Failure("is not base64");
     try {
         std::string bytes{Decoder{padded.begin()}, Decoder{padded.end()}};
         bytes.resize(padded.size() / 4 * 3 - padding);

@@ -17,6 +17,7 @@ int inspect(const InspectOptions& options);
 int logs(const LogsOptions& options);
 int console(const ConsoleOptions& options);
 int exec(const ExecOptions& options);
+int copy(const CopyOptions& options);
 int events(const EventsOptions& options);
 int qmp_command(const QmpOptions& options);
 int net_ls(const NetLsOptions& options);

@@ -77,13 +77,13 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         });
     }
 
-    void ask(const GuestCommand& command, bool with_stdin) {
+    void ask(const GuestCommand& command, bool with_stdin, const GuestStreams& streams) {
         on_terminal = command.terminal.has_value();
         if (on_terminal && with_stdin && !RawTerminal::available())
             throw Failure("--tty: stdin is no terminal");
-        if (with_stdin) our_in.emplace(in.get_executor(), STDIN_FILENO);
-        our_out.emplace(in.get_executor(), STDOUT_FILENO);
-        our_err.emplace(in.get_executor(), STDERR_FILENO);
+        if (with_stdin) our_in.emplace(in.get_executor(), streams.in);
+        our_out.emplace(in.get_executor(), streams.out);
+        our_err.emplace(in.get_executor(), streams.err);
         auto request = to_json(with_our_values(command));
         request["secret"] = secret;
         const auto text = json::serialize(request);
@@ -176,6 +176,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         while (our_in) {
             const auto size = co_await our_in->read_some(asio::buffer(buffer));
             if (size == 0) break;
+            transferred += size;
             const auto [error, sent] = co_await asio::async_write(
                 on_terminal ? out : in, asio::buffer(buffer.data(), size), no_throw);
             if (error) co_return;
@@ -190,6 +191,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         for (;;) {
             const auto [error, size] = co_await out.async_read_some(asio::buffer(buffer), no_throw);
             const auto text = error ? guest_out.finish() : guest_out.feed({buffer.data(), size});
+            transferred += text.size();
             if (!co_await write(*our_out, text, "stdout")) stop(err), stop(out);
             if (error || guest_out.end()) break;
         }
@@ -237,6 +239,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     GuestStderr guest{secret};
     asio::steady_timer news;  ///< cancelled when something has come to its end
     GuestNotes notes;
+    std::uint64_t transferred = 0;
     bool on_terminal = false;
     bool out_is_over = false;
     std::error_code unwritten;  ///< why output of the command is lost
@@ -245,10 +248,11 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
 };
 
 GuestProcess::GuestProcess(const asio::any_io_executor& executor, UniqueFd service,
-                           const GuestCommand& command, bool with_stdin, GuestNotes notes)
+                           const GuestCommand& command, bool with_stdin, GuestNotes notes,
+                           GuestStreams streams)
     : core_(std::make_shared<Core>(executor, std::move(service))) {
     core_->notes = std::move(notes);
-    core_->ask(command, with_stdin);
+    core_->ask(command, with_stdin, streams);
 }
 
 GuestProcess::~GuestProcess() {
@@ -285,6 +289,10 @@ bool GuestProcess::signal(int number) {
     core_->tell({{"pid", *core_->guest.pid()},
                  {"signal", name != nullptr ? name : std::to_string(number)}});
     return true;
+}
+
+std::uint64_t GuestProcess::transferred() const noexcept {
+    return core_->transferred;
 }
 
 void GuestProcess::resize() {

@@ -2,6 +2,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -17,14 +18,22 @@ struct GuestNotes {
     std::function<void(const std::string&)> note;
 };
 
-/// A command in the guest as if it ran here: with this process's stdin, stdout and stderr; with a
-/// terminal, stdin is raw while it runs. The client of an ExecService.
+/// Descriptors of ours, which are borrowed.
+struct GuestStreams {
+    int in = 0;
+    int out = 1;
+    int err = 2;
+};
+
+/// A command in the guest as if it ran here: with this process's stdin, stdout and stderr, or
+/// others; with a terminal, stdin is raw while it runs. The client of an ExecService.
 class GuestProcess {
   public:
     /// `service` is a connection to it. Without `with_stdin` the command's stdin is empty. Throws
     /// Failure where it cannot be asked for.
     GuestProcess(const boost::asio::any_io_executor& executor, UniqueFd service,
-                 const GuestCommand& command, bool with_stdin, GuestNotes notes);
+                 const GuestCommand& command, bool with_stdin, GuestNotes notes,
+                 GuestStreams streams = {});
     ~GuestProcess();
     GuestProcess(const GuestProcess&) = delete;
     GuestProcess& operator=(const GuestProcess&) = delete;
@@ -33,6 +42,9 @@ class GuestProcess {
     /// shell has it. 128 + SIGPIPE where nobody reads our stdout. Throws Failure for what is no end
     /// of the command. To be awaited once.
     boost::asio::awaitable<int> end();
+
+    /// Bytes of its stdin and stdout by now.
+    [[nodiscard]] std::uint64_t transferred() const noexcept;
 
     /// Our terminal has another size: so has the command's, if it has one.
     void resize();

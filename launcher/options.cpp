@@ -137,6 +137,13 @@ struct Subcommand {
     std::function<Command(CLI::App*)> finish;  ///< given its own app
 };
 
+/// "NAME:PATH", or a path; one with a slash before its first colon is a path.
+CopyPlace parse_place(const std::string& text) {
+    const auto colon = text.find(':');
+    if (colon == std::string::npos || text.find('/') < colon) return {std::nullopt, text};
+    return {value_of("VM", text.substr(0, colon), parse_name), text.substr(colon + 1)};
+}
+
 /// As a shell has names.
 void check_variable(const std::string& text) {
     const std::string_view name{text.data(), std::min(text.find('='), text.size())};
@@ -163,6 +170,7 @@ class Parser {
         add_logs();
         add_console();
         add_exec();
+        add_copy();
         add_events();
         add_qmp();
         add_net();
@@ -410,6 +418,23 @@ class Parser {
         take_command(added, "qvm exec NAME [--] COMMAND [ARG...]\n\n  qvm exec web -- uname -a\n");
     }
 
+    void add_copy() {
+        auto& added = add("cp", "Copy files to or from a guest", [this](auto*) {
+            copy_.from = parse_place(source_);
+            copy_.to = parse_place(target_);
+            if (copy_.from.vm.has_value() == copy_.to.vm.has_value())
+                throw Failure(
+                    "cp: one of SRC and DST is a VM's, as NAME:PATH, and the other is not",
+                    "qvm cp --help");
+            return copy_;
+        });
+        added.add_option("SRC", source_, "A file or directory")->required();
+        added.add_option("DST", target_, "Where to; a directory that is there gets SRC into it")
+            ->required();
+        added.add_flag("-q,--quiet", copy_.quiet, "No progress on stderr");
+        added.footer("  qvm cp app.tar web:/srv/\n  qvm cp web:/var/log logs\n");
+    }
+
     void add_events() {
         auto& added = add("events", "Print what happens to VMs, as it happens",
                           [this](auto*) { return events_; });
@@ -530,7 +555,7 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, timeout_, boot_timeout_, timings_, shell_;
+    std::string name_, source_, target_, timeout_, boot_timeout_, timings_, shell_;
     std::vector<std::string> names_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
@@ -543,6 +568,7 @@ class Parser {
     PsOptions ps_;
     LogsOptions logs_;
     ExecOptions exec_;
+    CopyOptions copy_;
     EventsOptions events_;
     QmpOptions qmp_;
     NetLsOptions net_ls_;
@@ -558,6 +584,10 @@ Command parse_command_line(int argc, const char* const* argv) {
 
 CommandShape command_line_shape() {
     return Parser{}.shape();
+}
+
+std::string to_string(const CopyPlace& place) {
+    return place.vm ? *place.vm + ":" + place.path : place.path;
 }
 
 }  // namespace qvm

@@ -113,6 +113,20 @@ struct ExecOptions {
     bool interactive = false;  ///< our stdin is the command's
 };
 
+/// A file or directory, of a VM or of this host.
+struct CopyPlace {
+    std::optional<std::string> vm;
+    std::string path;
+};
+std::string to_string(const CopyPlace& place);
+
+/// qvm cp: one of the two is a VM's.
+struct CopyOptions {
+    CopyPlace from;
+    CopyPlace to;
+    bool quiet = false;
+};
+
 /// qvm events
 struct EventsOptions {
     bool json = false;
@@ -168,9 +182,9 @@ struct PrintText {
 
 using Command =
     std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions, PsOptions,
-                 InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, EventsOptions,
-                 QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
-                 DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
+                 InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, CopyOptions,
+                 EventsOptions, QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions,
+                 GcOptions, DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

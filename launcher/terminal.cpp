@@ -40,7 +40,8 @@ bool is_terminal_or_pipe(int fd) {
 /// A descriptor of the same terminal or pipe with a file description of its own.
 UniqueFd open_anew(int fd) {
     if (!is_terminal_or_pipe(fd)) return {};
-    const int access = fd == STDIN_FILENO ? O_RDONLY : O_WRONLY;
+    int access = ::fcntl(fd, F_GETFL) & O_ACCMODE;
+    if (access == O_RDWR) access = fd == STDIN_FILENO ? O_RDONLY : O_WRONLY;
     const auto path = fmt::format("/proc/self/fd/{}", fd);
     return UniqueFd{::open(path.c_str(), access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
 }
@@ -51,8 +52,8 @@ Stdio::Stdio(const asio::any_io_executor& executor, int fd) : original_(fd) {
     auto own = open_anew(fd);
     const bool shared = !own;
     if (shared) own.reset(::fcntl(fd, F_DUPFD_CLOEXEC, 3));
-    constexpr std::array names{"stdin", "stdout", "stderr"};
-    const auto step = fmt::format("use {}", names.at(static_cast<std::size_t>(fd)));
+    constexpr std::array names{"use stdin", "use stdout", "use stderr"};
+    const std::string step = fd < 3 ? names.at(static_cast<std::size_t>(fd)) : "use a pipe";
     if (!own) throw Failure(step + ": " + std::generic_category().message(errno));
     stream_.emplace(executor);
     boost::system::error_code error;

@@ -14,12 +14,12 @@
 
 namespace qvm {
 
-/// Our own stdin, stdout or stderr for asynchronous use. Asio makes descriptors non-blocking, which
-/// a terminal or pipe would be for everybody who shares it, the shell after us included; so what
-/// can be opened anew is, and what cannot is put back as it was.
+/// Our own stdin, stdout or stderr, or what stands for it, for asynchronous use. Asio makes
+/// descriptors non-blocking, which a terminal or pipe would be for everybody who shares it, the
+/// shell after us included; so what can be opened anew is, and what cannot is put back as it was.
 class Stdio {
   public:
-    /// `fd` (0, 1 or 2) is borrowed. Throws Failure.
+    /// `fd` (0, 1 or 2, or a pipe or file) is borrowed. Throws Failure.
     Stdio(const boost::asio::any_io_executor& executor, int fd);
     Stdio(const Stdio&) = delete;
     Stdio& operator=(const Stdio&) = delete;

@@ -10,10 +10,14 @@ using namespace qvm;
 using namespace std::string_literals;
 
 TEST_CASE("base64, as RFC 4648 has it") {
-    const std::vector<std::pair<std::string, std::string>> vectors{
-        {"", ""},           {"f", "Zg=="},         {"fo", "Zm8="},
-        {"foo", "Zm9v"},    {"foob", "Zm9vYg=="},  {"fooba", "Zm9vYmE="},
-        {"foobar", "Zm9vYmFy"}, {"\0\xff\xfe"s, "AP/+"}};
+    const std::vector<std::pair<std::string, std::string>> vectors{{"", ""},
+                                                                   {"f", "Zg=="},
+                                                                   {"fo", "Zm8="},
+                                                                   {"foo", "Zm9v"},
+                                                                   {"foob", "Zm9vYg=="},
+                                                                   {"fooba", "Zm9vYmE="},
+                                                                   {"foobar", "Zm9vYmFy"},
+                                                                   {"\0\xff\xfe"s, "AP/+"}};
     for (const auto& [bytes, text] : vectors) {
         CHECK(to_base64(bytes) == text);
         CHECK(from_base64(text) == bytes);

@@ -193,6 +193,27 @@ TEST_CASE("exec: the options before the name are qvm's, all after it is the gues
                           fmt::format("--env '{}': is not NAME[=VALUE]", variable));
 }
 
+TEST_CASE("cp: one of the two is a VM's") {
+    const auto copy = [](const char* from, const char* to) {
+        return std::get<CopyOptions>(parse({"cp", from, to}));
+    };
+    auto options = copy("a.tar", "Web:/srv/x:y");
+    CHECK(!options.from.vm);
+    CHECK(options.from.path == "a.tar");
+    CHECK(options.to.vm == "web");
+    CHECK(options.to.path == "/srv/x:y");
+    CHECK(to_string(options.to) == "web:/srv/x:y");
+    options = copy("web:", "./a:b");
+    CHECK(options.from.path.empty());
+    CHECK(options.to.path == "./a:b");
+    const char* wrong = "cp: one of SRC and DST is a VM's, as NAME:PATH, and the other is not";
+    CHECK_THROWS_WITH(copy("a", "b"), wrong);
+    CHECK_THROWS_WITH(copy("a:b", "c:d"), wrong);
+    CHECK_THROWS_WITH(copy("a b:c", "d"),
+                      "VM 'a b': must be letters, digits and '-', as a host "
+                      "name is");
+}
+
 TEST_CASE("net exec: the command is the host's, options and all") {
     const auto command = [](std::vector<const char*> words) {
         return std::get<NetExecOptions>(parse(words)).command;
