@@ -82,7 +82,8 @@ class Text {
     [[nodiscard]] std::string first_line() const {
         std::array<char, 4096> bytes;
         const auto size = ::pread(file_.get(), bytes.data(), bytes.size(), 0);
-        const std::string_view text{bytes.data(), static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
+        const std::string_view text{bytes.data(),
+                                    static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
         return std::string{text.substr(0, text.find('\n'))};
     }
 

@@ -13,6 +13,7 @@
 
 #include "launcher/failure.h"
 #include "launcher/image_file.h"
+#include "launcher/vm_plan.h"
 
 namespace qvm {
 
@@ -37,6 +38,7 @@ class Reader {
   public:
     explicit Reader(const json::object& object) : object_(object) {}
 
+    [[nodiscard]] bool has(const char* key) const { return find(key) != nullptr; }
     [[nodiscard]] std::optional<std::string> text(const char* key) const {
         const auto* value = find(key);
         if (value == nullptr) return std::nullopt;
@@ -123,6 +125,7 @@ json::object to_json(const VmOptions& options) {
     json::array publish;
     for (const auto& port : options.publish) publish.emplace_back(to_string(port));
     return {{"image", absolute(options.image)},
+            {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
             {"memory_mib", options.memory_mib},
             {"cpus", options.cpus},
             {"net", options.net ? json::value(to_string(*options.net)) : json::value(nullptr)},
@@ -141,6 +144,7 @@ VmOptions vm_options_from(const json::object& object) {
     VmOptions options;
     options.image = path_of(reader.text("image"));
     constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
+    if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
     options.memory_mib = reader.number("memory_mib", options.memory_mib, most_memory);
     options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus, most_cpus));
     if (const auto net = reader.text("net")) options.net = parsed("net", *net, parse_net);
@@ -226,7 +230,9 @@ void DefinitionStore::add(const Definition& definition) const {
         lock = try_lock_file(aside / "lock");
     }
     try {
-        if (definition.vm.image) make_named_overlay(aside / overlay_name, definition.virtual_size);
+        if (definition.vm.image)
+            make_named_overlay(aside / overlay_name,
+                               disk_size(definition.vm, definition.virtual_size));
         write_file(aside / definition_name, to_text(definition), true);
         // Neither an empty nor a full directory is replaced.
         if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)

@@ -66,13 +66,16 @@ std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
 
 /// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
 struct VmTexts {
-    std::string image, memory = "1G", cpus = "1", net, group, accel = "auto";
+    std::string image, disk_size, memory = "1G", cpus = "1", net, group, accel = "auto";
     std::vector<std::string> publish;
 };
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("IMAGE", texts.image, "Disk image, qcow2 or raw; it is not written to");
     app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]")
+        ->type_name("SIZE");
+    app.add_option("--disk-size", texts.disk_size,
+                   "Size of the disk, if larger than IMAGE's: 20G; MiB without a unit")
         ->type_name("SIZE");
     app.add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]")->type_name("N");
     app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]")
@@ -102,6 +105,7 @@ bool has_namespace(NetOption::Mode mode) {
 void check_vm(const std::string& command, const VmOptions& vm) {
     if (!vm.image && !vm.kernel)
         throw Failure(command + ": IMAGE is missing", "qvm " + command + " --help");
+    if (vm.disk_mib && !vm.image) throw Failure("--disk-size: there is no IMAGE");
     if (vm.initrd && !vm.kernel) throw Failure("--initrd: goes with --kernel only");
     if (vm.append && !vm.kernel) throw Failure("--append: goes with --kernel only");
     const auto mode = vm.net_or_default().mode;
@@ -116,6 +120,8 @@ void check_vm(const std::string& command, const VmOptions& vm) {
 
 void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     if (!texts.image.empty()) options.image = texts.image;
+    if (!texts.disk_size.empty())
+        options.disk_mib = value_of("--disk-size", texts.disk_size, parse_memory);
     options.memory_mib = value_of("--memory", texts.memory, parse_memory);
     options.cpus = value_of("--cpus", texts.cpus, parse_cpus);
     if (app.count("--net") > 0) options.net = value_of("--net", texts.net, parse_net);
@@ -226,6 +232,8 @@ class Parser {
                 finish_vm(*app, run_.vm, texts_);
                 if (run_.persist && !run_.vm.image)
                     throw Failure("--persist: there is no IMAGE to write to");
+                if (run_.persist && run_.vm.disk_mib)
+                    throw Failure("--disk-size: is an overlay's, and --persist has none");
                 if (run_.audit && run_.detach)
                     throw Failure("--audit: goes with a run in the foreground only");
                 finish_command(*app);

@@ -18,6 +18,7 @@ constexpr unsigned most_cpus = 255;  ///< of the q35 machine without an IOMMU
 /// What makes a VM; `qvm create` keeps it.
 struct VmOptions {
     std::optional<std::filesystem::path> image;  ///< may be missing with a kernel
+    std::optional<std::uint64_t> disk_mib;       ///< what the guest sees of it; unset: the image's
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
     std::optional<NetOption> net;  ///< unset: nat, or whatever the group has

@@ -149,7 +149,7 @@ class Supervisor final : public Controlled {
         if (run_.image && !run_.options.persist && !overlay)
             timings_.measure("overlay", [&] {
                 make_private_directory(run_.directories.cache);
-                overlay = make_overlay(run_.directories.cache, run_.image->facts.virtual_size);
+                overlay = make_overlay(run_.directories.cache, run_.plan.disk_size);
             });
         timings_.measure("qemu-spawn", [&] { spawn_qemu(std::move(overlay)); });
         if (network_ && !run_.seat)
@@ -174,7 +174,7 @@ class Supervisor final : public Controlled {
         if (!run_.image) return;
         state_.disk = {{"image", state_.vm.image->string()},
                        {"format", run_.image->facts.format},
-                       {"virtual_size", run_.image->facts.virtual_size},
+                       {"virtual_size", run_.plan.disk_size},
                        {"writes", run_.options.persist ? "image"
                                   : run_.named         ? "kept overlay"
                                                        : "overlay"}};

@@ -24,6 +24,7 @@ struct VmPlan {
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
     std::optional<netns::GuestPlan> guest;      ///< in that network
     QemuSpec qemu;
+    std::uint64_t disk_size = 0;  ///< bytes that the guest sees; 0 without a disk
 };
 
 /// How a VM's disk is written to.
@@ -34,6 +35,10 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                     const std::optional<ImageFacts>& image, Writes writes,
                     const std::optional<netns::NetworkPlan>& network,
                     const std::optional<netns::GuestPlan>& guest, bool vhost);
+
+/// Bytes that the guest sees of its disk, for an image of `image_size` bytes. Throws Failure where
+/// that would lose some. Pure.
+std::uint64_t disk_size(const VmOptions& options, std::uint64_t image_size);
 
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.

@@ -1,5 +1,7 @@
 """What is written to the image, and the other ways to boot."""
 
+import json
+
 import harness
 
 LAST_SECTOR = 64 * 2048 - 1  # of the demo disk, 64 MiB; no file reaches there
@@ -44,6 +46,29 @@ class Images(harness.Test):
         self.assertIn("disk space", self.diff())
         self.power_off(vm)
         self.assertEqual(self.sha256(image), before)
+
+    def test_a_larger_disk(self):
+        """Its new end is the overlay's alone."""
+        image = self.copy_of_demo("raw", "small.raw")
+        self.addCleanup(image.unlink)
+        look = ("cat /sys/block/vda/size; echo kept | dd of=/dev/vda bs=512 seek=262143 conv=fsync "
+                "2>/dev/null; dd if=/dev/vda bs=512 skip=262143 2>/dev/null | head -n 1")
+        files = ["--net", "none", *self.boot_files(), "--disk-size", "128M", image]
+        done = self.qvm("run", "-q", *files, "--", "sh", "-c", look, seconds=60)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "262144\nkept\n", ""))
+        self.assertEqual(image.stat().st_size, 64 * 1024 * 1024)
+        with self.subTest("created"):
+            self.succeed("create", "--name", "large", *files)
+            self.addCleanup(self.qvm, "rm", "-f", "large")
+            self.succeed("start", "-q", "large")
+            done = self.qvm("exec", "large", "sh", "-c", look, seconds=60)
+            self.assertEqual((done.stdout, done.stderr), ("262144\nkept\n", ""))
+            self.assertEqual(json.loads(self.succeed("inspect", "large"))[0]["disk"]["virtual_size"], 128 * 1024 * 1024)
+        with self.subTest("a smaller one"):
+            for command in (("run", "-q"), ("create",)):
+                done = self.qvm(*command, "--disk-size", "10M", image)
+                self.assert_refused(done, "--disk-size 10M: the image has 64 MiB already")
+        self.assert_refused(self.qvm("run", "--persist", "--disk-size", "1G", image), "--disk-size")
 
     def test_persist_locks_the_image(self):
         image = self.host.files / "locked.raw"

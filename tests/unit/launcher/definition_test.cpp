@@ -19,6 +19,7 @@ Definition everything() {
     definition.virtual_size = 1 << 20;
     auto& vm = definition.vm;
     vm.image = "/images/disk.qcow2";
+    vm.disk_mib = 20480;
     vm.memory_mib = 2048;
     vm.cpus = 4;
     vm.net = parse_net("nat,mac=52:54:00:00:00:01,mtu=1400");
