@@ -551,25 +551,39 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
+    /// QEMU takes its time until a device has let go of its chardev (RCU): nobody waits for that.
     awaitable<void> unplug(Session& session) {
-        for (const auto& id : std::exchange(session.ports, {})) co_await unplug(id);
+        const auto ids = std::exchange(session.ports, {});
+        for (const auto& id : ids) {
+            --plugged;
+            ++unanswered;
+            going.insert(id);
+            json::object device{{"id", id}};
+            try {
+                co_await monitor.execute("device_del", std::move(device), command_timeout);
+            } catch (const qmp::CommandError&) {
+                going.erase(id);  // it was never there
+            }
+        }
+        asio::co_spawn(listener.get_executor(), remove_chardevs(shared_from_this(), ids),
+                       asio::detached);
     }
 
-    awaitable<void> unplug(const std::string& id) {
-        json::object device{{"id", id}};
-        auto chardev = device;
-        --plugged;
-        ++unanswered;
-        deleting = id;
-        try {
-            co_await monitor.execute("device_del", std::move(device), command_timeout);
-        } catch (const qmp::CommandError&) {
-            deleting.clear();  // it was never there
-        }
-        // Until then it has hold of its chardev.
+    static awaitable<void> remove_chardevs(std::shared_ptr<Core> self,
+                                           std::vector<std::string> ids) {
         const auto deadline = Clock::now() + unplug_patience;
-        while (!deleting.empty() && Clock::now() < deadline) co_await wait_for_news(deadline);
-        co_await monitor.execute("chardev-remove", std::move(chardev), command_timeout);
+        try {
+            for (const auto& id : ids) {
+                while (self->going.contains(id) && Clock::now() < deadline)
+                    co_await self->wait_for_news(deadline);
+                self->going.erase(id);
+                json::object chardev{{"id", id}};
+                co_await self->monitor.execute("chardev-remove", std::move(chardev),
+                                               command_timeout);
+            }
+        } catch (const std::exception&) {
+            // QEMU is on its way out.
+        }
     }
 
     Connection listener;
@@ -579,7 +593,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::deque<const Turn*> turns;
     std::list<std::shared_ptr<Session>> sessions;
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
-    std::string deleting;                          ///< a device
+    std::set<std::string> going;                   ///< devices that were unplugged
     std::size_t plugged = 0;                       ///< ports
     unsigned unanswered = 0;                       ///< messages to the guest about them
     const Clock::time_point booted;                ///< it may take until then
@@ -639,7 +653,7 @@ void ExecService::port_changed(const std::string& id, bool open) {
 }
 
 void ExecService::device_deleted(const std::string& id) {
-    if (core_->deleting == id) core_->deleting.clear();
+    core_->going.erase(id);
     core_->news.cancel();
 }
 

@@ -29,8 +29,10 @@ constexpr const char* script = R"(exec 2>/dev/null
 tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7
 shift 7
 login=${user%%:*}
-[ -z "$login" ] || account=$(getent passwd "$login" || grep "^$login:" /etc/passwd)
-home=$(echo "$account" | cut -d: -f6)
+if [ -n "$login" ]; then
+    account=$(getent passwd "$login" || grep "^$login:" /etc/passwd)
+    home=$(echo "$account" | cut -d: -f6)
+fi
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 export HOME="${home:-${HOME:-/root}}"
 while [ "$1" != -- ]; do export "$1"; shift; done

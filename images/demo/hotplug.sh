@@ -2,8 +2,9 @@
 # What udev does elsewhere: called for each device event, with the event's variables set.
 case "$SUBSYSTEM $ACTION" in
 "virtio-ports add")
-    name=$(cat "/sys/class/virtio-ports/$DEVNAME/name" 2>/dev/null)
-    [ -n "$name" ] || exit 0
+    # Those of a command come and go with it, and are found by sysfs: no process for them.
+    { read -r name <"/sys/class/virtio-ports/$DEVNAME/name"; } 2>/dev/null || exit 0
+    case $name in qvm.*) exit 0 ;; esac
     ln -sfn "../$DEVNAME" "/dev/virtio-ports/$name"
     if [ "$name" = org.qemu.guest_agent.0 ]; then
         qemu-ga -d -m virtio-serial -p "/dev/virtio-ports/$name" -t /run -f /run/qemu-ga.pid
@@ -11,7 +12,7 @@ case "$SUBSYSTEM $ACTION" in
     ;;
 "virtio-ports remove")
     for link in /dev/virtio-ports/*; do
-        [ "$(readlink "$link")" = "../$DEVNAME" ] && rm -f "$link"
+        [ -e "$link" ] || rm -f "$link"
     done
     ;;
 "net add")

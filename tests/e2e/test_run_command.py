@@ -160,8 +160,12 @@ class RunCommand(harness.Test):
         vm = self.start_on_terminal("-q", "--net", "none", *self.boot_files(), "-it", "--", "sh")
         vm.wait_for_prompt()
         self.assertTrue(vm.is_raw())
+        terminal = vm.sh("tty")[0].strip()
         vm.resize(44, 111)
-        self.wait_until(lambda: vm.sh("stty size") == ("44 111\n", 0))
+        size = "exec", self.ps()[0]["name"], "stty", "-F", terminal, "size"
+        self.wait_until(lambda: self.succeed(*size) == "44 111\n")
+        vm.type("\n")
+        vm.wait_for_prompt(30)
         vm.type("exit 6\n")
         self.assertEqual(vm.wait(), 6)
         self.assertEqual(termios.tcgetattr(vm.slave), vm.settings)
