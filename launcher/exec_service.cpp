@@ -151,8 +151,12 @@ struct Session {
 
 struct ExecService::Core : std::enable_shared_from_this<Core> {
     Core(const asio::any_io_executor& executor, UniqueFd listener_, qmp::Client& monitor_,
-         qmp::Client& agent_, Clock::time_point booted_)
-        : listener(executor), monitor(monitor_), agent(agent_), news(executor), booted(booted_) {
+         qmp::Client& agent_, Clock::duration boot_patience_)
+        : listener(executor),
+          monitor(monitor_),
+          agent(agent_),
+          news(executor),
+          boot_patience(boot_patience_) {
         news.expires_at(Clock::time_point::max());
         in_step("listen for commands", [&] {
             listener.assign(listener_.get());
@@ -596,7 +600,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::set<std::string> going;                   ///< devices that were unplugged
     std::size_t plugged = 0;                       ///< ports
     unsigned unanswered = 0;                       ///< messages to the guest about them
-    const Clock::time_point booted;                ///< it may take until then
+    const Clock::duration boot_patience;
+    Clock::time_point booted = Clock::now() + boot_patience;  ///< it may take until then
     bool agent_up = false;
     bool portless = false;  ///< the guest, as a command has found
     bool over = false;
@@ -604,8 +609,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 };
 
 ExecService::ExecService(const asio::any_io_executor& executor, UniqueFd listener,
-                         qmp::Client& monitor, qmp::Client& agent, Clock::time_point booted)
-    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, booted)) {
+                         qmp::Client& monitor, qmp::Client& agent, Clock::duration boot_patience)
+    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, boot_patience)) {
     asio::co_spawn(
         executor, [core = core_] { return core->accept(); }, asio::detached);
 }
@@ -636,6 +641,7 @@ void ExecService::agent_is_up() {
 
 void ExecService::agent_is_down() {
     core_->agent_up = false;
+    core_->booted = Clock::now();
 }
 
 void ExecService::port_changed(const std::string& id, bool open) {
@@ -659,6 +665,7 @@ void ExecService::device_deleted(const std::string& id) {
 
 void ExecService::guest_is_gone(const std::string& why) {
     core_->agent_up = false;
+    core_->booted = Clock::now() + core_->boot_patience;
     core_->unanswered = 0;
     for (const auto& session : core_->sessions) {
         if (session->ports.empty()) continue;  // it waits for an agent, and goes on to

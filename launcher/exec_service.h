@@ -25,11 +25,11 @@ namespace qvm {
 /// takes input as one piece and keeps the output until the end.
 class ExecService {
   public:
-    /// `monitor` and `agent` must outlive this object and be used on `executor`. Until `booted` a
-    /// guest may well be booting: its agent is waited for.
+    /// `monitor` and `agent` must outlive this object and be used on `executor`. For as
+    /// long as `boot_patience` an agent is waited for that has not been up since the guest started.
     ExecService(const boost::asio::any_io_executor& executor, UniqueFd listener,
                 qmp::Client& monitor, qmp::Client& agent,
-                std::chrono::steady_clock::time_point booted);
+                std::chrono::steady_clock::duration boot_patience);
     ~ExecService();
     ExecService(const ExecService&) = delete;
     ExecService& operator=(const ExecService&) = delete;

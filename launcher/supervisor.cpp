@@ -63,6 +63,7 @@ constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host tha
 constexpr auto command_timeout = 10s;  // of one QMP command
 constexpr auto boot_time = 1min;       // that a guest takes until its agent answers
 constexpr auto boot_time_tcg = 5min;   // the same without KVM
+constexpr Clock::duration forever = 24h * 365;
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
 constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
@@ -410,7 +411,7 @@ class Supervisor final : public Controlled {
 
     void serve_clients() {
         commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
-                          must_boot() ? Clock::time_point::max() : running_ + boot_patience());
+                          must_boot() ? forever : boot_patience());
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,

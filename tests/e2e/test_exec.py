@@ -208,6 +208,15 @@ class Exec(harness.Test):
             self.assertEqual(command.errors(), ["qvm: exec in 'box': the guest restarted"])
             done = self.exec("box", "echo", "again")
             self.assertEqual((done.stdout, done.stderr), (b"again\n", b""))
+        with self.subTest("the agent ends: what runs goes on, and nothing else can"):
+            command = self.started("exec", "box", "sh", "-c", "echo up; sleep 3; echo end; exit 4")
+            command.out.expect("up", 60)
+            self.succeed("exec", "box", "sh", "-c", "kill $(cat /run/qemu-ga.pid)")
+            self.assertEqual(command.wait(), 4)
+            self.assertIn("end", command.out.text)
+            self.assert_refused(self.qvm("exec", "box", "true", seconds=60), "no guest agent answers")
+            self.assertEqual(self.qvm("restart", "-t", "1", "box", seconds=60).returncode, 0)
+            self.assertEqual(self.exec("box", "echo", "again").stdout, b"again\n")
         with self.subTest("the VM ends"):
             command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
             command.out.expect("up", 60)
