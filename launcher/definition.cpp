@@ -13,7 +13,6 @@
 
 #include "launcher/failure.h"
 #include "launcher/image_file.h"
-#include "launcher/vm_plan.h"
 
 namespace qvm {
 
@@ -232,7 +231,7 @@ void DefinitionStore::add(const Definition& definition) const {
     try {
         if (definition.vm.image)
             make_named_overlay(aside / overlay_name,
-                               disk_size(definition.vm, definition.virtual_size));
+                               disk_size(definition.vm.disk_mib, definition.virtual_size));
         write_file(aside / definition_name, to_text(definition), true);
         // Neither an empty nor a full directory is replaced.
         if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)

@@ -111,6 +111,16 @@ ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool t
     return image;
 }
 
+std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t image_size) {
+    constexpr std::uint64_t mib = 1024 * 1024;
+    if (!wanted_mib) return image_size;
+    const auto size = *wanted_mib * mib;
+    if (size < image_size)
+        throw Failure(fmt::format("--disk-size {}M: the image has {} MiB already", *wanted_mib,
+                                  (image_size + mib - 1) / mib));
+    return size;
+}
+
 UniqueFd make_overlay(const fs::path& directory, std::uint64_t virtual_size) {
     auto overlay = open_unnamed(directory);
     const auto what = fmt::format("create overlay in '{}'", directory.string());

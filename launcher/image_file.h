@@ -20,6 +20,10 @@ struct ImageFile {
 ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
                      bool trust_backing);
 
+/// Bytes of an overlay over an image of `image_size` bytes, of which a user wants so many MiB.
+/// Throws Failure where that would lose some. Pure.
+std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t image_size);
+
 /// An empty overlay of `virtual_size` bytes, without a name, in `directory`: its space is free
 /// again when its last descriptor closes. Throws Failure.
 UniqueFd make_overlay(const std::filesystem::path& directory, std::uint64_t virtual_size);

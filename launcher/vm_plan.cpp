@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "launcher/failure.h"
+#include "launcher/image_file.h"
 #include "launcher/publish.h"
 
 namespace qvm {
@@ -60,23 +60,13 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                              .persist = writes == Writes::image,
                              .keep = writes != Writes::throw_away,
                              .trust_backing = options.trust_backing};
-    if (image) plan.disk_size = disk_size(options, image->virtual_size);
+    if (image) plan.disk_size = disk_size(options.disk_mib, image->virtual_size);
     qemu.nic = make_nic(options, network, guest, vhost);
     if (options.kernel) qemu.kernel = options.kernel->string();
     if (options.initrd) qemu.initrd = options.initrd->string();
     if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
     qemu.extra = options.qemu_args;
     return plan;
-}
-
-std::uint64_t disk_size(const VmOptions& options, std::uint64_t image_size) {
-    constexpr std::uint64_t mib = 1024 * 1024;
-    if (!options.disk_mib) return image_size;
-    const auto size = *options.disk_mib * mib;
-    if (size < image_size)
-        throw Failure(fmt::format("--disk-size {}M: the image has {} MiB already",
-                                  *options.disk_mib, (image_size + mib - 1) / mib));
-    return size;
 }
 
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,

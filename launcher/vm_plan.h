@@ -36,10 +36,6 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                     const std::optional<netns::NetworkPlan>& network,
                     const std::optional<netns::GuestPlan>& guest, bool vhost);
 
-/// Bytes that the guest sees of its disk, for an image of `image_size` bytes. Throws Failure where
-/// that would lose some. Pure.
-std::uint64_t disk_size(const VmOptions& options, std::uint64_t image_size);
-
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,

@@ -2,6 +2,8 @@
 
 #include <catch2/catch.hpp>
 
+#include "launcher/image_file.h"
+
 using namespace qvm;
 
 TEST_CASE("a name is made of the image's") {
@@ -58,13 +60,10 @@ TEST_CASE("a MAC is checked in every mode that has one") {
 
 TEST_CASE("a disk grows, and does not shrink") {
     constexpr std::uint64_t mib = 1024 * 1024;
-    VmOptions options;
-    CHECK(disk_size(options, 3 * mib + 512) == 3 * mib + 512);
-    options.disk_mib = 4;
-    CHECK(disk_size(options, 3 * mib + 512) == 4 * mib);
-    CHECK(disk_size(options, 4 * mib) == 4 * mib);
-    CHECK_THROWS_WITH(disk_size(options, 4 * mib + 512),
-                      "--disk-size 4M: the image has 5 MiB already");
+    CHECK(disk_size({}, 3 * mib + 512) == 3 * mib + 512);
+    CHECK(disk_size(4, 3 * mib + 512) == 4 * mib);
+    CHECK(disk_size(4, 4 * mib) == 4 * mib);
+    CHECK_THROWS_WITH(disk_size(4, 4 * mib + 512), "--disk-size 4M: the image has 5 MiB already");
 }
 
 TEST_CASE("a kernel gets the serial console unless it is told otherwise") {
