@@ -293,6 +293,7 @@ TEST_CASE("one who is stopped while it takes a lease holds up nobody else's gues
     oracle::sh("echo 0 > /proc/sys/net/ipv4/conf/wan0/forwarding");
     {
         const UniqueFd stopped{::open(directory.leases().c_str(), O_RDONLY | O_CLOEXEC)};
+        REQUIRE(stopped);
         REQUIRE(::flock(stopped.get(), LOCK_EX) == 0);
         CHECK_THROWS_AS(made.network.follow_host(), Error);
     }
