@@ -1,6 +1,7 @@
 #include "launcher/exec_service.h"
 
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -48,6 +49,7 @@ constexpr auto unplug_patience = 2s;   // with QEMU
 constexpr Clock::duration shortest_pause =
     20ms;  // between two questions whether a command has ended
 constexpr Clock::duration longest_pause = 500ms;
+constexpr std::size_t most_captures = 20;
 constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
 constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
 constexpr auto accept_pause = 100ms;  // where there are no descriptors just now
@@ -119,8 +121,10 @@ struct SocketPair {
     UniqueFd qemu;  ///< until the guest has opened the port: who reads the other is to see its end
 };
 
-/// The guest has not what a command's ports take: a shell, say, or sysfs.
+/// The guest has not what a command's ports take: a shell, say, or sysfs. The command was not run.
 struct NoPorts {};
+/// Nobody waits for the command any more.
+struct ClientLeft {};
 
 /// A client's command.
 struct Session {
@@ -143,7 +147,8 @@ struct Session {
     std::set<std::string> opened;    ///< those that the guest has opened
     std::string end_port;            ///< on which the guest says how the command ended
     std::int64_t shell = 0;          ///< the agent's child; 0 while there is none
-    std::int64_t command = 0;        ///< as the client read it
+    std::int64_t command = 0;        ///< as the client read it; 0: not yet
+    bool ended = false;              ///< as the client says
     bool lost = false;               ///< the guest that ran it is no more
 };
 
@@ -206,6 +211,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         try {
             co_await self->start(session);
             co_await self->mind(*session);
+        } catch (const ClientLeft&) {
         } catch (const std::exception& failure) {
             if (!self->over) session->tell_error(failure.what(), status::failed);
         }
@@ -236,7 +242,9 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 
     void start_capture(const std::shared_ptr<Session>& session) {
         if (session->guest_command.terminal)
-            throw Failure("the guest has no terminal for the command");
+            throw Failure("the guest has no terminal for the command (it has eight at most)");
+        if (captures == most_captures)
+            throw Failure("as many commands as can run in the guest already");
         session->tell({{"note",
                         "the guest has no shell, or no serial ports for a command's streams: "
                         "output comes at its end"}});
@@ -251,6 +259,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             co_return true;
         } catch (const NoPorts&) {
             portless = !session.guest_command.terminal;  // which takes more
+            session.shell = 0;
         }
         const Turn turn{*this};
         co_await turn.came();
@@ -279,6 +288,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const Turn turn{*this};
         co_await turn.came();
         co_await wait_for_agent(session);  // it may have gone again
+        if (has_left(session)) throw ClientLeft{};
         co_await unplug_retired();
         if (plugged + session.sockets.size() > most_plugged)
             throw Failure("as many commands as can run in the guest already");
@@ -306,11 +316,18 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
             co_return answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
-        } catch (const qmp::CommandError&) {
-            throw NoPorts{};
+        } catch (const qmp::CommandError& refusal) {
+            if (status_of_refusal(refusal.desc) == status::not_found) throw NoPorts{};
+            throw Failure("the guest agent: guest-exec: " + refusal.desc);
         } catch (const std::system_error& failure) {
             throw Failure("the guest agent: " + failure.code().message());
         }
+    }
+
+    /// What a client that left has closed can be read to its end at once.
+    static bool has_left(Session& session) {
+        pollfd client{session.connection.native_handle(), POLLRDHUP, 0};
+        return ::poll(&client, 1, 0) == 1;
     }
 
     /// The right to plug and to unplug ports, for as long as it lives.
@@ -375,34 +392,52 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const auto deadline = Clock::now() + open_patience;
         auto next_question = Clock::now() + question_pause;
         while (session.opened.size() < session.ports.size() && !session.lost) {
-            if (Clock::now() >= deadline) throw NoPorts{};
+            if (Clock::now() >= deadline)
+                throw Failure(
+                    fmt::format("the guest has not opened the command's serial ports after {} s",
+                                open_patience / 1s));
             if (Clock::now() >= next_question) {
-                const bool given_up = co_await is_over(session.shell);
-                if (given_up) throw NoPorts{};
+                const auto end = co_await ask_for_end(session.shell);
+                if (end && number_in(*end, "exitcode") == guest_has_no_ports) throw NoPorts{};
                 next_question = Clock::now() + question_pause;
             }
             co_await wait_for_news(std::min(deadline, next_question));
         }
     }
 
-    /// Whether the agent's child has ended.
-    awaitable<bool> is_over(std::int64_t pid) {
+    /// How the agent's child has ended, which the agent keeps until it is asked; nothing where it
+    /// has not.
+    awaitable<std::optional<json::object>> ask_for_end(std::int64_t pid) {
         json::object arguments{{"pid", pid}};
         const auto answer =
             co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
-        const auto* exited =
-            answer.is_object() ? answer.get_object().if_contains("exited") : nullptr;
-        const bool yes = exited != nullptr && *exited == true;
-        co_return yes;
+        if (!answer.is_object()) co_return std::nullopt;
+        const auto* exited = answer.get_object().if_contains("exited");
+        if (exited != nullptr && *exited == false) co_return std::nullopt;
+        co_return answer.get_object();
+    }
+
+    /// The same of one that is about to end.
+    awaitable<std::optional<json::object>> reap(std::int64_t pid) {
+        for (int i = 0; i < reap_questions; ++i) {
+            auto end = co_await ask_for_end(pid);
+            if (end) co_return end;
+            co_await pause(reap_pause);
+        }
+        co_return std::nullopt;
     }
 
     /// The agent takes the command's input as one piece and keeps its output until the end.
     static awaitable<void> capture(std::shared_ptr<Core> self, std::shared_ptr<Session> session) {
+        ++self->captures;
         try {
             std::vector<Stream> streams;
             for (auto& socket : session->sockets)
                 streams.push_back(to_stream(self->listener.get_executor(), socket.qemu));
+            // Who waits is to see the end of a client that is gone.
+            for (auto& socket : session->sockets) socket.client.reset();
             const auto input = co_await read_all(streams.front());
+            if (!session->connection.is_open()) throw ClientLeft{};
             auto arguments = guest_capture_arguments(session->guest_command, input);
             const auto answer =
                 co_await self->agent.execute("guest-exec", std::move(arguments), command_timeout);
@@ -416,12 +451,14 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             co_await write(streams[1], end.out + guest_end(session->secret, ""));
             co_await write(streams[2],
                            end.err + guest_end(session->secret, std::to_string(end.exit_status)));
+        } catch (const ClientLeft&) {
         } catch (const qmp::CommandError& refusal) {
             session->tell_error("the guest agent: guest-exec: " + refusal.desc,
                                 status_of_refusal(refusal.desc));
         } catch (const std::exception& failure) {
             session->tell_error(failure.what(), status::failed);
         }
+        --self->captures;
     }
 
     using Stream = asio::local::stream_protocol::socket;
@@ -455,13 +492,14 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                 co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
             if (auto end = parse_guest_capture(answer)) co_return std::move(*end);
         }
-        throw Failure("nobody waits for the command");
+        throw ClientLeft{};
     }
 
     /// Until the client leaves.
     awaitable<void> mind(Session& session) {
         while (const auto request = co_await receive(session)) {
             session.command = number_in(*request, "pid");
+            session.ended = session.command == 0;
             const auto signal = text_in(*request, "signal");
             if (!signal.empty()) co_await kill(session, signal);
             const auto terminal = text_in(*request, "resize");
@@ -495,21 +533,6 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
-    /// How the agent's child has ended, which the agent keeps until it is asked; nothing where it
-    /// has not.
-    awaitable<std::optional<json::object>> reap(std::int64_t pid) {
-        for (int i = 0; i < reap_questions; ++i) {
-            json::object arguments{{"pid", pid}};
-            const auto answer =
-                co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
-            const auto* exited =
-                answer.is_object() ? answer.get_object().if_contains("exited") : nullptr;
-            if (exited == nullptr || *exited == true) co_return answer.as_object();
-            co_await pause(reap_pause);
-        }
-        co_return std::nullopt;
-    }
-
     /// The port of stderr is closed, so that the shell which tells how the command ended is gone.
     /// It has told that, or says by its own end why not.
     static awaitable<void> find_end(std::shared_ptr<Core> self, std::shared_ptr<Session> session) {
@@ -519,7 +542,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             const auto end = co_await self->reap(std::exchange(session->shell, 0));
             if (!end) co_return;
             const auto signal = number_in(*end, "signal");
-            if (signal == 0 && number_in(*end, "exitcode") == 0) co_return;
+            const auto code = number_in(*end, "exitcode");
+            if (signal == 0 && (code == 0 || code == guest_has_no_ports)) co_return;
             why = signal != 0 ? fmt::format("the command's shell was ended by signal {}", signal)
                               : "the command's shell ended too early";
         } catch (const std::exception&) {
@@ -529,11 +553,28 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         session->tell_error(why, status::guest_died);
     }
 
+    /// Of a client that left before it knew: its end of stderr is ours, too. A command that is not
+    /// started by then has no shell to start it any more.
+    awaitable<void> find_command(Session& session) {
+        if (session.shell == 0 || session.sockets.empty()) co_return;
+        GuestStderr guest{session.secret};
+        std::array<char, 4096> bytes;
+        for (int i = 0; i < reap_questions; ++i) {
+            const auto size = ::recv(session.sockets.back().client.get(), bytes.data(),
+                                     bytes.size(), MSG_DONTWAIT);
+            if (size > 0) guest.feed({bytes.data(), static_cast<std::size_t>(size)});
+            if (guest.pid() || size == 0) break;
+            co_await pause(reap_pause);
+        }
+        session.command = guest.pid().value_or(session.shell);
+    }
+
     awaitable<void> end(std::shared_ptr<Session> session) {
         boost::system::error_code ignored;
         session->connection.close(ignored);
         try {
-            co_await kill(*session, "HUP");
+            if (!session->ended && session->command == 0) co_await find_command(*session);
+            if (!session->ended) co_await kill(*session, "HUP");
             if (!session->ports.empty()) {
                 retired.push_back(session);
                 const Turn turn{*this};
@@ -598,6 +639,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::list<std::shared_ptr<Session>> sessions;
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
+    std::size_t captures = 0;                      ///< commands that run without ports
     std::size_t plugged = 0;                       ///< ports
     unsigned unanswered = 0;                       ///< messages to the guest about them
     const Clock::duration boot_patience;

@@ -16,32 +16,24 @@ namespace json = boost::json;
 
 namespace {
 
-/// Parameters: tag, secret, directory, user, whether there is a terminal, rows, columns,
-/// NAME=value..., "--", the command. Ports are found by sysfs, since not every guest has udev's
-/// names for them, and come up a moment after they were plugged in. A terminal is one of the
-/// kernel's virtio consoles: the one that can be opened only after the port of stderr was. The
-/// inner shell becomes the command, and tells its process ID before; the outer one tells how it
-/// ended, when all that it wrote has left the guest. What the outer one has to say itself (that the
-/// command was killed, say) is nobody's. A user is changed by coreutils, which change nothing else,
-/// or else by busybox; su(1) of other makes stays as the command's parent, and keeps signals from
-/// it.
+/// Parameters: the outer shell's: tag, secret, directory, user, whether there is a terminal, rows,
+/// columns, the inner shell's script; then the inner one's: NAME=value..., "--", the command. Ports
+/// are found by sysfs, since not every guest has udev's names for them, and come up a moment after
+/// they were plugged in. A terminal is one of the kernel's virtio consoles: the one that can be
+/// opened only after the port of stderr was. When the command has ended, the outer shell tells how,
+/// behind all that it wrote; 9 is its own exit status where there are no ports. What it has to say
+/// itself (that the command was killed, say) is nobody's. A user is changed by coreutils, which
+/// change nothing else, or else by busybox; su(1) of other makes stays as the command's parent, and
+/// keeps signals from it.
 constexpr const char* script = R"(exec 2>/dev/null
-tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7
-shift 7
-login=${user%%:*}
-if [ -n "$login" ]; then
-    account=$(getent passwd "$login" || grep "^$login:" /etc/passwd)
-    home=$(echo "$account" | cut -d: -f6)
-fi
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
-export HOME="${home:-${HOME:-/root}}"
-while [ "$1" != -- ]; do export "$1"; shift; done
-shift
-[ -d /sys/class/virtio-ports ] || exit 1
+export HOME="${HOME:-/root}"
+tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7 inner=$8
+shift 8
 tries=0
 patience() {
     tries=$((tries + 1))
-    [ $tries -lt 1000 ] || exit 1
+    [ $tries -lt 1000 ] || exit 9
     sleep 0.01 || sleep 1
 }
 find_port() {
@@ -71,6 +63,8 @@ end() {
     printf '\000%s %s\n' "$secret" "$1" >&3
     exit
 }
+refuse() { echo "$1" >&3; end 126; }
+[ -d /sys/class/virtio-ports ] || exit 9
 consoles=" "
 [ -z "$terminal" ] || for port in /dev/hvc*; do opens "$port" && consoles="$consoles$port "; done
 find_port err; exec 3>"$port"
@@ -82,25 +76,43 @@ else
     find_port in; exec 5<"$port"
     find_port out; exec 4>"$port"
 fi
+set -- sh -c "$inner" sh "$secret" "$terminal" "$@"
 if [ -n "$user" ]; then
-    case $login in
-        *[!0-9]*) [ -n "$account" ] || { echo "the guest has no user '$login'" >&3; end 126; } ;;
-    esac
+    login=${user%%:*} account=
+    while IFS=: read -r name x number x x home x; do
+        case $login in "$name" | "$number") account=$name HOME=$home; break ;; esac
+    done <<EOF
+$(getent passwd "$login" || cat /etc/passwd)
+EOF
+    case $account,$login in ,*[!0-9]*) refuse "the guest has no user '$login'" ;; esac
+    [ -z "$terminal" ] || chown "$login" "$terminal"
     case $(chroot --help 2>&1) in
         *--userspec*) set -- chroot --userspec="$user" --skip-chdir / "$@" ;;
-        *) set -- su -s /bin/sh -c 'exec "$@"' -- "$user" sh "$@" ;;
+        *)
+            [ -n "$account" ] && [ "$login" = "$user" ] ||
+                refuse "the guest's chroot has no --userspec, which it takes for '$user'"
+            set -- su -s /bin/sh -c 'exec "$@"' -- "$account" sh "$@" ;;
     esac
 fi
 [ -z "$directory" ] || cd "$directory" 2>&3 || end 126
 if [ -n "$terminal" ]; then
-    setsid sh -c 'printf "%s %s %s\n" "$1" $$ "$2" >&3
-        exec <>"$2" >&0 2>&0 3>&- 4>&-; shift 2; exec "$@"' sh "$secret" "$terminal" "$@"
+    (exec setsid "$@" 2>&3 4>&-)
 else
-    sh -c 'printf "%s %s\n" "$1" $$ >&3
-        shift; exec 2>&3 3>&-; exec "$@"' sh "$secret" "$@" <&5 5<&- >&4 4>&-
+    command -v setsid >/dev/null && set -- setsid "$@"
+    (exec "$@" <&5 5<&- >&4 4>&- 2>&3)
 fi
 end $?
 )";
+
+/// The inner shell becomes the command, and tells its process ID before. It has no variables of its
+/// own, which the command's could be taken for.
+constexpr const char* inner_script = R"(printf '%s %s %s\n' "$1" $$ "$2" >&3
+if [ -n "$2" ]; then exec <>"$2" >&0 2>&0; fi
+exec 3>&-
+shift 2
+while [ "$1" != -- ]; do export "$1"; shift; done
+shift
+exec "$@")";
 
 json::array to_array(const std::vector<std::string>& words) {
     json::array array;
@@ -119,6 +131,8 @@ std::vector<std::string> words_of(const json::object& object, const char* key) {
     }
     return words;
 }
+
+constexpr std::size_t longest_word = 64;  // bytes, of what a shell of ours says
 
 /// The longest end of `text` that `mark` begins with.
 std::size_t common_length(std::string_view text, std::string_view mark) {
@@ -187,7 +201,8 @@ json::object guest_exec_arguments(const GuestCommand& command, const std::string
                       command.user,
                       command.terminal ? "yes" : "",
                       std::to_string(size.rows),
-                      std::to_string(size.columns)};
+                      std::to_string(size.columns),
+                      inner_script};
     for (const auto& variable : command.environment) words.emplace_back(variable);
     words.emplace_back("--");
     for (const auto& word : command.argv) words.emplace_back(word);
@@ -196,7 +211,8 @@ json::object guest_exec_arguments(const GuestCommand& command, const std::string
 
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {
     return {{"path", "/bin/sh"},
-            {"arg", json::array{"-c", R"(kill -s "$1" "$2")", "qvm", signal, std::to_string(pid)}}};
+            {"arg", json::array{"-c", R"(kill -s "$1" -- "-$2" || kill -s "$1" "$2")", "qvm",
+                                signal, std::to_string(pid)}}};
 }
 
 json::object guest_capture_arguments(const GuestCommand& command, std::string_view input) {
@@ -258,7 +274,10 @@ std::string GuestOutput::feed(std::string_view bytes) {
     const bool found = mark != std::string::npos;
     auto text = held_.substr(0, found ? mark : held_.size() - common_length(held_, mark_));
     held_.erase(0, text.size());
-    if (const auto line = held_.find('\n'); found && line != std::string::npos)
+    if (!found) return text;
+    const auto line = held_.find('\n');
+    // A guest that says no more than the mark must not fill our memory with what follows.
+    if (line != std::string::npos || held_.size() > mark_.size() + longest_word)
         end_ = std::exchange(held_, {}).substr(mark_.size(), line - mark_.size());
     return text;
 }
@@ -273,7 +292,8 @@ std::string GuestStderr::feed(std::string_view bytes) {
     if (begun_) return output_.feed(bytes);
     begin_ += bytes;
     const auto line = begin_.find('\n');
-    const bool is_prefix = begin_.starts_with(prefix_);
+    const bool is_prefix = begin_.starts_with(prefix_) &&
+                           std::min(line, begin_.size()) <= prefix_.size() + longest_word;
     if (is_prefix ? line == std::string::npos : prefix_.starts_with(begin_)) return {};
     begun_ = true;
     const auto rest = std::exchange(begin_, {});

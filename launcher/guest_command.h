@@ -61,7 +61,11 @@ std::string guest_end(const std::string& secret, const std::string& word);
 /// The arguments of guest-exec that tell a terminal ("/dev/hvc0") its size.
 boost::json::object guest_resize_arguments(const std::string& terminal, TerminalSize size);
 
-/// The arguments of guest-exec that send a signal ("INT") to a process of the guest.
+/// That shell's own exit status where the guest shows no ports.
+inline constexpr int guest_has_no_ports = 9;
+
+/// The arguments of guest-exec that send a signal ("INT") to a process of the guest, and to its
+/// group where it leads one.
 boost::json::object guest_kill_arguments(std::int64_t pid, const std::string& signal);
 
 /// What comes out of a port: what the command writes there, until a mark says that this is all,

@@ -59,6 +59,16 @@ class Exec(harness.Test):
             done = self.exec("-e", "PATH", "-e", "NOT_SET_HERE", "-e", "EMPTY=", "box", "sh", "-c",
                              'echo "$PATH ${NOT_SET_HERE-unset} ${EMPTY-unset}"')
             self.assertEqual(done.stdout.decode(), f"{os.environ['PATH']} unset \n")
+        with self.subTest("variables with any name"):
+            names = ("tag", "secret", "directory", "user", "terminal", "inner", "port", "name", "x",
+                     "tries", "login", "account", "home", "consoles", "HOME", "IFS")
+            options = [word for name in names for word in ("-e", f"{name}=/{name}")]
+            done = self.exec(*options, "box", "env")
+            for name in names:
+                self.assertIn(f"{name}=/{name}\n", done.stdout.decode())
+            done = self.exec("-e", "PATH=/none", "box", "/bin/busybox", "echo", "x")
+            self.assertEqual((done.returncode, done.stdout), (0, b"x\n"))
+            self.assertEqual(self.exec("-w", "/", "box", "pwd").stderr, b"")  # has its streams yet
         with self.subTest("words"):
             words = ["", " ", "a b", "'", '"', "$HOME", "*", "\\", "\n", "-n", "--", "é"]
             done = self.exec("box", "--", "printf", "[%s]", *words)
@@ -140,6 +150,19 @@ class Exec(harness.Test):
             command.signal(signal.SIGKILL)
             command.wait()
             self.wait_until(lambda: b"sleep 777" not in self.exec("box", "ps").stdout)
+        with self.subTest("also while it is being started, and what it has started"):
+            for i in range(8):
+                command = self.started("exec", "box", "sh", "-c", "sleep 779; true")
+                time.sleep(0.02 * i)
+                command.signal(signal.SIGKILL)
+                command.wait()
+            self.wait_until(lambda: b"sleep 779" not in self.exec("box", "ps").stdout)
+        with self.subTest("a signal is for all that it has started"):
+            command = self.started("exec", "box", "sh", "-c", "echo up; sleep 776; echo no")
+            command.out.expect("up", 60)
+            command.signal(signal.SIGINT)
+            self.assertEqual(command.wait(), 128 + signal.SIGINT)
+            self.wait_until(lambda: b"sleep 776" not in self.exec("box", "ps").stdout)
         with self.subTest("a reader that is gone"):
             done = subprocess.run(["sh", "-c", '"$@" | head -n 1', "sh", harness.QVM, "exec", "box",
                                    "yes"], capture_output=True, timeout=60)
@@ -199,6 +222,15 @@ class Exec(harness.Test):
         command.signal(signal.SIGINT)
         self.assertEqual(command.wait(), 128 + signal.SIGINT)
 
+    def test_a_client_that_left_during_the_boot(self):
+        """Its command is not started any more."""
+        client = self.started("exec", "box", "touch", "/tmp/started")
+        time.sleep(0.5)
+        client.signal(signal.SIGTERM)
+        self.assertEqual(client.wait(), 128 + signal.SIGTERM)
+        done = self.exec("box", "sh", "-c", "sleep 1; ls /tmp")
+        self.assertEqual((done.returncode, done.stdout), (0, b""))
+
     def test_what_goes_away_meanwhile(self):
         with self.subTest("the guest restarts"):
             command = self.started("exec", "box", "sh", "-c", "echo up; sleep 1000")
@@ -243,6 +275,15 @@ class Exec(harness.Test):
         self.wait_until(lambda: b"sleep 1000" in self.exec("box", "ps").stdout)
         command.signal(signal.SIGTERM)
         self.assertEqual(command.wait(), 128 + signal.SIGTERM)
+        with self.subTest("clients that are killed leave nothing in the supervisor"):
+            pid = self.ps()[0]["pid"]
+            count = len(os.listdir(f"/proc/{pid}/fd"))
+            for words in (("-i", "box", "cat"), ("box", "sh", "-c", "yes | head -c 9000000")) * 3:
+                client = self.started("exec", *words)
+                time.sleep(0.5)
+                client.signal(signal.SIGKILL)
+                client.wait()
+            self.wait_until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= count)
         self.assertEqual(self.exec("-w", "/", "box", "true").returncode, 125)
         self.assertEqual(self.exec("-t", "box", "true").returncode, 125)
         self.wait_until(lambda: not self._ports())

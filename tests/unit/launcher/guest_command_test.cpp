@@ -82,6 +82,24 @@ TEST_CASE("stderr of a command that was never started, or has no end") {
     CHECK(cut.finish().size() == 1 + std::string_view{secret}.size() + 1);
 }
 
+TEST_CASE("a guest that says no end of a line is not kept") {
+    const std::string endless(100'000, 'x');
+    GuestOutput output{secret};
+    CHECK(output.feed("a\0"s + secret + " ") == "a");
+    for (int i = 0; i < 3; ++i) CHECK(output.feed(endless).empty());
+    CHECK(output.end());
+    CHECK(output.finish().empty());
+
+    GuestStderr begin{secret};
+    CHECK(begin.feed(secret + " 1"s).empty());
+    CHECK(begin.feed(endless) == secret + " 1"s + endless);
+    GuestStderr end{secret};
+    CHECK(end.feed("\0"s + secret + " " + endless).empty());
+    CHECK(!end.exit_status());
+    CHECK(end.feed("more").empty());
+    CHECK(end.finish().empty());
+}
+
 TEST_CASE("what the agent says of a command that it captures") {
     using boost::json::parse;
     CHECK(!parse_guest_capture(parse(R"({"exited": false})")));
@@ -110,10 +128,13 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
     const auto& words = arguments.at("arg").get_array();
     CHECK(words.at(0) == "-c");
     std::string rest;
+    constexpr std::size_t inner = 10;
     for (std::size_t i = 2; i < words.size(); ++i)
-        rest += std::string{words.at(i).get_string()} + ",";
+        if (i != inner) rest += std::string{words.at(i).get_string()} + ",";
     CHECK(rest == "qvm,3,5ec4e7,/,,,0,0,A=1 2,--,printf,%s|,a b,$x,,");
     // What is in a script is a shell's.
-    const auto script = std::string{words.at(1).get_string()};
-    CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
+    for (const auto at : {std::size_t{1}, inner}) {
+        const auto script = std::string{words.at(at).get_string()};
+        CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
+    }
 }
