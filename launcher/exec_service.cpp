@@ -45,7 +45,7 @@ constexpr auto command_timeout = 30s;  // of QEMU and of the agent
 constexpr auto agent_patience = 10s;   // of a client, with a guest that has had time to boot
 constexpr auto silent_patience = 3s;   // before the client is told what it waits for
 constexpr auto open_patience = 20s;    // with the guest, for the ports of a command
-constexpr auto unplug_patience = 2s;   // with QEMU
+constexpr auto unplug_patience = 30s;  // with QEMU
 constexpr Clock::duration shortest_pause =
     20ms;  // between two questions whether a command has ended
 constexpr Clock::duration longest_pause = 500ms;
@@ -236,7 +236,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const bool taken = co_await take_request(*session);
         if (!taken) co_return;
         co_await wait_for_agent(*session);
-        const bool has_ports = co_await try_with_ports(*session);
+        const bool has_ports = co_await try_with_ports(session);
         if (!has_ports) start_capture(session);
     }
 
@@ -252,14 +252,14 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                        asio::detached);
     }
 
-    awaitable<bool> try_with_ports(Session& session) {
+    awaitable<bool> try_with_ports(std::shared_ptr<Session> session) {
         if (portless) co_return false;
         try {
-            co_await start_with_ports(session);
+            co_await start_with_ports(*session);
             co_return true;
         } catch (const NoPorts&) {
-            portless = !session.guest_command.terminal;  // which takes more
-            session.shell = 0;
+            portless = !session->guest_command.terminal;  // which takes more
+            session->shell = 0;
         }
         const Turn turn{*this};
         co_await turn.came();
@@ -592,13 +592,13 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         while (!retired.empty() && (!agent_up || unanswered < most_unanswered)) {
             const auto session = retired.front();
             retired.pop_front();
-            co_await unplug(*session);
+            co_await unplug(session);
         }
     }
 
     /// QEMU takes its time until a device has let go of its chardev (RCU): nobody waits for that.
-    awaitable<void> unplug(Session& session) {
-        const auto ids = std::exchange(session.ports, {});
+    awaitable<void> unplug(std::shared_ptr<Session> session) {
+        const auto ids = std::exchange(session->ports, {});
         for (const auto& id : ids) {
             --plugged;
             ++unanswered;
@@ -610,11 +610,16 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                 going.erase(id);  // it was never there
             }
         }
-        asio::co_spawn(listener.get_executor(), remove_chardevs(shared_from_this(), ids),
+        asio::co_spawn(listener.get_executor(),
+                       remove_chardevs(shared_from_this(), std::move(session), ids),
                        asio::detached);
     }
 
+    /// Until the device has let go, it tells the guest that the host has closed the port when our
+    /// socket is closed, and means by its number the port that has it by now
+    /// (hw/char/virtio-console.c: chr_event). So the session's sockets are kept for as long.
     static awaitable<void> remove_chardevs(std::shared_ptr<Core> self,
+                                           std::shared_ptr<Session> /*with its sockets*/,
                                            std::vector<std::string> ids) {
         const auto deadline = Clock::now() + unplug_patience;
         try {
