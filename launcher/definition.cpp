@@ -123,8 +123,14 @@ json::object parse_object(const std::string& text) {
 json::object to_json(const VmOptions& options) {
     json::array publish;
     for (const auto& port : options.publish) publish.emplace_back(to_string(port));
+    json::array drives;
+    for (auto drive : options.drives) {
+        drive.file = fs::absolute(drive.file).lexically_normal();
+        drives.emplace_back(to_string(drive));
+    }
     return {{"image", absolute(options.image)},
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
+            {"drives", std::move(drives)},
             {"memory_mib", options.memory_mib},
             {"cpus", options.cpus},
             {"net", options.net ? json::value(to_string(*options.net)) : json::value(nullptr)},
@@ -144,6 +150,8 @@ VmOptions vm_options_from(const json::object& object) {
     options.image = path_of(reader.text("image"));
     constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
     if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
+    for (const auto& text : reader.texts("drives"))
+        options.drives.push_back(parsed("drives", text, parse_drive));
     options.memory_mib = reader.number("memory_mib", options.memory_mib, most_memory);
     options.cpus = static_cast<unsigned>(reader.number("cpus", options.cpus, most_cpus));
     if (const auto net = reader.text("net")) options.net = parsed("net", *net, parse_net);

@@ -39,7 +39,7 @@ UniqueFd open_file(const std::string& what, const fs::path& path, int access) {
 
 /// QEMU's image lock: whoever writes holds byte 100 + 1, whoever lets nobody else write holds byte
 /// 200 + 1 (RAW_LOCK_PERM_BASE, RAW_LOCK_SHARED_BASE and BLK_PERM_WRITE in QEMU's block layer).
-bool is_in_use(int fd, bool persist) {
+bool is_in_use(int fd, bool writes) {
     const auto is_locked = [fd](off_t byte) {
         struct flock lock {};
         lock.l_type = F_WRLCK;
@@ -48,7 +48,7 @@ bool is_in_use(int fd, bool persist) {
         lock.l_len = 1;
         return ::fcntl(fd, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
     };
-    return is_locked(101) || (persist && is_locked(201));
+    return is_locked(101) || (writes && is_locked(201));
 }
 
 images::ImageInfo probe(const fs::path& path) {
@@ -87,20 +87,20 @@ std::uint64_t modification_time(int fd) {
            static_cast<std::uint64_t>(status.st_mtim.tv_nsec);
 }
 
-}  // namespace
-
-ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
-    const std::string what = "open image";
+/// Calls `check` with what qemu-img says of it.
+template <typename Check>
+ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
+                    Check check) {
     ImageFile image;
-    image.fd = open_file(what, path, persist ? O_RDWR : O_RDONLY);
-    if (is_in_use(image.fd.get(), persist))
+    image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
+    if (is_in_use(image.fd.get(), writes))
         throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
-                                  path.string(), persist ? "has it open" : "writes to it"));
+                                  path.string(), writes ? "has it open" : "writes to it"));
     try {
         images::check_header(image.fd.get(), trust_backing);
         const auto info = probe(path);
         images::check_image(info, trust_backing);
-        images::check_contents(image.fd.get(), info, has_kernel);
+        check(image.fd.get(), info);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
         image.modified = modification_time(image.fd.get());
     } catch (const images::Error& error) {
@@ -108,6 +108,27 @@ ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool t
     } catch (const std::system_error& error) {
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.code().message()));
     }
+    return image;
+}
+
+}  // namespace
+
+ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
+    return open_disk("open image", path, persist, trust_backing,
+                     [&](int fd, const images::ImageInfo& info) {
+                         images::check_contents(fd, info, has_kernel);
+                     });
+}
+
+ImageFile open_drive(const DriveOption& drive) {
+    auto image = open_disk("--drive", drive.file, !drive.read_only, false,
+                           [&](int fd, const images::ImageInfo& info) {
+                               if (drive.format == "raw") return;
+                               images::check_contents(fd, info, true);
+                               if (!drive.format.empty() && info.format != drive.format)
+                                   throw images::Error("is no " + drive.format);
+                           });
+    if (!drive.format.empty()) image.facts.format = drive.format;
     return image;
 }
 

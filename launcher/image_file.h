@@ -8,9 +8,9 @@
 
 namespace qvm {
 
-/// IMAGE, opened and found to be a disk.
+/// IMAGE, or a --drive, opened and found to be a disk.
 struct ImageFile {
-    UniqueFd fd;  ///< read-only, or read-write with persist
+    UniqueFd fd;  ///< read-only, or read-write where it is written to
     ImageFacts facts;
     std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
 };
@@ -19,6 +19,10 @@ struct ImageFile {
 /// Failure that names the path as the user did.
 ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
                      bool trust_backing);
+
+/// Opens a --drive likewise, for reading and writing unless it is read-only. A file of any contents
+/// may be given as raw.
+ImageFile open_drive(const DriveOption& drive);
 
 /// Bytes of an overlay over an image of `image_size` bytes, of which a user wants so many MiB.
 /// Throws Failure where that would lose some. Pure.

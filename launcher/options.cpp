@@ -67,7 +67,7 @@ std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
 /// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
 struct VmTexts {
     std::string image, disk_size, memory = "1G", cpus = "1", net, group, accel = "auto";
-    std::vector<std::string> publish;
+    std::vector<std::string> publish, drives;
 };
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
@@ -77,6 +77,10 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("--disk-size", texts.disk_size,
                    "Size of the disk, if larger than IMAGE's: 20G; MiB without a unit")
         ->type_name("SIZE");
+    app.add_option("--drive", texts.drives,
+                   "Another disk, which is written to: FILE[:ro][:format=raw|qcow2] (repeatable)")
+        ->allow_extra_args(false)
+        ->type_name("FILE");
     app.add_option("--cpus,--vcpus", texts.cpus, "Number of CPUs [1]")->type_name("N");
     app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]")
         ->type_name("MODE");
@@ -129,6 +133,8 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     options.accel = value_of("--accel", texts.accel, parse_accel);
     for (const auto& text : texts.publish)
         options.publish.push_back(value_of("--publish", text, parse_publish));
+    for (const auto& text : texts.drives)
+        options.drives.push_back(value_of("--drive", text, parse_drive));
     check_vm(app.get_name(), options);
 }
 

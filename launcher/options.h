@@ -21,7 +21,8 @@ struct VmOptions {
     std::optional<std::uint64_t> disk_mib;       ///< what the guest sees of it; unset: the image's
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
-    std::optional<NetOption> net;  ///< unset: nat, or whatever the group has
+    std::vector<DriveOption> drives;  ///< beside the image's disk
+    std::optional<NetOption> net;     ///< unset: nat, or whatever the group has
     std::optional<std::string> group;
     std::vector<PublishOption> publish;
     std::optional<std::filesystem::path> kernel;

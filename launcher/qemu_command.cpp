@@ -57,23 +57,27 @@ void add_channels(Command& command, const QemuFds& fds) {
 
 /// The image's own node. Unless it is trusted, it has no backing file whatever it says of itself,
 /// also if somebody exchanged it since it was looked at; null can be said in JSON only.
-std::string image_node(const QemuDisk& disk, const char* name, const char* file,
-                       const char* access) {
-    if (disk.format == "qcow2" && !disk.trust_backing)
-        return fmt::format(R"({{"driver":"qcow2","node-name":"{}","file":"{}",{},"backing":null}})",
-                           name, file, access);
-    return fmt::format(R"({{"driver":"{}","node-name":"{}","file":"{}",{}}})", disk.format, name,
-                       file, access);
+std::string image_node(const std::string& format, bool trust_backing, const std::string& name,
+                       bool read_only) {
+    const auto* access = read_only ? R"("read-only":true)" : R"("discard":"unmap")";
+    const auto* backing = format == "qcow2" && !trust_backing ? R"(,"backing":null)" : "";
+    return fmt::format(R"({{"driver":"{}","node-name":"{}","file":"{}-file",{}{}}})", format, name,
+                       name, access, backing);
+}
+
+/// A descriptor as a node that QEMU opens like a file (qemu(1), "-add-fd").
+void add_file(Command& command, int fd, int set, const std::string& name, bool read_only) {
+    command.add("-add-fd", fmt::format("fd={},set={}", fd, set));
+    command.add("-blockdev", fmt::format("driver=file,node-name={}-file,filename=/dev/fdset/{},{}",
+                                         name, set, read_only ? "read-only=on" : "discard=unmap"));
 }
 
 /// The image underneath, read-only, and the overlay that takes the writes. Both are descriptors:
 /// QEMU opens no path, and the format of each is fixed (qapi/block-core.json, BlockdevOptions).
 void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
-    command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
-    command.add("-add-fd", fmt::format("fd={},set=2", fds.overlay));
-    command.add("-blockdev", "driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on");
-    command.add("-blockdev", image_node(disk, "base", "base-file", R"("read-only":true)"));
-    command.add("-blockdev", "driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap");
+    add_file(command, fds.base, 1, "base", true);
+    command.add("-blockdev", image_node(disk.format, disk.trust_backing, "base", true));
+    add_file(command, fds.overlay, 2, "disk", false);
     // What is thrown away need not survive a power cut: flushes are left out.
     command.add("-blockdev", fmt::format("driver=qcow2,node-name=disk,file=disk-file,backing=base,"
                                          "discard=unmap{}",
@@ -82,15 +86,25 @@ void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fd
 
 void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds& fds) {
     if (disk.persist) {
-        command.add("-add-fd", fmt::format("fd={},set=1", fds.base));
-        command.add("-blockdev",
-                    "driver=file,node-name=disk-file,filename=/dev/fdset/1,discard=unmap");
-        command.add("-blockdev", image_node(disk, "disk", "disk-file", R"("discard":"unmap")"));
+        add_file(command, fds.base, 1, "disk", false);
+        command.add("-blockdev", image_node(disk.format, disk.trust_backing, "disk", false));
     } else {
         add_overlaid_disk(command, disk, fds);
     }
     // -kernel takes bootindex 0 for itself.
     command.add("-device", fmt::format("virtio-blk-pci,drive=disk{}", boots ? ",bootindex=0" : ""));
+}
+
+void add_drives(Command& command, const std::vector<QemuDrive>& drives, const QemuFds& fds) {
+    constexpr int first_set = 3;
+    for (int i = 0; i < static_cast<int>(drives.size()); ++i) {
+        const auto& drive = drives[static_cast<std::size_t>(i)];
+        const auto name = fmt::format("drive{}", i);
+        add_file(command, fds.first_drive + i, first_set + i, name, drive.read_only);
+        command.add("-blockdev", image_node(drive.format, false, name, drive.read_only));
+        command.add("-device", fmt::format("virtio-blk-pci,drive={}{}", name,
+                                           drive.serial.empty() ? "" : ",serial=" + drive.serial));
+    }
 }
 
 std::string fd_list(int first, unsigned count) {
@@ -99,7 +113,7 @@ std::string fd_list(int first, unsigned count) {
     return list;
 }
 
-void add_nic(Command& command, const QemuNic& nic, const QemuFds& fds) {
+void add_nic(Command& command, const QemuNic& nic, int first_tap) {
     const bool several = nic.queues > 1;
     if (nic.queues == 0) {
         std::string netdev = "user,id=net0";
@@ -107,11 +121,10 @@ void add_nic(Command& command, const QemuNic& nic, const QemuFds& fds) {
         command.add("-netdev", std::move(netdev));
     } else {
         auto netdev = fmt::format("tap,id=net0,{}={}", several ? "fds" : "fd",
-                                  fd_list(fds.first_tap, nic.queues));
+                                  fd_list(first_tap, nic.queues));
         if (nic.vhost)
-            netdev +=
-                fmt::format(",vhost=on,{}={}", several ? "vhostfds" : "vhostfd",
-                            fd_list(fds.first_tap + static_cast<int>(nic.queues), nic.queues));
+            netdev += fmt::format(",vhost=on,{}={}", several ? "vhostfds" : "vhostfd",
+                                  fd_list(first_tap + static_cast<int>(nic.queues), nic.queues));
         command.add("-netdev", std::move(netdev));
     }
     // No romfile: there is nobody to boot from over this network.
@@ -141,7 +154,9 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     add_machine(command, spec);
     add_channels(command, fds);
     if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
-    if (spec.nic) add_nic(command, *spec.nic, fds);
+    add_drives(command, spec.drives, fds);
+    if (spec.nic)
+        add_nic(command, *spec.nic, fds.first_drive + static_cast<int>(spec.drives.size()));
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
     if (!spec.initrd.empty()) command.add("-initrd", spec.initrd);
     if (!spec.append.empty()) command.add("-append", spec.append);

@@ -17,7 +17,7 @@ struct QemuFds {
     int firmware = 6;  ///< what SeaBIOS says of itself
     int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
     int overlay = 8;
-    int first_tap = 9;  ///< the TAP's queues follow one another, then vhost's
+    int first_drive = 9;  ///< one for each; then come the TAP's queues, then vhost's
 };
 
 struct QemuNic {
@@ -35,12 +35,20 @@ struct QemuDisk {
     bool trust_backing = false;  ///< QEMU may open the files that the image names
 };
 
+/// A disk beside the one that boots.
+struct QemuDrive {
+    std::string format;
+    bool read_only = false;
+    std::string serial{};  ///< by which the guest may know it
+};
+
 struct QemuSpec {
     std::string name;
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
     bool kvm = false;
     std::optional<QemuDisk> disk;
+    std::vector<QemuDrive> drives{};
     std::optional<QemuNic> nic;
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;

@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <fstream>
@@ -91,6 +92,30 @@ void check_writable(const char* option, const std::filesystem::path& path) {
         fmt::format("{} '{}': {}", option, path.string(), std::generic_category().message(errno)));
 }
 
+bool is_same_file(int one, int other) {
+    struct stat a {
+    }, b{};
+    return ::fstat(one, &a) == 0 && ::fstat(other, &b) == 0 && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
+/// After the image.
+void open_drives(PreparedRun& prepared) {
+    std::vector<std::pair<int, bool>> others;  // that QEMU opens, and whether it writes to them
+    if (prepared.image) others.emplace_back(prepared.image->fd.get(), prepared.options.persist);
+    for (const auto& drive : prepared.options.vm.drives) {
+        prepared.drives.push_back(open_drive(drive));
+        const int fd = prepared.drives.back().fd.get();
+        for (const auto& [other, writes] : others)
+            if (is_same_file(fd, other) && (writes || !drive.read_only))
+                throw Failure(fmt::format(
+                    "--drive '{}': the guest has that file as another disk, and one of the two is "
+                    "written to",
+                    drive.file.string()));
+        others.emplace_back(fd, !drive.read_only);
+    }
+}
+
 void open_disk(PreparedRun& prepared, const std::optional<Definition>& definition) {
     const auto& vm = prepared.options.vm;
     if (!vm.image) return;
@@ -170,6 +195,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
     const auto name = options.name.value_or(id_name(vm.image, id));
     open_disk(prepared, definition);
+    open_drives(prepared);
     if (!options.dry_run) bind_ports(prepared);
     if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
@@ -179,6 +205,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
                                  network.guest, vhost);
+    for (std::size_t i = 0; i < vm.drives.size(); ++i)
+        prepared.plan.qemu.drives.push_back(
+            drive_plan(vm.drives[i], prepared.drives[i].facts.format));
     // Last, so that an error stands alone.
     if (!accel.why_not_kvm.empty())
         warn(options, fmt::format("no KVM here ({}): QEMU's TCG runs the guest, much slower",

@@ -167,6 +167,8 @@ class Supervisor final : public Controlled {
         // detach() changes directory.
         for (auto* path : {&state_.vm.image, &state_.vm.kernel, &state_.vm.initrd})
             if (*path) *path = std::filesystem::absolute(**path).lexically_normal();
+        for (auto& drive : state_.vm.drives)
+            drive.file = std::filesystem::absolute(drive.file).lexically_normal();
         state_.network = run_.plan.network;
         state_.guest = run_.plan.guest;
         state_.ports = state_.vm.publish;
@@ -219,11 +221,13 @@ class Supervisor final : public Controlled {
         if (overlay) spec.inherit.push_back({overlay.get(), numbers.overlay});
         // After this function QEMU is the only holder of TAP and overlay: its end is theirs.
         std::vector<UniqueFd> devices;
-        if (network_) devices = network_->take_tap();
+        for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
+        if (network_)
+            for (auto& fd : network_->take_tap()) devices.push_back(std::move(fd));
         if (network_ && run_.plan.qemu.nic->vhost)
             for (auto& fd : network_->take_vhost()) devices.push_back(std::move(fd));
         for (std::size_t i = 0; i < devices.size(); ++i)
-            spec.inherit.push_back({devices[i].get(), numbers.first_tap + static_cast<int>(i)});
+            spec.inherit.push_back({devices[i].get(), numbers.first_drive + static_cast<int>(i)});
         debug(shell_text(spec.argv));
         qemu_.start(std::move(spec));
         state_.qemu_pid = qemu_.child->pid();
@@ -1034,7 +1038,12 @@ class Supervisor final : public Controlled {
     }
 
     /// Whether what the guest wrote last is worth to wait for.
-    [[nodiscard]] bool keeps_disk() const { return run_.options.persist || run_.named; }
+    [[nodiscard]] bool keeps_disk() const {
+        const auto& drives = run_.plan.qemu.drives;
+        return run_.options.persist || run_.named ||
+               std::any_of(drives.begin(), drives.end(),
+                           [](const auto& drive) { return !drive.read_only; });
+    }
 
     [[nodiscard]] Clock::duration grace() const {
         return keeps_disk() ? Clock::duration{write_grace} : Clock::duration{exit_grace};

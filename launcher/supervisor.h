@@ -30,6 +30,7 @@ struct PreparedRun {
     VmPlan plan;
     Directories directories;
     std::optional<ImageFile> image;
+    std::vector<ImageFile> drives;
     UniqueFd overlay;     ///< of a VM that was created; else one is made that goes with it
     bool named = false;   ///< by `qvm create`
     std::string created;  ///< RFC 3339, UTC

@@ -223,6 +223,34 @@ std::string to_string(const PublishOption& publish) {
                        publish.host_port, publish.guest_port, publish.udp ? "udp" : "tcp");
 }
 
+DriveOption parse_drive(std::string_view text) {
+    constexpr std::string_view format_key = "format=";
+    DriveOption drive;
+    for (;;) {
+        const auto colon = text.rfind(':');
+        if (colon == std::string_view::npos) break;
+        const auto word = text.substr(colon + 1);
+        if (word == "ro")
+            drive.read_only = true;
+        else if (word.starts_with(format_key))
+            drive.format = word.substr(format_key.size());
+        else
+            break;
+        text = text.substr(0, colon);
+    }
+    if (text.empty()) throw Failure("must be FILE[:ro][:format=raw|qcow2]");
+    if (!drive.format.empty() && drive.format != "raw" && drive.format != "qcow2")
+        throw Failure(fmt::format("has an unknown format '{}'", drive.format),
+                      "formats are raw and qcow2");
+    drive.file = text;
+    return drive;
+}
+
+std::string to_string(const DriveOption& drive) {
+    return drive.file.string() + (drive.read_only ? ":ro" : "") +
+           (drive.format.empty() ? "" : ":format=" + drive.format);
+}
+
 std::string to_string(const NetOption& net) {
     std::string text{to_string(net.mode)};
     if (net.subnet) text += ",subnet=" + net.subnet->to_string();

@@ -4,6 +4,7 @@
 #include <boost/asio/ip/network_v4.hpp>
 #include <chrono>
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -42,6 +43,16 @@ struct PublishOption {
 PublishOption parse_publish(std::string_view text);
 /// As it is written on the command line.
 std::string to_string(const PublishOption& publish);
+
+/// What --drive says: FILE[:ro][:format=raw|qcow2]
+struct DriveOption {
+    std::filesystem::path file;
+    bool read_only = false;
+    std::string format{};  ///< empty: the file's own
+};
+DriveOption parse_drive(std::string_view text);
+/// As it is written on the command line.
+std::string to_string(const DriveOption& drive);
 
 /// The reverse of parse_net().
 std::string to_string(const NetOption& net);

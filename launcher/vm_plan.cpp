@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 
 #include "launcher/image_file.h"
 #include "launcher/publish.h"
@@ -67,6 +68,14 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
     qemu.extra = options.qemu_args;
     return plan;
+}
+
+QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
+    constexpr std::size_t longest = 20;  // VIRTIO_BLK_ID_BYTES
+    auto serial = drive.file.stem().string().substr(0, longest);
+    for (char& c : serial)
+        if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '-';
+    return {.format = format, .read_only = drive.read_only, .serial = std::move(serial)};
 }
 
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,

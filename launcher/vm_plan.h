@@ -36,6 +36,9 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                     const std::optional<netns::NetworkPlan>& network,
                     const std::optional<netns::GuestPlan>& guest, bool vhost);
 
+/// A --drive whose file is of that format. Pure.
+QemuDrive drive_plan(const DriveOption& drive, const std::string& format);
+
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,

@@ -70,6 +70,32 @@ class Images(harness.Test):
                 self.assert_refused(done, "--disk-size 10M: the image has 64 MiB already")
         self.assert_refused(self.qvm("run", "--persist", "--disk-size", "1G", image), "--disk-size")
 
+    def test_drives(self):
+        raw, qcow2 = self.host.files / "data.raw", self.host.files / "more.qcow2"
+        raw.write_bytes(b"from the host\n".ljust(1024 * 1024, b"\0"))
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", qcow2, "8M")
+        for file in (raw, qcow2):
+            self.addCleanup(file.unlink)
+        files = ["-q", "--net", "none", *self.boot_files()]
+
+        def look(command, *drives):
+            words = [word for drive in drives for word in ("--drive", drive)]
+            return self.qvm("run", *files, *words, "--", "sh", "-c", command, seconds=60)
+
+        done = look("head -n 1 /dev/vda; echo x >/dev/vda; cat /sys/block/vdb/size /sys/block/vdb/serial; "
+                    "echo kept >/dev/vdb && sync", f"{raw}:ro", qcow2)
+        self.assertEqual(done.stdout, "from the host\n16384\nmore")
+        self.assertIn("not permitted", done.stderr)
+        with self.subTest("it is the file that was written"):
+            done = look("head -c 5 /dev/vda; head -c 3 /dev/vdb", f"{qcow2}:ro", f"{qcow2}:ro:format=raw")
+            self.assertEqual((done.stdout, done.stderr), ("kept\nQFI", ""))
+        with self.subTest("the same file twice"):
+            self.assert_refused(look("true", qcow2, f"{qcow2}:ro"), "--drive.*another disk")
+        with self.subTest("refused"):
+            for drive, why in ((self.host.files / "none", "No such file"), (f"{raw}:format=qcow2", "is no qcow2"),
+                               (":ro", "must be FILE")):
+                self.assert_refused(self.qvm("run", "--drive", drive, self.demo), f"--drive.*{why}")
+
     def test_persist_locks_the_image(self):
         image = self.host.files / "locked.raw"
         image.write_bytes(harness.HANG)

@@ -20,6 +20,7 @@ Definition everything() {
     auto& vm = definition.vm;
     vm.image = "/images/disk.qcow2";
     vm.disk_mib = 20480;
+    vm.drives = {parse_drive("/images/a:b.raw:ro:format=raw"), parse_drive("/images/c")};
     vm.memory_mib = 2048;
     vm.cpus = 4;
     vm.net = parse_net("nat,mac=52:54:00:00:00:01,mtu=1400");

@@ -118,8 +118,8 @@ TEST_CASE("a command's sockets stay open until QEMU's devices have let go of the
         co_await monitor.handshake(10s);
         co_await agent.handshake(10s);
         ExecService service{context.get_executor(),
-                            listen_on(directory.path / "exec.sock", SOCK_SEQPACKET), monitor,
-                            agent, 10s};
+                            listen_on(directory.path / "exec.sock", SOCK_SEQPACKET), monitor, agent,
+                            10s};
         service.agent_is_up();
         auto client = service.connect();
         const std::string request =

@@ -44,9 +44,9 @@ TEST_CASE("the whole command of a plain VM") {
     -device virtio-rng-pci \
     -device pvpanic-pci \
     -add-fd fd=7,set=1 \
-    -add-fd fd=8,set=2 \
     -blockdev driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on \
     -blockdev '{"driver":"qcow2","node-name":"base","file":"base-file","read-only":true,"backing":null}' \
+    -add-fd fd=8,set=2 \
     -blockdev driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap \
     -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap,cache.no-flush=on \
     -device virtio-blk-pci,drive=disk,bootindex=0 \
@@ -71,6 +71,23 @@ TEST_CASE("--persist: the image itself, with its flushes") {
     CHECK(text.find("set=2") == std::string::npos);
     CHECK(text.find("no-flush") == std::string::npos);
     CHECK(text.find("read-only") == std::string::npos);
+}
+
+TEST_CASE("drives come before the TAP, and name no other file") {
+    auto spec = example();
+    spec.drives = {{.format = "qcow2", .serial = "data"}, {.format = "raw", .read_only = true}};
+    const auto text = shell_text(qemu_command(spec));
+    CHECK(text.find(R"(
+    -add-fd fd=9,set=3 \
+    -blockdev driver=file,node-name=drive0-file,filename=/dev/fdset/3,discard=unmap \
+    -blockdev '{"driver":"qcow2","node-name":"drive0","file":"drive0-file","discard":"unmap","backing":null}' \
+    -device virtio-blk-pci,drive=drive0,serial=data \
+    -add-fd fd=10,set=4 \
+    -blockdev driver=file,node-name=drive1-file,filename=/dev/fdset/4,read-only=on \
+    -blockdev '{"driver":"raw","node-name":"drive1","file":"drive1-file","read-only":true}' \
+    -device virtio-blk-pci,drive=drive1 \
+    -netdev tap,id=net0,fd=11 \
+)") != std::string::npos);
 }
 
 TEST_CASE("only a trusted image may name its backing file") {

@@ -37,6 +37,18 @@ TEST_CASE("durations: seconds without a unit") {
     }
 }
 
+TEST_CASE("--drive: a file, and how it is used") {
+    const auto drive = parse_drive("a:b.img:format=qcow2:ro");
+    CHECK(drive.file == "a:b.img");
+    CHECK(drive.read_only);
+    CHECK(drive.format == "qcow2");
+    CHECK(to_string(drive) == "a:b.img:ro:format=qcow2");
+    CHECK(to_string(parse_drive("disk")) == "disk");
+    CHECK(parse_drive("a:rw").file == "a:rw");
+    CHECK_THROWS_WITH(parse_drive(":ro"), "must be FILE[:ro][:format=raw|qcow2]");
+    CHECK_THROWS_WITH(parse_drive("a:format=vdi"), "has an unknown format 'vdi'");
+}
+
 TEST_CASE("--net: a mode and its keys") {
     CHECK(parse_net("isolated").mode == NetOption::Mode::isolated);
     CHECK(parse_net("none").mode == NetOption::Mode::none);
