@@ -17,6 +17,8 @@ int inspect(const InspectOptions& options);
 int logs(const LogsOptions& options);
 int console(const ConsoleOptions& options);
 int exec(const ExecOptions& options);
+int ssh(const SshOptions& options);
+int ssh_config(const SshConfigOptions& options);
 int copy(const CopyOptions& options);
 int events(const EventsOptions& options);
 int qmp_command(const QmpOptions& options);

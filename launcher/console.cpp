@@ -95,7 +95,9 @@ void Console::watch(std::string_view bytes) {
         ended_lines_.emplace_back(line);
         if (ended_lines_.size() > kept_lines) ended_lines_.pop_front();
         if (auto reason = panic_reason(line)) panic_reason_ = std::move(*reason);
+        handlers_.line(line);
     });
+    if (!lines_.open().empty()) handlers_.line(lines_.open());
     panic_.cancel();
     if (lines_.open().empty() && is_panic_end(lines_.ended())) {
         panic_.expires_after(panic_pause);

@@ -23,7 +23,8 @@ namespace qvm {
 class Console {
   public:
     struct Handlers {
-        std::function<void()> panicked;  ///< the kernel said so and stays so
+        std::function<void()> panicked;              ///< the kernel said so and stays so
+        std::function<void(std::string_view)> line;  ///< was printed, as a whole or as yet
         /// What the guest prints goes nowhere: its reader is gone (EPIPE), or the disk is full,
         /// say.
         std::function<void(std::error_code)> stdout_failed;

@@ -31,6 +31,15 @@ double number(const qmp::Request& request, const char* key, double otherwise, do
     return number;
 }
 
+std::string text(const qmp::Request& request, const char* key) {
+    const auto* value = request.arguments.if_contains(key);
+    if (value == nullptr || !value->is_string())
+        throw qmp::CommandError(
+            request.command, "GenericError",
+            fmt::format("Invalid parameter type for '{}', expected: string", key));
+    return std::string{value->get_string()};
+}
+
 milliseconds timeout_of(const qmp::Request& request) {
     constexpr double longest = 86400.0 * 365;
     const auto seconds =
@@ -48,6 +57,7 @@ Controlled::Answer carry_out(Controlled& vm, qmp::Request request) {
     if (command == "qvm-kill") co_return co_await vm.kill();
     if (command == "qvm-wait") co_return co_await vm.wait();
     if (command == "qvm-restart") co_return co_await vm.restart(timeout_of(request));
+    if (command == "qvm-wait-for") co_return co_await vm.wait_for(text(request, "stage"));
     if (command == "qvm-inspect") co_return vm.inspect();
     if (command == "qvm-query-console") co_return json::object{{"attached", vm.console_clients()}};
     if (command == "qvm-resize-console") {

@@ -25,6 +25,9 @@ class Controlled {
     virtual Answer wait() = 0;
     /// Powers the guest down (after `timeout` without its consent) and boots it again.
     virtual Answer restart(std::chrono::milliseconds timeout) = 0;
+    /// Answers when the guest has come so far, or has had time for a boot: with the "problem", or
+    /// null.
+    virtual Answer wait_for(std::string stage) = 0;
     /// All that `qvm inspect` shows.
     virtual boost::json::value inspect() = 0;
     /// How many are attached to the console.

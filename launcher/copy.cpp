@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,6 +20,8 @@
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
 #include "launcher/guest_process.h"
+#include "launcher/guest_script.h"
+#include "launcher/memory_file.h"
 #include "launcher/process.h"
 #include "launcher/unix_socket.h"
 
@@ -70,26 +71,6 @@ exit $status)";
 std::string reason(int error) {
     return std::generic_category().message(error);
 }
-
-/// What a command prints, in memory.
-class Text {
-  public:
-    Text() : file_(::memfd_create("qvm", MFD_CLOEXEC)) {
-        if (!file_) throw Failure("make a file in memory: " + reason(errno));
-    }
-    [[nodiscard]] int fd() const { return file_.get(); }
-    /// The first line: what comes after it are mostly consequences.
-    [[nodiscard]] std::string first_line() const {
-        std::array<char, 4096> bytes;
-        const auto size = ::pread(file_.get(), bytes.data(), bytes.size(), 0);
-        const std::string_view text{bytes.data(),
-                                    static_cast<std::size_t>(std::max<ssize_t>(size, 0))};
-        return std::string{text.substr(0, text.find('\n'))};
-    }
-
-  private:
-    UniqueFd file_;
-};
 
 struct Pipe {
     Pipe() {
@@ -150,22 +131,14 @@ class Tar {
     awaitable<void> end() {
         const auto status = co_await child_.wait();
         if (status.code == 0 && status.signal == 0) co_return;
-        const auto why = said_.first_line();
+        const auto why = first_line(said_.text());
         throw Failure(why.empty() ? "tar: " + status.describe() : why);
     }
 
   private:
-    Text said_;
+    MemoryFile said_;
     Child child_;
 };
-
-/// A script of ours with its parameters, in the guest.
-template <typename... Words>
-GuestCommand script(const char* text, const Words&... words) {
-    GuestCommand command;
-    command.argv = {"sh", "-c", text, "sh", words...};
-    return command;
-}
 
 std::vector<std::string> pack_command(const fs::path& directory, const std::string& name) {
     return {"tar", "-C", directory.string(), "-cf", "-", "--", name};
@@ -222,7 +195,7 @@ class Copy {
         const bool directory = fs::is_directory(status);
         const std::string kind = contents ? "contents" : directory ? "directory" : "file";
         auto command =
-            script(unpack, guest_path(options_.to.path), source.filename().string(), kind);
+            guest_script(unpack, guest_path(options_.to.path), source.filename().string(), kind);
         Pipe pipe;
         Tar tar{directory ? pack_command(source, ".")
                           : pack_command(source.parent_path(), source.filename()),
@@ -236,11 +209,11 @@ class Copy {
         const bool contents = means_contents(options_.from.path);
         const auto given = fs::path{guest_path(options_.from.path)}.lexically_normal();
         const auto source = given.has_filename() ? given : given.parent_path();
-        Text kind;
-        auto command = script(look, source.string());
+        MemoryFile kind;
+        auto command = guest_script(look, source.string());
         co_await in_guest(std::move(command), -1, kind.fd());
-        const bool directory = kind.first_line() == "directory";
-        command = script(pack, source.string(), kind.first_line());
+        const bool directory = first_line(kind.text()) == "directory";
+        command = guest_script(pack, source.string(), first_line(kind.text()));
         fs::path target{options_.to.path};
         if (fs::is_directory(target) && !(directory && contents)) target /= source.filename();
         if (directory) {
@@ -278,13 +251,13 @@ class Copy {
 
     /// Throws Failure with what the script says of its failure.
     awaitable<void> in_guest(GuestCommand command, int in, int out) {
-        Text nowhere, said;
+        MemoryFile nowhere, said;
         ask(std::move(command), in, out >= 0 ? out : nowhere.fd(), said.fd());
         const int status = co_await process_->end();
         transferred_ += process_->transferred();
         process_.reset();
         if (status != 0 && status != status::signalled + SIGPIPE)
-            throw Failure(fmt::format("in the guest: {}", said.first_line()));
+            throw Failure(fmt::format("in the guest: {}", first_line(said.text())));
     }
 
     awaitable<void> watch_signals() {

@@ -123,13 +123,16 @@ json::object parse_object(const std::string& text) {
 json::object to_json(const VmOptions& options) {
     json::array publish;
     for (const auto& port : options.publish) publish.emplace_back(to_string(port));
-    json::array drives;
+    json::array drives, ssh_keys;
+    for (const auto& file : options.ssh_keys) ssh_keys.push_back(absolute(std::optional{file}));
     for (auto drive : options.drives) {
         drive.file = fs::absolute(drive.file).lexically_normal();
         drives.emplace_back(to_string(drive));
     }
     return {{"image", absolute(options.image)},
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
+            {"user_data", absolute(options.user_data)},
+            {"ssh_keys", std::move(ssh_keys)},
             {"drives", std::move(drives)},
             {"memory_mib", options.memory_mib},
             {"cpus", options.cpus},
@@ -150,6 +153,8 @@ VmOptions vm_options_from(const json::object& object) {
     options.image = path_of(reader.text("image"));
     constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
     if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
+    options.user_data = path_of(reader.text("user_data"));
+    for (const auto& text : reader.texts("ssh_keys")) options.ssh_keys.emplace_back(text);
     for (const auto& text : reader.texts("drives"))
         options.drives.push_back(parsed("drives", text, parse_drive));
     options.memory_mib = reader.number("memory_mib", options.memory_mib, most_memory);

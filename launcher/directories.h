@@ -20,6 +20,7 @@ struct Directories {
     [[nodiscard]] std::filesystem::path groups() const { return run / ".groups"; }
     [[nodiscard]] std::filesystem::path forwarding() const { return run / ".forwarding"; }
     [[nodiscard]] std::filesystem::path listeners() const { return run / ".events"; }
+    [[nodiscard]] std::filesystem::path ssh() const { return data / "ssh"; }
     [[nodiscard]] std::filesystem::path vms() const { return data / "vm"; }
 };
 

@@ -25,6 +25,8 @@ struct Execute {
     int operator()(const qvm::LogsOptions& o) const { return qvm::logs(o); }
     int operator()(const qvm::ConsoleOptions& o) const { return qvm::console(o); }
     int operator()(const qvm::ExecOptions& o) const { return qvm::exec(o); }
+    int operator()(const qvm::SshOptions& o) const { return qvm::ssh(o); }
+    int operator()(const qvm::SshConfigOptions& o) const { return qvm::ssh_config(o); }
     int operator()(const qvm::CopyOptions& o) const { return qvm::copy(o); }
     int operator()(const qvm::EventsOptions& o) const { return qvm::events(o); }
     int operator()(const qvm::QmpOptions& o) const { return qvm::qmp_command(o); }

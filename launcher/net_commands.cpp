@@ -1,6 +1,5 @@
 // net ls, net inspect, net exec: the namespaces of living VMs and groups.
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <sched.h>
 #include <signal.h>
@@ -98,21 +97,6 @@ LivingVm member_of(const Directories& directories, const std::string& name) {
     return std::move(*found);
 }
 
-/// The namespace, by the supervisor's own descriptor of it.
-UniqueFd open_namespace(const Directories& directories, const LivingVm& vm) {
-    const auto pid = vm.number("pid");
-    const auto path = fmt::format("/proc/{}/fd/{}", pid, vm.number("namespace_fd"));
-    UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-    const int error = errno;
-    // The pid was the supervisor's while we opened it, if it still is.
-    if (supervisor_of(directories.run, vm.text("name")) != std::optional{static_cast<pid_t>(pid)})
-        throw not_running(directories, vm.text("name"));
-    if (!fd)
-        throw Failure(fmt::format("open the namespace '{}': {}", path,
-                                  std::generic_category().message(error)));
-    return fd;
-}
-
 void check(int result, const std::string& step) {
     if (result < 0)
         throw Failure(
@@ -173,7 +157,7 @@ int net_exec(const NetExecOptions& options) {
     const auto group = vm.text("group");
     const auto directory =
         group.empty() ? directories.run / vm.text("name") : directories.groups() / group;
-    const auto space = open_namespace(directories, vm);
+    const auto space = open_namespace(directories.run, vm);
     enter(space.get(), directory / "resolv.conf");
 
     std::vector<char*> argv;

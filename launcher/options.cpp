@@ -77,6 +77,13 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("--disk-size", texts.disk_size,
                    "Size of the disk, if larger than IMAGE's: 20G; MiB without a unit")
         ->type_name("SIZE");
+    app.add_option("--user-data,--cloud-init", options.user_data,
+                   "User data for the guest's cloud-init")
+        ->type_name("FILE");
+    app.add_option("--ssh-key", options.ssh_keys,
+                   "Public keys that may log in, beside qvm's own (repeatable)")
+        ->allow_extra_args(false)
+        ->type_name("FILE");
     app.add_option("--drive", texts.drives,
                    "Another disk, which is written to: FILE[:ro][:format=raw|qcow2] (repeatable)")
         ->allow_extra_args(false)
@@ -138,6 +145,30 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     check_vm(app.get_name(), options);
 }
 
+/// Whether the guest's port 22 can be reached by somebody.
+bool publishes_ssh(const VmOptions& vm) {
+    return std::any_of(vm.publish.begin(), vm.publish.end(), [](const auto& port) {
+        return port.guest_port == 22 && !port.udp && port.host_address.is_v4();
+    });
+}
+
+void check_wait_for(const RunOptions& options) {
+    using Stage = WaitForOption::Stage;
+    const auto mode = options.vm.net_or_default().mode;
+    for (const auto& stage : options.wait_for) {
+        if (stage.stage != Stage::ssh && stage.stage != Stage::tcp) continue;
+        const auto what = "--wait-for " + to_string(stage);
+        if (mode == NetOption::Mode::none)
+            throw Failure(what + ": a guest with --net none has no network");
+        if (mode != NetOption::Mode::user) continue;
+        if (stage.stage == Stage::tcp)
+            throw Failure(what + ": QEMU's user networking does not tell whether a port is open");
+        if (!publishes_ssh(options.vm))
+            throw Failure(what + ": --net user has no way to the guest's port 22",
+                          "-p 2222:22 makes one");
+    }
+}
+
 void add_verbosity(CLI::App& app, Verbosity& verbosity) {
     app.add_flag("-q,--quiet", verbosity.quiet, "No notes on stderr, only errors");
     app.add_flag("-D,--debug", verbosity.debug, "Say on stderr what is done");
@@ -182,6 +213,7 @@ class Parser {
         add_logs();
         add_console();
         add_exec();
+        add_ssh();
         add_copy();
         add_events();
         add_qmp();
@@ -248,6 +280,8 @@ class Parser {
                     run_.timeout = value_of("--timeout", timeout_, parse_duration);
                 if (app->count("--boot-timeout") > 0)
                     run_.boot_timeout = value_of("--boot-timeout", boot_timeout_, parse_duration);
+                run_.wait_for = wait_for();
+                check_wait_for(run_);
                 run_.timings = app->count("--timings") > 0;
                 if (run_.timings && timings_ != "-") run_.timings_file = timings_;
                 return run_;
@@ -264,6 +298,7 @@ class Parser {
                         "Time for the guest to boot until its agent answers; with a\n"
                         "command [1m, 5m without KVM]")
             ->type_name("TIME");
+        add_wait_for(added);
         add_command_options(added, run_.interactive);
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
         added.add_flag("--audit", run_.audit,
@@ -277,6 +312,22 @@ class Parser {
         add_verbosity(added, run_.verbosity);
         with_command_.push_back(&added);
         added.footer(std::string{vm_footer} + run_footer);
+    }
+
+    void add_wait_for(CLI::App& app) {
+        app.add_option("--wait-for", wait_for_,
+                       "The guest is ready when it has come so far: agent, ssh, cloud-init,\n"
+                       "tcp:PORT, log:REGEX; in the boot's time, and before --detach leaves or\n"
+                       "a command runs (repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("STAGE");
+    }
+
+    [[nodiscard]] std::vector<WaitForOption> wait_for() const {
+        std::vector<WaitForOption> stages;
+        for (const auto& text : wait_for_)
+            stages.push_back(value_of("--wait-for", text, parse_wait_for));
+        return stages;
     }
 
     /// Only after "--": the options of `run` may stand behind IMAGE, too.
@@ -310,9 +361,11 @@ class Parser {
     void add_start() {
         auto& added = add("start", "Start a VM that was created", [this](auto*) {
             start_.name = parse_names({name_}).front();
+            start_.wait_for = wait_for();
             return start_;
         });
         added.add_option("NAME", name_, "The VM")->required();
+        add_wait_for(added);
         add_verbosity(added, start_.verbosity);
     }
 
@@ -392,9 +445,14 @@ class Parser {
         app.footer(example);
     }
 
+    [[nodiscard]] std::vector<std::string> words_of(const CLI::App& app) const {
+        auto words = app.remaining();
+        words.insert(words.end(), command_.begin(), command_.end());
+        return words;
+    }
+
     std::vector<std::string> command_of(const CLI::App& app) {
-        auto command = app.remaining();
-        command.insert(command.end(), command_.begin(), command_.end());
+        auto command = words_of(app);
         if (!command.empty()) return command;
         const auto path = path_of(app_);
         throw Failure(path.substr(path.find(' ') + 1) + ": COMMAND is missing", path + " --help");
@@ -430,6 +488,29 @@ class Parser {
         add_command_options(added, exec_.interactive);
         added.add_option("NAME", name_, "The VM")->required();
         take_command(added, "qvm exec NAME [--] COMMAND [ARG...]\n\n  qvm exec web -- uname -a\n");
+    }
+
+    void add_ssh() {
+        auto& added = add("ssh", "Log in to a guest with OpenSSH", [this](auto* app) {
+            const auto at = name_.rfind('@');
+            if (at != std::string::npos) ssh_.user = name_.substr(0, at);
+            ssh_.name = parse_names({name_.substr(at == std::string::npos ? 0 : at + 1)}).front();
+            ssh_.command = words_of(*app);
+            return ssh_;
+        });
+        added.add_option("NAME", name_, "The VM, as NAME or USER@NAME; USER [root]")->required();
+        added.add_flag("--proxy", ssh_.proxy,
+                       "Hand a connection to the ssh that runs this: its ProxyCommand, with\n"
+                       "ProxyUseFdpass");
+        take_command(
+            added,
+            "qvm ssh [USER@]NAME [[--] COMMAND [ARG...]]\n\n"
+            "The guest needs sshd, and cloud-init or qemu-guest-agent to get qvm's key.\n");
+        auto& config = add("ssh-config", "Print ssh_config(5) for VMs that run",
+                           [this](auto*) { return SshConfigOptions{parse_names(names_)}; });
+        config.add_option("NAME", names_, "The VMs [all]");
+        config.footer(
+            "  qvm ssh-config >vms.conf\n  rsync -e 'ssh -F vms.conf' -a src/ web:src/\n");
     }
 
     void add_copy() {
@@ -570,7 +651,7 @@ class Parser {
 
     VmTexts texts_;
     std::string name_, source_, target_, timeout_, boot_timeout_, timings_, shell_;
-    std::vector<std::string> names_;
+    std::vector<std::string> names_, wait_for_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
     bool terminal_ = false;
@@ -582,6 +663,7 @@ class Parser {
     PsOptions ps_;
     LogsOptions logs_;
     ExecOptions exec_;
+    SshOptions ssh_;
     CopyOptions copy_;
     EventsOptions events_;
     QmpOptions qmp_;

@@ -21,8 +21,10 @@ struct VmOptions {
     std::optional<std::uint64_t> disk_mib;       ///< what the guest sees of it; unset: the image's
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
-    std::vector<DriveOption> drives;  ///< beside the image's disk
-    std::optional<NetOption> net;     ///< unset: nat, or whatever the group has
+    std::optional<std::filesystem::path> user_data;  ///< for cloud-init
+    std::vector<std::filesystem::path> ssh_keys;     ///< files of public keys, for cloud-init
+    std::vector<DriveOption> drives;                 ///< beside the image's disk
+    std::optional<NetOption> net;                    ///< unset: nat, or whatever the group has
     std::optional<std::string> group;
     std::vector<PublishOption> publish;
     std::optional<std::filesystem::path> kernel;
@@ -53,6 +55,7 @@ struct RunOptions {
     std::optional<std::filesystem::path> timings_file;
     std::optional<std::chrono::milliseconds> timeout;
     std::optional<std::chrono::milliseconds> boot_timeout;
+    std::vector<WaitForOption> wait_for;
     std::optional<GuestCommand> command;  ///< instead of the console
     bool interactive = false;             ///< our stdin is the command's
     std::optional<std::filesystem::path> result_file;
@@ -68,6 +71,7 @@ struct CreateOptions {
 /// qvm start
 struct StartOptions {
     std::string name;
+    std::vector<WaitForOption> wait_for;
     Verbosity verbosity;
 };
 
@@ -113,6 +117,19 @@ struct ExecOptions {
     std::string name;
     GuestCommand command;
     bool interactive = false;  ///< our stdin is the command's
+};
+
+/// qvm ssh
+struct SshOptions {
+    std::string name;
+    std::string user = "root";
+    std::vector<std::string> command;  ///< for the guest's shell; empty: a login
+    bool proxy = false;                ///< be ssh's ProxyCommand
+};
+
+/// qvm ssh-config
+struct SshConfigOptions {
+    std::vector<std::string> names;  ///< none: of all VMs that run
 };
 
 /// A file or directory, of a VM or of this host.
@@ -182,11 +199,11 @@ struct PrintText {
     std::string text;
 };
 
-using Command =
-    std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions, PsOptions,
-                 InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, CopyOptions,
-                 EventsOptions, QmpOptions, NetLsOptions, NetInspectOptions, NetExecOptions,
-                 GcOptions, DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
+using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
+                             PsOptions, InspectOptions, LogsOptions, ConsoleOptions, ExecOptions,
+                             SshOptions, SshConfigOptions, CopyOptions, EventsOptions, QmpOptions,
+                             NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
+                             DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

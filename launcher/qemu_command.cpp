@@ -140,13 +140,6 @@ bool is_plain(char c) {
            std::string_view{"-_=.,:/@%+"}.find(c) != std::string_view::npos;
 }
 
-std::string shell_word(const std::string& word) {
-    if (!word.empty() && std::all_of(word.begin(), word.end(), is_plain)) return word;
-    std::string quoted = "'";
-    for (const char c : word) quoted += c == '\'' ? std::string{"'\\''"} : std::string{c};
-    return quoted + "'";
-}
-
 }  // namespace
 
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) {
@@ -168,6 +161,13 @@ std::string escape_commas(std::string_view value) {
     std::string result;
     for (const char c : value) result.append(c == ',' ? 2 : 1, c);
     return result;
+}
+
+std::string shell_word(const std::string& word) {
+    if (!word.empty() && std::all_of(word.begin(), word.end(), is_plain)) return word;
+    std::string quoted = "'";
+    for (const char c : word) quoted += c == '\'' ? std::string{"'\\''"} : std::string{c};
+    return quoted + "'";
 }
 
 std::string shell_text(const std::vector<std::string>& argv) {

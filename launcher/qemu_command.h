@@ -69,6 +69,9 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds =
 /// Doubles the commas of a value, as QEMU's option syntax wants it (qemu(1), "-drive").
 std::string escape_commas(std::string_view value);
 
+/// A word as a shell reads it.
+std::string shell_word(const std::string& word);
+
 /// Words joined so that a shell reads the same words again, broken into lines at options.
 std::string shell_text(const std::vector<std::string>& argv);
 

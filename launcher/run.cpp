@@ -8,13 +8,16 @@
 
 #include "launcher/audit.h"
 #include "launcher/background.h"
+#include "launcher/cloud_init.h"
 #include "launcher/commands.h"
 #include "launcher/definition.h"
 #include "launcher/events.h"
 #include "launcher/failure.h"
 #include "launcher/host.h"
 #include "launcher/json_text.h"
+#include "launcher/memory_file.h"
 #include "launcher/output.h"
+#include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
 #include "netns/error.h"
@@ -166,6 +169,38 @@ Writes writes_of(const PreparedRun& prepared) {
     return prepared.options.persist ? Writes::image : Writes::throw_away;
 }
 
+/// An image that is written to is set up by cloud-init only where its user says so.
+bool wants_seed(const PreparedRun& prepared) {
+    const auto& vm = prepared.options.vm;
+    if (vm.user_data || !vm.ssh_keys.empty()) return true;
+    return vm.image && !prepared.options.persist;
+}
+
+/// A VM that was created stays the same machine from one start to the next.
+std::string instance_id(const PreparedRun& prepared, const std::string& id) {
+    if (!prepared.named) return "qvm-" + id;
+    return fmt::format("qvm-{}-{}", prepared.plan.name, prepared.created);
+}
+
+void add_seed(PreparedRun& prepared, const std::string& id) {
+    if (!wants_seed(prepared)) return;
+    const auto& vm = prepared.options.vm;
+    auto& plan = prepared.plan;
+    CloudInit cloud_init{.instance_id = instance_id(prepared, id), .hostname = plan.name};
+    if (plan.guest) cloud_init.mac = plan.guest->mac;
+    if (auto key = own_public_key(prepared.directories, !prepared.options.dry_run))
+        cloud_init.ssh_keys.push_back(std::move(*key));
+    for (const auto& file : vm.ssh_keys)
+        for (auto& key : read_public_keys(file)) cloud_init.ssh_keys.push_back(std::move(key));
+    if (vm.user_data) cloud_init.user_data = read_user_data(*vm.user_data);
+    plan.seed = seed_files(cloud_init);
+    plan.qemu.drives.push_back({.format = "raw", .read_only = true, .serial = "cidata"});
+    if (prepared.options.dry_run) return;
+    const MemoryFile seed;
+    images::write_seed(seed.fd(), plan.seed);
+    prepared.drives.push_back({.fd = seed.open_for_reading(), .facts = {}});
+}
+
 /// Checks all input and decides everything; creates nothing but the VM's directory. A VM that was
 /// created is known by its name alone: the options of a definition are read here.
 PreparedRun prepare(const RunOptions& options, bool created) {
@@ -208,6 +243,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.plan.qemu.drives.push_back(
             drive_plan(vm.drives[i], prepared.drives[i].facts.format));
+    add_seed(prepared, id);
     // Last, so that an error stands alone.
     if (!accel.why_not_kvm.empty())
         warn(options, fmt::format("no KVM here ({}): QEMU's TCG runs the guest, much slower",
@@ -358,6 +394,7 @@ int start(const StartOptions& options, Timings& timings) {
     RunOptions known;
     known.name = options.name;
     known.detach = true;
+    known.wait_for = options.wait_for;
     known.verbosity = options.verbosity;
     return run(known, true, timings);
 }
@@ -368,6 +405,9 @@ int create(const CreateOptions& options) {
     check_host(vm, read_host_facts(), true);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
+    for (const auto& file : vm.ssh_keys) (void)read_public_keys(file);
+    if (vm.user_data) (void)read_user_data(*vm.user_data);
+    for (const auto& drive : vm.drives) (void)open_drive(drive);
     Definition definition;
     definition.vm = vm;
     if (vm.image) {

@@ -41,6 +41,7 @@
 #include "launcher/name_service.h"
 #include "launcher/process.h"
 #include "launcher/publish.h"
+#include "launcher/readiness.h"
 #include "launcher/step.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
@@ -59,10 +60,11 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
-constexpr auto start_timeout = 60s;    // of QEMU to its greeting, on a host that is very busy
-constexpr auto command_timeout = 10s;  // of one QMP command
-constexpr auto boot_time = 1min;       // that a guest takes until its agent answers
-constexpr auto boot_time_tcg = 5min;   // the same without KVM
+constexpr auto start_timeout = 60s;        // of QEMU to its greeting, on a host that is very busy
+constexpr auto command_timeout = 10s;      // of one QMP command
+constexpr auto boot_time = 1min;           // that a guest takes until its agent answers
+constexpr auto boot_time_tcg = 5min;       // the same without KVM
+constexpr auto latecomers_patience = 10s;  // who comes when the guest has had time to boot
 constexpr Clock::duration forever = 24h * 365;
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
 constexpr auto powerdown_grace = 10s;  // docker's, too
@@ -109,7 +111,8 @@ class Supervisor final : public Controlled {
         : run_(std::move(run)),
           timings_(timings),
           reports_(reports),
-          directory_(std::move(*run_.directory)) {}
+          directory_(std::move(*run_.directory)),
+          stages_(stages_of(run_.options)) {}
 
     RunResult operator()() {
         set_up();
@@ -388,6 +391,7 @@ class Supervisor final : public Controlled {
     void open_console() {
         Console::Handlers handlers;
         handlers.panicked = [this] { panicked(); };
+        handlers.line = [this](std::string_view line) { readiness_.take_line(line); };
         handlers.stdout_failed = [this](std::error_code why) {
             if (powering_down_) return;
             if (why == std::errc::broken_pipe)
@@ -437,27 +441,79 @@ class Supervisor final : public Controlled {
             throw;
         }
         if (over_) co_return;
-        running_ = Clock::now();
+        running_ = booted_ = Clock::now();
         open_console();
         serve_clients();
         enter("running");
         tell("started");
-        reports_.running();
+        if (!tells_when_ready()) reports_.running();
         spawn(show_console());
         spawn(console_->pump_input());
         if (must_boot()) spawn(watch_boot());
+        readiness_.start(stages_);
+    }
+
+    // --- how far the guest has come -----------------------------------------------------------
+
+    /// Whether who left the VM to itself comes back only then.
+    [[nodiscard]] bool tells_when_ready() const {
+        return run_.options.detach && !run_.options.wait_for.empty();
+    }
+
+    Readiness::Handlers readiness_handlers() {
+        return {.reached =
+                    [this](const WaitForOption& stage) {
+                        debug("guest has reached " + to_string(stage));
+                        if (stages_.size() > 1)
+                            timings_.add(to_string(stage), running_, Clock::now());
+                    },
+                .ready = [this] { guest_is_ready(); },
+                .failed = [this](const std::string& why) { end(status::failed, why); }};
+    }
+
+    void guest_is_ready() {
+        ready_ = Clock::now();
+        timings_.add("guest-ready", running_, *ready_);
+        boot_timer_.cancel();
+        if (over_) return;
+        if (tells_when_ready()) reports_.running();
+        tell("ready");
         if (run_.options.command) spawn(run_command(*run_.options.command));
+    }
+
+    /// Where a port of the guest is reached from the namespace of guest_space().
+    asio::ip::tcp::endpoint guest_endpoint(std::uint16_t port) const {
+        if (run_.plan.guest) return {run_.plan.guest->address, port};
+        for (const auto& published : state_.ports)
+            if (published.guest_port == port && !published.udp && published.host_address.is_v4())
+                return {published.host_address, published.host_port};
+        throw Failure(fmt::format("the guest's port {} cannot be reached", port),
+                      fmt::format("-p 0:{}", port));
+    }
+
+    const netns::Namespace& guest_space() {
+        if (network_) return network_->space();
+        if (!host_space_) host_space_.emplace(netns::Namespace::current());
+        return *host_space_;
+    }
+
+    Readiness::Guest reached_guest() {
+        return {.space = [this]() -> const netns::Namespace& { return guest_space(); },
+                .endpoint = [this](std::uint16_t port) { return guest_endpoint(port); },
+                .commands = [this] { return commands_->connect(); }};
     }
 
     // --- the guest's command ------------------------------------------------------------------
 
-    /// Whether the guest's agent has to answer in time.
-    [[nodiscard]] bool must_boot() const {
-        return run_.options.command || run_.options.boot_timeout;
-    }
+    /// Whether the guest has to come somewhere in time.
+    [[nodiscard]] bool must_boot() const { return !stages_.empty(); }
 
     [[nodiscard]] Clock::duration boot_patience() const {
         if (run_.options.boot_timeout) return *run_.options.boot_timeout;
+        return slowest_boot();
+    }
+
+    [[nodiscard]] Clock::duration slowest_boot() const {
         return run_.plan.qemu.kvm ? boot_time : boot_time_tcg;
     }
 
@@ -654,6 +710,8 @@ class Supervisor final : public Controlled {
     }
 
     void guest_restarts() {
+        booted_ = Clock::now();
+        agent_up_.reset();
         state_.agent = false;
         commands_->guest_is_gone("the guest restarted");
     }
@@ -682,15 +740,16 @@ class Supervisor final : public Controlled {
             debug(std::string{"guest agent: "} + error.what());
             co_return;
         }
-        if (!ready_) {
+        if (!ready_ && !must_boot()) {
             ready_ = Clock::now();
             timings_.add("guest-ready", running_, *ready_);
-            boot_timer_.cancel();
         }
         state_.agent = true;
+        agent_up_ = Clock::now();
         commands_->agent_is_up();
         write_state();
         tell("agent-up");
+        readiness_.agent_is_up();
         co_await resize_console();
     }
 
@@ -827,10 +886,11 @@ class Supervisor final : public Controlled {
     }
 
     /// How far the guest has come, as far as that can be seen from outside.
-    [[nodiscard]] const char* phase_text() const {
+    [[nodiscard]] std::string phase_text() const {
         if (!must_boot()) return "the guest still ran";
-        if (command_runs() && state_.agent) return "phase 'command': the command still ran";
+        if (ready_ && command_runs()) return "phase 'command': the command still ran";
         if (ready_) return "the guest still ran";
+        if (!readiness_.waits_for_agent()) return readiness_.pending_text();
         if (greeting_agent_ || (console_ && console_->shows_prompt()))
             return "phase 'agent': the guest is up, and no guest agent answered";
         return booting_ ? "phase 'kernel': the guest was still booting"
@@ -962,6 +1022,29 @@ class Supervisor final : public Controlled {
         return monitor_->execute("set-action", std::move(arguments), command_timeout);
     }
 
+    Answer wait_for(std::string text) override {
+        WaitForOption stage;
+        try {
+            stage = parse_wait_for(text);
+        } catch (const Failure& failure) {
+            throw qmp::CommandError("qvm-wait-for", "GenericError",
+                                    "'" + text + "' " + failure.what());
+        }
+        using Stage = WaitForOption::Stage;
+        if (stage.stage != Stage::ssh && stage.stage != Stage::tcp)
+            throw qmp::CommandError("qvm-wait-for", "GenericError",
+                                    "'" + text + "' cannot be waited for by now");
+        auto port = guest_port(context_.get_executor(), reached_guest(), stage);
+        // A guest whose agent answers is about to have booted.
+        const auto booted = agent_up_ ? *agent_up_ + boot_time : booted_ + slowest_boot();
+        asio::steady_timer late{context_, std::max(Clock::now() + latecomers_patience, booted)};
+        const auto reached = co_await (port.until_open() || late.async_wait(no_throw));
+        boost::json::object answer{{"problem", nullptr}};
+        if (reached.index() != 0)
+            answer["problem"] = fmt::format("phase '{}': {}", text, port.problem());
+        co_return answer;
+    }
+
     boost::json::value inspect() override {
         state_.timings = timings_.phases();
         return to_json(state_);
@@ -1089,8 +1172,13 @@ class Supervisor final : public Controlled {
     asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;
 
+    const std::vector<WaitForOption> stages_;
+    Readiness readiness_{context_.get_executor(), reached_guest(), readiness_handlers()};
+    std::optional<netns::Namespace> host_space_;  ///< where the guest has QEMU's user networking
     Clock::time_point running_;
-    std::optional<Clock::time_point> ready_;  ///< the guest's agent answered first
+    Clock::time_point booted_;                   ///< when it last began to
+    std::optional<Clock::time_point> agent_up_;  ///< since then
+    std::optional<Clock::time_point> ready_;     ///< all stages_ were reached, or the agent was
     std::optional<int> command_status_;
     bool booting_ = false;  ///< the firmware is done
     asio::steady_timer boot_timer_{context_};

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "launcher/failure.h"
+#include "launcher/pattern.h"
 
 namespace qvm {
 
@@ -124,6 +125,17 @@ bool is_name_character(char c) {
     return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
 }
 
+std::uint16_t parse_port(std::string_view digits, unsigned least) {
+    unsigned value = 0;
+    const auto* end = digits.data() + digits.size();
+    const auto [rest, error] = std::from_chars(digits.data(), end, value);
+    if (error != std::errc{} || rest != end)
+        throw Failure(fmt::format("'{}' is not a port", digits));
+    if (value < least || value > 65535)
+        throw Failure(fmt::format("port {} is not from {} to 65535", digits, least));
+    return static_cast<std::uint16_t>(value);
+}
+
 }  // namespace
 
 std::uint64_t parse_memory(std::string_view text) {
@@ -190,18 +202,9 @@ PublishOption parse_publish(std::string_view text) {
     if (protocol != "tcp" && protocol != "udp") throw Failure(form, "protocols are tcp and udp");
     result.udp = protocol == "udp";
     text = text.substr(0, slash);
-    const auto port = [&](std::string_view digits, unsigned least) {
-        unsigned value = 0;
-        const auto* end = digits.data() + digits.size();
-        const auto [rest, error] = std::from_chars(digits.data(), end, value);
-        if (error != std::errc{} || rest != end) throw Failure(form);
-        if (value < least || value > 65535)
-            throw Failure(fmt::format("port {} is not from {} to 65535", digits, least));
-        return static_cast<std::uint16_t>(value);
-    };
     const auto last = text.rfind(':');
     if (last == std::string_view::npos) throw Failure(form);
-    result.guest_port = port(text.substr(last + 1), 1);
+    result.guest_port = parse_port(text.substr(last + 1), 1);
     text = text.substr(0, last);
     const auto colon = text.rfind(':');
     if (colon != std::string_view::npos) {
@@ -213,7 +216,7 @@ PublishOption parse_publish(std::string_view text) {
         if (error) throw Failure(fmt::format("'{}' is not an IP address", address));
         text = text.substr(colon + 1);
     }
-    result.host_port = port(text, 0);
+    result.host_port = parse_port(text, 0);
     return result;
 }
 
@@ -249,6 +252,39 @@ DriveOption parse_drive(std::string_view text) {
 std::string to_string(const DriveOption& drive) {
     return drive.file.string() + (drive.read_only ? ":ro" : "") +
            (drive.format.empty() ? "" : ":format=" + drive.format);
+}
+
+WaitForOption parse_wait_for(std::string_view text) {
+    using Stage = WaitForOption::Stage;
+    constexpr std::string_view tcp = "tcp:", log = "log:";
+    if (text == "agent") return {.stage = Stage::agent};
+    if (text == "ssh") return {.stage = Stage::ssh};
+    if (text == "cloud-init") return {.stage = Stage::cloud_init};
+    if (text.starts_with(tcp))
+        return {.stage = Stage::tcp, .port = parse_port(text.substr(tcp.size()), 1)};
+    if (!text.starts_with(log) || text.size() == log.size())
+        throw Failure("is nothing that can be waited for",
+                      "agent, ssh, cloud-init, tcp:PORT or log:REGEX");
+    WaitForOption wait_for{.stage = Stage::log, .pattern = std::string{text.substr(log.size())}};
+    (void)Pattern{wait_for.pattern};
+    return wait_for;
+}
+
+std::string to_string(const WaitForOption& wait_for) {
+    using Stage = WaitForOption::Stage;
+    switch (wait_for.stage) {
+        case Stage::agent:
+            return "agent";
+        case Stage::ssh:
+            return "ssh";
+        case Stage::cloud_init:
+            return "cloud-init";
+        case Stage::tcp:
+            return fmt::format("tcp:{}", wait_for.port);
+        case Stage::log:
+            break;
+    }
+    return "log:" + wait_for.pattern;
 }
 
 std::string to_string(const NetOption& net) {

@@ -54,6 +54,17 @@ DriveOption parse_drive(std::string_view text);
 /// As it is written on the command line.
 std::string to_string(const DriveOption& drive);
 
+/// What --wait-for says: how far a guest has to have come.
+struct WaitForOption {
+    enum class Stage { agent, ssh, cloud_init, tcp, log };
+    Stage stage = Stage::agent;
+    std::uint16_t port = 0;  ///< of tcp
+    std::string pattern{};   ///< of log: an extended regular expression (POSIX)
+};
+WaitForOption parse_wait_for(std::string_view text);
+/// As it is written on the command line.
+std::string to_string(const WaitForOption& wait_for);
+
 /// The reverse of parse_net().
 std::string to_string(const NetOption& net);
 

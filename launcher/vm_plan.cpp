@@ -27,6 +27,11 @@ std::string indented(std::string_view text, std::size_t columns) {
     return result;
 }
 
+/// Without the end of its last line.
+std::string_view trimmed(std::string_view text) {
+    return text.substr(0, text.find_last_not_of('\n') + 1);
+}
+
 std::optional<QemuNic> make_nic(const VmOptions& options,
                                 const std::optional<netns::NetworkPlan>& network,
                                 const std::optional<netns::GuestPlan>& guest, bool vhost) {
@@ -120,6 +125,10 @@ std::string describe(const VmPlan& plan) {
             text += fmt::format("{:>3}. {}\n", ++number, indented(step, 5));
         text += "\n";
     }
+    if (!plan.seed.empty()) text += "seed:\n";
+    for (const auto& file : plan.seed)
+        text += fmt::format("  {}:\n    {}\n", file.name, indented(trimmed(file.text), 4));
+    if (!plan.seed.empty()) text += "\n";
     return text + "qemu:\n" + shell_text(qemu_command(plan.qemu)) + "\n";
 }
 

@@ -3,7 +3,9 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
+#include "images/seed.h"
 #include "launcher/host.h"
 #include "launcher/options.h"
 #include "launcher/qemu_command.h"
@@ -24,7 +26,8 @@ struct VmPlan {
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
     std::optional<netns::GuestPlan> guest;      ///< in that network
     QemuSpec qemu;
-    std::uint64_t disk_size = 0;  ///< bytes that the guest sees; 0 without a disk
+    std::vector<images::SeedFile> seed;  ///< for the guest's cloud-init: the last of qemu.drives
+    std::uint64_t disk_size = 0;         ///< bytes that the guest sees; 0 without a disk
 };
 
 /// How a VM's disk is written to.

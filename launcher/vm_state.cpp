@@ -1,5 +1,6 @@
 #include "launcher/vm_state.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
@@ -139,6 +140,20 @@ std::vector<LivingVm> read_vms(const std::filesystem::path& run) {
     for (const auto& name : living_vms(run))
         if (auto vm = read_vm(run, name)) result.push_back(std::move(*vm));
     return result;
+}
+
+UniqueFd open_namespace(const std::filesystem::path& run, const LivingVm& vm) {
+    const auto pid = vm.number("pid");
+    const auto path = fmt::format("/proc/{}/fd/{}", pid, vm.number("namespace_fd"));
+    UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+    const int error = errno;
+    // The pid was the supervisor's while we opened it, if it still is.
+    if (supervisor_of(run, vm.text("name")) != std::optional{static_cast<pid_t>(pid)})
+        throw Failure(fmt::format("VM '{}': has ended", vm.text("name")));
+    if (!fd)
+        throw Failure(fmt::format("open the namespace '{}': {}", path,
+                                  std::generic_category().message(error)));
+    return fd;
 }
 
 }  // namespace qvm

@@ -13,6 +13,7 @@
 #include "launcher/directories.h"
 #include "launcher/values.h"
 #include "netns/plan.h"
+#include "netns/unique_fd.h"
 
 namespace qvm {
 
@@ -63,5 +64,8 @@ class LivingVm {
 std::optional<LivingVm> read_vm(const std::filesystem::path& run, const std::string& name);
 /// All that live, by name.
 std::vector<LivingVm> read_vms(const std::filesystem::path& run);
+
+/// A living VM's namespace, by its supervisor's own descriptor of it. Throws Failure.
+UniqueFd open_namespace(const std::filesystem::path& run, const LivingVm& vm);
 
 }  // namespace qvm

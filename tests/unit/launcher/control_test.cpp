@@ -26,6 +26,7 @@ struct Fake final : Controlled {
     Answer restart(std::chrono::milliseconds t) override {
         return answer("restart " + std::to_string(t.count()));
     }
+    Answer wait_for(std::string stage) override { return answer("wait-for " + stage); }
     json::value inspect() override { return "inspect"; }
     std::size_t console_clients() override { return 3; }
     Answer resize_console(unsigned rows, unsigned columns) override {

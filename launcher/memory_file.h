@@ -1,0 +1,27 @@
+#pragma once
+
+#include <string>
+
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// A file in memory, which goes with its last descriptor (memfd_create(2)).
+class MemoryFile {
+  public:
+    /// Throws Failure.
+    MemoryFile();
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    /// Its first bytes, up to 64 KiB.
+    [[nodiscard]] std::string text() const;
+    /// Another descriptor of it, for reading only. Throws Failure.
+    [[nodiscard]] UniqueFd open_for_reading() const;
+
+  private:
+    UniqueFd fd_;
+};
+
+/// Without its end, and what comes after: of errors, that is mostly consequences.
+std::string first_line(const std::string& text);
+
+}  // namespace qvm

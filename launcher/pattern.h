@@ -1,0 +1,22 @@
+#pragma once
+
+#include <regex.h>
+
+#include <memory>
+#include <string>
+
+namespace qvm {
+
+/// An extended regular expression, as egrep has it (POSIX; regcomp(3)).
+class Pattern {
+  public:
+    /// Throws Failure with the reason alone.
+    explicit Pattern(const std::string& text);
+    /// Whether some part of the line fits.
+    [[nodiscard]] bool matches(const std::string& line) const;
+
+  private:
+    std::unique_ptr<regex_t, void (*)(regex_t*)> compiled_;
+};
+
+}  // namespace qvm

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <functional>
+#include <list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "launcher/guest_port.h"
+#include "launcher/options.h"
+#include "launcher/pattern.h"
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// Finds out when a guest has come as far as its user wants it: through several stages, at the same
+/// time and in any order.
+class Readiness {
+  public:
+    struct Guest {
+        std::function<const netns::Namespace&()> space;  ///< from which it is reached
+        std::function<boost::asio::ip::tcp::endpoint(std::uint16_t port)> endpoint;
+        std::function<UniqueFd()> commands;  ///< a connection to the ExecService
+    };
+    struct Handlers {
+        std::function<void(const WaitForOption&)> reached;
+        std::function<void()> ready;                         ///< all were
+        std::function<void(const std::string& why)> failed;  ///< one never will be
+    };
+
+    /// The executor runs no more when this object goes.
+    Readiness(const boost::asio::any_io_executor& executor, Guest guest, Handlers handlers);
+
+    /// Begins; to be called once.
+    void start(const std::vector<WaitForOption>& stages);
+    /// Of the guest's console: a line, whole or not yet.
+    void take_line(std::string_view line);
+    void agent_is_up();
+
+    /// Whether the agent is what is waited for.
+    [[nodiscard]] bool waits_for_agent() const;
+    /// The first stage that is not reached, and why: "phase 'ssh': ..."
+    [[nodiscard]] std::string pending_text() const;
+
+  private:
+    struct Pending {
+        WaitForOption stage;
+        std::optional<Pattern> pattern{};
+        std::optional<GuestPort> port{};
+    };
+
+    template <typename Fits>
+    void reach_all(Fits fits);
+    void watch(Pending& pending);
+    void reach(const Pending& pending);
+    boost::asio::awaitable<void> watch_port(Pending& pending);
+    boost::asio::awaitable<void> watch_cloud_init(Pending& pending);
+    void spawn(const WaitForOption& stage, boost::asio::awaitable<void> work);
+
+    boost::asio::any_io_executor executor_;
+    Guest guest_;
+    Handlers handlers_;
+    std::list<Pending> pending_;
+};
+
+/// All that a run waits for: what its user asked for, and what that, or a command, takes. Pure.
+std::vector<WaitForOption> stages_of(const RunOptions& options);
+
+/// The guest's port that a stage is about, `ssh` or `tcp`.
+GuestPort guest_port(const boost::asio::any_io_executor& executor, const Readiness::Guest& guest,
+                     const WaitForOption& stage);
+
+}  // namespace qvm

@@ -1,0 +1,259 @@
+// qvm ssh, ssh-config: the system's OpenSSH, over a connection that is opened in the VM's
+// namespace.
+
+#include <fmt/format.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/json/array.hpp>
+#include <boost/json/value.hpp>
+#include <cstdlib>
+#include <optional>
+
+#include "launcher/commands.h"
+#include "launcher/control_client.h"
+#include "launcher/guest_script.h"
+#include "launcher/memory_file.h"
+#include "launcher/output.h"
+#include "launcher/process.h"
+#include "launcher/qemu_command.h"
+#include "launcher/ssh_key.h"
+#include "launcher/unix_socket.h"
+#include "launcher/vm_state.h"
+#include "netns/namespace.h"
+
+namespace qvm {
+
+namespace asio = boost::asio;
+namespace fs = std::filesystem;
+using asio::awaitable;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::uint16_t ssh_port = 22;
+constexpr auto boot_patience = 10min;   // longer than the supervisor's own
+constexpr auto silent_patience = 3s;    // before a user is told what is waited for
+
+/// Parameter: a public key. As the user who is to log in.
+constexpr const char* authorize = R"(cd && umask 077 || exit
+grep -qsF "$1" .ssh/authorized_keys && exit
+[ -d .ssh ] || mkdir .ssh && printf '%s\n' "$1" >>.ssh/authorized_keys)";
+
+LivingVm find_vm(const Directories& directories, const std::string& name) {
+    auto vm = read_vm(directories.run, name);
+    if (!vm) throw not_running(directories, name);
+    return std::move(*vm);
+}
+
+/// Where the guest's sshd is, as the VM's namespace sees it, or the host where it has none.
+sockaddr_in find_server(const LivingVm& vm) {
+    std::string address = vm.text("net.address");
+    std::uint16_t port = ssh_port;
+    const auto mode = vm.text("net.mode");
+    if (mode == "none")
+        throw Failure("the VM has no network", "qvm exec needs none");
+    if (mode == "user") {
+        address.clear();
+        const auto* ports = vm.json().at("ports").if_array();
+        for (const auto& value : *ports) {
+            const LivingVm published{value.get_object()};
+            if (published.number("guest_port") != ssh_port || published.text("protocol") != "tcp")
+                continue;
+            address = published.text("host_address");
+            port = static_cast<std::uint16_t>(published.number("host_port"));
+        }
+    }
+    boost::system::error_code wrong;
+    const auto parsed = asio::ip::make_address_v4(address, wrong);
+    if (wrong)
+        throw Failure("--net user has no way to the guest's port 22",
+                      "qvm run -p 2222:22, or qvm exec, which needs no network");
+    sockaddr_in server{};
+    server.sin_family = AF_INET;
+    server.sin_port = htons(port);
+    server.sin_addr.s_addr = htonl(parsed.to_uint());
+    return server;
+}
+
+/// Brings the guest to where qvm's key opens it for a user.
+class Door {
+  public:
+    Door(const Directories& directories, const SshOptions& options)
+        : directories_(directories),
+          options_(options),
+          control_(context_.get_executor(), directories, options.name),
+          silence_(context_) {}
+
+    void open() {
+        std::exception_ptr failure;
+        asio::co_spawn(context_, run(), [&](std::exception_ptr why) {
+            failure = why;
+            context_.stop();
+        });
+        if (::isatty(STDERR_FILENO) != 0) {
+            silence_.expires_after(silent_patience);
+            silence_.async_wait([](auto error) {
+                if (!error) say("qvm: waiting for the guest's ssh server");
+            });
+        }
+        context_.run();
+        if (failure) std::rethrow_exception(failure);
+    }
+
+  private:
+    awaitable<void> run() {
+        co_await control_.ready();
+        boost::json::object stage{{"stage", "ssh"}};
+        const auto answer =
+            co_await control_.execute("qvm-wait-for", std::move(stage), boot_patience);
+        const auto& problem = answer.at("problem");
+        if (problem.is_string()) throw Failure(std::string{problem.get_string()});
+        // Where there is no agent, cloud-init has had the key.
+        const auto vm = read_vm(directories_.run, options_.name);
+        if (vm && vm->flag("agent")) co_await authorize_key();
+    }
+
+    /// Once for a user and a life of the VM: it takes a command in the guest.
+    awaitable<void> authorize_key() {
+        const auto marker = directories_.run / options_.name / "ssh-users";
+        const auto known = read_file(marker).value_or("");
+        const auto line = options_.user + '\n';
+        if (('\n' + known).find('\n' + line) != std::string::npos) co_return;
+        const auto key = own_public_key(directories_, true);
+        auto service = connect_to(directories_.run / options_.name / "exec.sock", SOCK_SEQPACKET);
+        if (!key || !service) co_return;
+        auto command = guest_script(authorize, *key);
+        if (options_.user != "root") command.user = options_.user;
+        const auto answer =
+            co_await run_in_guest(context_.get_executor(), std::move(*service), std::move(command));
+        if (answer.exit_status != status::ok)
+            throw Failure(fmt::format("let qvm's key in for '{}': {}", options_.user,
+                                      answer.err.empty() ? "it failed in the guest" : first_line(answer.err)));
+        write_file(marker, known + line);
+    }
+
+    const Directories& directories_;
+    const SshOptions& options_;
+    asio::io_context context_{1};
+    ControlClient control_;
+    asio::steady_timer silence_;
+};
+
+UniqueFd connect_to_server(const Directories& directories, const LivingVm& vm) {
+    const auto server = find_server(vm);
+    UniqueFd socket;
+    const auto connect = [&] {
+        socket.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+        if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&server),
+                                 sizeof server) != 0)
+            throw Failure("connect to the guest's port 22: " +
+                          std::generic_category().message(errno));
+    };
+    if (vm.number("namespace_fd") <= 0)
+        connect();
+    else
+        netns::Namespace{open_namespace(directories.run, vm)}.run(connect);
+    return socket;
+}
+
+int serve_as_proxy(const Directories& directories, const SshOptions& options) {
+    Door{directories, options}.open();
+    const auto socket = connect_to_server(directories, find_vm(directories, options.name));
+    if (!send_with_fds(STDOUT_FILENO, std::string(1, '\0'), {socket.get()}))
+        throw Failure("hand the connection to ssh: " + std::generic_category().message(errno),
+                      "--proxy is for ssh's ProxyCommand, with ProxyUseFdpass");
+    return status::ok;
+}
+
+/// A variable that says where we keep things has to be there for ssh's ProxyCommand, too.
+std::string proxy_command(const std::string& name) {
+    std::string command;
+    for (const char* variable : {"QVM_RUN_DIR", "QVM_DATA_DIR"})
+        if (const char* value = std::getenv(variable); value != nullptr && *value != '\0')
+            command += fmt::format("{}={} ", variable,
+                                   shell_word(fs::absolute(value).lexically_normal().string()));
+    if (!command.empty()) command = "env " + command;
+    std::error_code error;
+    const auto self = fs::read_symlink("/proc/self/exe", error);
+    command += shell_word(error ? "qvm" : self.string());
+    std::string escaped;  // ssh_config(5), TOKENS
+    for (const char c : command) escaped.append(c == '%' ? 2 : 1, c);
+    return escaped + " ssh --proxy %r@" + name;
+}
+
+using Settings = std::vector<std::pair<std::string, std::string>>;
+
+/// Of ssh_config(5): the VM's own host keys, and nobody's else, so that nothing is asked and the
+/// user's known_hosts stays as it is.
+Settings ssh_settings(const Directories& directories, const std::string& name) {
+    const auto quoted = [](const fs::path& path) { return '"' + path.string() + '"'; };
+    return {{"ProxyCommand", proxy_command(name)},
+            {"ProxyUseFdpass", "yes"},
+            {"IdentityFile", quoted(own_key_file(directories))},
+            {"IdentitiesOnly", "yes"},
+            {"HostKeyAlias", name},
+            {"UserKnownHostsFile", quoted(directories.run / name / "known_hosts")},
+            {"GlobalKnownHostsFile", "/dev/null"},
+            {"StrictHostKeyChecking", "accept-new"},
+            {"UpdateHostKeys", "no"},
+            {"CheckHostIP", "no"},
+            {"ControlPath", "none"},
+            {"LogLevel", "ERROR"}};
+}
+
+[[noreturn]] void become_ssh(const Directories& directories, const SshOptions& options) {
+    std::vector<std::string> words{"ssh", "-l", options.user};
+    for (const auto& [key, value] : ssh_settings(directories, options.name)) {
+        words.emplace_back("-o");
+        words.push_back(key + "=" + value);
+    }
+    words.push_back(options.name);
+    words.insert(words.end(), options.command.begin(), options.command.end());
+    std::vector<char*> argv;
+    for (auto& word : words) argv.push_back(word.data());
+    argv.push_back(nullptr);
+    ::signal(SIGPIPE, SIG_DFL);
+    ::execvp(argv[0], argv.data());
+    throw Failure("start 'ssh': " + std::generic_category().message(errno),
+                  errno == ENOENT ? "apt-get install openssh-client" : "");
+}
+
+}  // namespace
+
+int ssh(const SshOptions& options) {
+    const auto directories = find_directories();
+    try {
+        (void)find_server(find_vm(directories, options.name));
+        if (options.proxy) return serve_as_proxy(directories, options);
+        Door{directories, options}.open();
+        become_ssh(directories, options);
+    } catch (const ControlClient::Gone&) {
+        throw;
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("ssh into '{}': {}", options.name, failure.what()),
+                      failure.hint());
+    }
+}
+
+int ssh_config(const SshConfigOptions& options) {
+    const auto directories = find_directories();
+    const auto names = options.names.empty() ? living_vms(directories.run) : options.names;
+    std::string text;
+    for (const auto& name : names) {
+        (void)find_vm(directories, name);
+        text += fmt::format("Host {}\n    User root\n", name);
+        for (const auto& [key, value] : ssh_settings(directories, name))
+            text += fmt::format("    {} {}\n", key, value);
+    }
+    print(text);
+    return status::ok;
+}
+
+}  // namespace qvm
