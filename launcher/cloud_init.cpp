@@ -40,7 +40,7 @@ void check_yaml_mapping(std::string_view text) {
     yaml_parser_t parser;
     if (yaml_parser_initialize(&parser) == 0) throw std::bad_alloc{};
     const std::unique_ptr<yaml_parser_t, decltype(&yaml_parser_delete)> owner{&parser,
-                                                                             yaml_parser_delete};
+                                                                              yaml_parser_delete};
     yaml_parser_set_input_string(&parser, reinterpret_cast<const unsigned char*>(text.data()),
                                  text.size());
     bool in_document = false;
@@ -88,10 +88,13 @@ std::vector<images::SeedFile> seed_files(const CloudInit& cloud_init) {
     json::object meta{{"instance-id", cloud_init.instance_id},
                       {"local-hostname", cloud_init.hostname}};
     if (!cloud_init.ssh_keys.empty()) meta["public-keys"] = json::value_from(cloud_init.ssh_keys);
+    json::object vendor{{"disable_root", false}};
+    if (!cloud_init.boot_command.empty())
+        vendor["bootcmd"] = json::array{json::value_from(cloud_init.boot_command)};
     std::vector<images::SeedFile> files{
         {"meta-data", json::serialize(meta) + "\n"},
         {"user-data", cloud_init.user_data.empty() ? config({}) : cloud_init.user_data},
-        {"vendor-data", config({{"disable_root", false}})}};
+        {"vendor-data", config(vendor)}};
     if (!cloud_init.mac.empty()) {
         const json::object nic{{"match", json::object{{"macaddress", cloud_init.mac}}},
                                {"dhcp4", true},

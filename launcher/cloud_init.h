@@ -15,7 +15,8 @@ struct CloudInit {
     std::string hostname;
     std::string mac{};                    ///< of the NIC that gets an address by DHCP; empty: none
     std::vector<std::string> ssh_keys{};  ///< public, for root and the guest's default user
-    std::string user_data{};              ///< the user's own, byte for byte; may be empty
+    std::vector<std::string> boot_command{};  ///< is run early in each boot; may be empty
+    std::string user_data{};                  ///< the user's own, byte for byte; may be empty
 };
 
 /// The seed's files. Ours are meta-data and vendor-data, which the user's data goes on top of

@@ -124,6 +124,11 @@ json::object to_json(const VmOptions& options) {
     json::array publish;
     for (const auto& port : options.publish) publish.emplace_back(to_string(port));
     json::array drives, ssh_keys;
+    json::array volumes;
+    for (auto volume : options.volumes) {
+        volume.host_directory = fs::absolute(volume.host_directory).lexically_normal();
+        volumes.emplace_back(to_string(volume));
+    }
     for (const auto& file : options.ssh_keys) ssh_keys.push_back(absolute(std::optional{file}));
     for (auto drive : options.drives) {
         drive.file = fs::absolute(drive.file).lexically_normal();
@@ -133,6 +138,7 @@ json::object to_json(const VmOptions& options) {
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
             {"user_data", absolute(options.user_data)},
             {"ssh_keys", std::move(ssh_keys)},
+            {"volumes", std::move(volumes)},
             {"drives", std::move(drives)},
             {"memory_mib", options.memory_mib},
             {"cpus", options.cpus},
@@ -155,6 +161,8 @@ VmOptions vm_options_from(const json::object& object) {
     if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
     options.user_data = path_of(reader.text("user_data"));
     for (const auto& text : reader.texts("ssh_keys")) options.ssh_keys.emplace_back(text);
+    for (const auto& text : reader.texts("volumes"))
+        options.volumes.push_back(parsed("volumes", text, parse_volume));
     for (const auto& text : reader.texts("drives"))
         options.drives.push_back(parsed("drives", text, parse_drive));
     options.memory_mib = reader.number("memory_mib", options.memory_mib, most_memory);

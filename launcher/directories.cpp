@@ -96,11 +96,11 @@ bool is_locked(int fd, const fs::path& file) {
     return lock.l_type != F_UNLCK;
 }
 
-constexpr std::array vm_files{"console.log",     "console.log.1", "console.sock",    "control.sock",
-                              "exec.sock",       "dhcp-hosts",    "dhcp-hosts.new",  "hosts",
-                              "hosts.new",       "known_hosts",   "known_hosts.old", "resolv.conf",
-                              "resolv.conf.new", "state.json",    "state.json.new",  "ssh-users",
-                              "ssh-users.new",   "lock"};
+constexpr std::array vm_files{
+    "console.log",     "console.log.1",  "console.sock",    "control.sock", "exec.sock",
+    "dhcp-hosts",      "dhcp-hosts.new", "hosts",           "hosts.new",    "known_hosts",
+    "known_hosts.old", "resolv.conf",    "resolv.conf.new", "state.json",   "state.json.new",
+    "ssh-users",       "ssh-users.new",  "volume.sock",     "lock"};
 
 }  // namespace
 

@@ -26,6 +26,7 @@ namespace {
 /// change nothing else, or else by busybox; su(1) of other makes stays as the command's parent, and
 /// keeps signals from it.
 constexpr const char* script = R"(exec 2>/dev/null
+umask 022
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 export HOME="${HOME:-/root}"
 tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7 inner=$8

@@ -19,8 +19,8 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
-constexpr auto connect_patience = 1s;   // then the kernel's own pauses are too long
-constexpr auto banner_patience = 10s;   // with a guest that is slow
+constexpr auto connect_patience = 1s;  // then the kernel's own pauses are too long
+constexpr auto banner_patience = 10s;  // with a guest that is slow
 constexpr auto pause_between = 100ms;
 
 }  // namespace

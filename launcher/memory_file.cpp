@@ -13,15 +13,13 @@
 namespace qvm {
 
 MemoryFile::MemoryFile() : fd_(::memfd_create("qvm", MFD_CLOEXEC)) {
-    if (!fd_)
-        throw Failure("make a file in memory: " + std::generic_category().message(errno));
+    if (!fd_) throw Failure("make a file in memory: " + std::generic_category().message(errno));
 }
 
 UniqueFd MemoryFile::open_for_reading() const {
     const auto path = fmt::format("/proc/self/fd/{}", fd_.get());
     UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (!fd)
-        throw Failure("open a file in memory: " + std::generic_category().message(errno));
+    if (!fd) throw Failure("open a file in memory: " + std::generic_category().message(errno));
     return fd;
 }
 

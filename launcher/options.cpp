@@ -67,7 +67,7 @@ std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
 /// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
 struct VmTexts {
     std::string image, disk_size, memory = "1G", cpus = "1", net, group, accel = "auto";
-    std::vector<std::string> publish, drives;
+    std::vector<std::string> publish, drives, volumes;
 };
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
@@ -84,6 +84,10 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
                    "Public keys that may log in, beside qvm's own (repeatable)")
         ->allow_extra_args(false)
         ->type_name("FILE");
+    app.add_option("-v,--volume,--mount", texts.volumes,
+                   "A directory of the host in the guest: HOSTDIR:GUESTDIR[:ro] (repeatable)")
+        ->allow_extra_args(false)
+        ->type_name("VOLUME");
     app.add_option("--drive", texts.drives,
                    "Another disk, which is written to: FILE[:ro][:format=raw|qcow2] (repeatable)")
         ->allow_extra_args(false)
@@ -142,6 +146,8 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
         options.publish.push_back(value_of("--publish", text, parse_publish));
     for (const auto& text : texts.drives)
         options.drives.push_back(value_of("--drive", text, parse_drive));
+    for (const auto& text : texts.volumes)
+        options.volumes.push_back(value_of("--volume", text, parse_volume));
     check_vm(app.get_name(), options);
 }
 

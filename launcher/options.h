@@ -23,8 +23,9 @@ struct VmOptions {
     unsigned cpus = 1;
     std::optional<std::filesystem::path> user_data;  ///< for cloud-init
     std::vector<std::filesystem::path> ssh_keys;     ///< files of public keys, for cloud-init
-    std::vector<DriveOption> drives;                 ///< beside the image's disk
-    std::optional<NetOption> net;                    ///< unset: nat, or whatever the group has
+    std::vector<VolumeOption> volumes;
+    std::vector<DriveOption> drives;  ///< beside the image's disk
+    std::optional<NetOption> net;     ///< unset: nat, or whatever the group has
     std::optional<std::string> group;
     std::vector<PublishOption> publish;
     std::optional<std::filesystem::path> kernel;

@@ -27,7 +27,12 @@ void add_machine(Command& command, const QemuSpec& spec) {
     command.add("-name", escape_commas(spec.name));
     command.add("-no-user-config");
     command.add("-nodefaults");
-    command.add("-machine", "q35,vmport=off");
+    command.add("-machine",
+                spec.volumes.empty() ? "q35,vmport=off" : "q35,vmport=off,memory-backend=memory");
+    // virtiofsd reads and writes the guest's memory itself (vhost-user).
+    if (!spec.volumes.empty())
+        command.add("-object", fmt::format("memory-backend-memfd,id=memory,size={}M,share=on",
+                                           spec.memory_mib));
     command.add("-accel", spec.kvm ? "kvm" : "tcg");
     command.add("-cpu", spec.kvm ? "host" : "max");
     command.add("-smp", std::to_string(spec.cpus));
@@ -107,6 +112,14 @@ void add_drives(Command& command, const std::vector<QemuDrive>& drives, const Qe
     }
 }
 
+void add_volumes(Command& command, const std::vector<std::string>& tags, int first) {
+    for (std::size_t i = 0; i < tags.size(); ++i) {
+        command.add("-chardev",
+                    fmt::format("socket,id={},fd={}", tags[i], first + static_cast<int>(i)));
+        command.add("-device", fmt::format("vhost-user-fs-pci,chardev={0},tag={0}", tags[i]));
+    }
+}
+
 std::string fd_list(int first, unsigned count) {
     std::string list = std::to_string(first);
     for (unsigned i = 1; i < count; ++i) list += fmt::format(":{}", first + static_cast<int>(i));
@@ -148,8 +161,9 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     add_channels(command, fds);
     if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
     add_drives(command, spec.drives, fds);
-    if (spec.nic)
-        add_nic(command, *spec.nic, fds.first_drive + static_cast<int>(spec.drives.size()));
+    const int first_volume = fds.first_drive + static_cast<int>(spec.drives.size());
+    add_volumes(command, spec.volumes, first_volume);
+    if (spec.nic) add_nic(command, *spec.nic, first_volume + static_cast<int>(spec.volumes.size()));
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
     if (!spec.initrd.empty()) command.add("-initrd", spec.initrd);
     if (!spec.append.empty()) command.add("-append", spec.append);

@@ -17,7 +17,7 @@ struct QemuFds {
     int firmware = 6;  ///< what SeaBIOS says of itself
     int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
     int overlay = 8;
-    int first_drive = 9;  ///< one for each; then come the TAP's queues, then vhost's
+    int first_drive = 9;  ///< one for each; then come volumes, the TAP's queues, and vhost's
 };
 
 struct QemuNic {
@@ -49,6 +49,7 @@ struct QemuSpec {
     bool kvm = false;
     std::optional<QemuDisk> disk;
     std::vector<QemuDrive> drives{};
+    std::vector<std::string> volumes{};  ///< tags of virtiofs
     std::optional<QemuNic> nic;
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;

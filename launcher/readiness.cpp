@@ -111,7 +111,8 @@ void Readiness::reach_all(Fits fits) {
 
 void Readiness::take_line(std::string_view line) {
     const std::string text{line};
-    reach_all([&](const auto& pending) { return pending.pattern && pending.pattern->matches(text); });
+    reach_all(
+        [&](const auto& pending) { return pending.pattern && pending.pattern->matches(text); });
 }
 
 void Readiness::agent_is_up() {
@@ -126,7 +127,7 @@ bool Readiness::waits_for_agent() const {
 std::string Readiness::pending_text() const {
     if (pending_.empty()) return {};
     const auto& first = pending_.front();
-    const auto why = first.port                                    ? first.port->problem()
+    const auto why = first.port                               ? first.port->problem()
                      : first.stage.stage == Stage::cloud_init ? "cloud-init was not done"
                      : first.stage.stage == Stage::log        ? "no line of the console fitted"
                                                               : "no guest agent answered";

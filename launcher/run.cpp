@@ -20,6 +20,7 @@
 #include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
+#include "launcher/volumes.h"
 #include "netns/error.h"
 #include "netns/tap.h"
 
@@ -192,6 +193,8 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
         cloud_init.ssh_keys.push_back(std::move(*key));
     for (const auto& file : vm.ssh_keys)
         for (auto& key : read_public_keys(file)) cloud_init.ssh_keys.push_back(std::move(key));
+    // A guest without an agent has its volumes, too.
+    if (!plan.volumes.empty()) cloud_init.boot_command = mount_command(plan.volumes);
     if (vm.user_data) cloud_init.user_data = read_user_data(*vm.user_data);
     plan.seed = seed_files(cloud_init);
     plan.qemu.drives.push_back({.format = "raw", .read_only = true, .serial = "cidata"});
@@ -222,6 +225,8 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto accel = choose_accel(vm.accel, host);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
+    for (const auto& volume : vm.volumes) check_volume(volume);
+    if (!vm.volumes.empty()) (void)find_virtiofsd();
     if (!options.dry_run) {
         if (options.timings_file) check_writable("--timings", *options.timings_file);
         if (options.result_file) check_writable("--result", *options.result_file);
@@ -408,6 +413,7 @@ int create(const CreateOptions& options) {
     for (const auto& file : vm.ssh_keys) (void)read_public_keys(file);
     if (vm.user_data) (void)read_user_data(*vm.user_data);
     for (const auto& drive : vm.drives) (void)open_drive(drive);
+    for (const auto& volume : vm.volumes) check_volume(volume);
     Definition definition;
     definition.vm = vm;
     if (vm.image) {

@@ -8,8 +8,8 @@
 #include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
-#include <boost/asio/ip/address_v4.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/address_v4.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/value.hpp>
@@ -38,8 +38,8 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr std::uint16_t ssh_port = 22;
-constexpr auto boot_patience = 10min;   // longer than the supervisor's own
-constexpr auto silent_patience = 3s;    // before a user is told what is waited for
+constexpr auto boot_patience = 10min;  // longer than the supervisor's own
+constexpr auto silent_patience = 3s;   // before a user is told what is waited for
 
 /// Parameter: a public key. As the user who is to log in.
 constexpr const char* authorize = R"(cd && umask 077 || exit
@@ -57,8 +57,7 @@ sockaddr_in find_server(const LivingVm& vm) {
     std::string address = vm.text("net.address");
     std::uint16_t port = ssh_port;
     const auto mode = vm.text("net.mode");
-    if (mode == "none")
-        throw Failure("the VM has no network", "qvm exec needs none");
+    if (mode == "none") throw Failure("the VM has no network", "qvm exec needs none");
     if (mode == "user") {
         address.clear();
         const auto* ports = vm.json().at("ports").if_array();
@@ -134,8 +133,9 @@ class Door {
         const auto answer =
             co_await run_in_guest(context_.get_executor(), std::move(*service), std::move(command));
         if (answer.exit_status != status::ok)
-            throw Failure(fmt::format("let qvm's key in for '{}': {}", options_.user,
-                                      answer.err.empty() ? "it failed in the guest" : first_line(answer.err)));
+            throw Failure(fmt::format(
+                "let qvm's key in for '{}': {}", options_.user,
+                answer.err.empty() ? "it failed in the guest" : first_line(answer.err)));
         write_file(marker, known + line);
     }
 
@@ -151,8 +151,8 @@ UniqueFd connect_to_server(const Directories& directories, const LivingVm& vm) {
     UniqueFd socket;
     const auto connect = [&] {
         socket.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-        if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&server),
-                                 sizeof server) != 0)
+        if (!socket ||
+            ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&server), sizeof server) != 0)
             throw Failure("connect to the guest's port 22: " +
                           std::generic_category().message(errno));
     };

@@ -38,12 +38,12 @@ void make_key(const Directories& directories) {
     const auto file = own_key_file(directories);
     const auto fresh = directories.ssh() / "new";
     for (const char* end : {"", ".pub"}) ::unlink((fresh.string() + end).c_str());
-    const auto result = run_tool({"ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "qvm", "-f",
-                                  fresh.string()});
+    const auto result = run_tool(
+        {"ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "qvm", "-f", fresh.string()});
     if (result.status.code != 0 || result.status.signal != 0)
-        throw Failure(fmt::format("make the key '{}': ssh-keygen: {}", file.string(),
-                                  result.err.empty() ? result.status.describe()
-                                                     : first_line(result.err)));
+        throw Failure(
+            fmt::format("make the key '{}': ssh-keygen: {}", file.string(),
+                        result.err.empty() ? result.status.describe() : first_line(result.err)));
     move_file(fresh.string() + ".pub", file.string() + ".pub");
     move_file(fresh, file);
 }

@@ -45,6 +45,7 @@
 #include "launcher/step.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
+#include "launcher/volumes.h"
 #include "netns/host_watch.h"
 #include "netns/network.h"
 #include "qmp/client.h"
@@ -225,6 +226,7 @@ class Supervisor final : public Controlled {
         // After this function QEMU is the only holder of TAP and overlay: its end is theirs.
         std::vector<UniqueFd> devices;
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
+        for (auto& socket : volumes_.start(directory_.path())) devices.push_back(std::move(socket));
         if (network_)
             for (auto& fd : network_->take_tap()) devices.push_back(std::move(fd));
         if (network_ && run_.plan.qemu.nic->vhost)
@@ -620,10 +622,15 @@ class Supervisor final : public Controlled {
     void qemu_ended(std::string words) {
         constexpr std::string_view prefix = "qemu-system-x86_64: ";
         if (words.starts_with(prefix)) words.erase(0, prefix.size());
-        if (is_running())
-            end(status::guest_died, "QEMU died: " + words);
-        else
-            end(status::failed, "start QEMU: " + words);
+        if (is_running()) return end(status::guest_died, "QEMU died: " + words);
+        const auto volume = volumes_.last_words();
+        end(status::failed,
+            "start QEMU: " + words + (volume.empty() ? "" : "; virtiofsd: " + volume));
+    }
+
+    /// What the guest does there would not come back. Of a VM that ends it is no news.
+    void volume_died(const std::string& why) {
+        if (!over_ && is_running()) end(status::guest_died, why);
     }
 
     void guest_is_off(const qmp::Event& event) {
@@ -740,6 +747,7 @@ class Supervisor final : public Controlled {
             debug(std::string{"guest agent: "} + error.what());
             co_return;
         }
+        co_await mount_volumes();
         if (!ready_ && !must_boot()) {
             ready_ = Clock::now();
             timings_.add("guest-ready", running_, *ready_);
@@ -751,6 +759,17 @@ class Supervisor final : public Controlled {
         tell("agent-up");
         readiness_.agent_is_up();
         co_await resize_console();
+    }
+
+    /// Before others may use the agent: their commands find them.
+    awaitable<void> mount_volumes() {
+        try {
+            co_await volumes_.mount(*agent_);
+            problem_is_over("volumes", "the volumes are mounted");
+        } catch (const Failure& failure) {
+            if (run_.options.command) end(status::failed, failure.what());
+            problem("volumes", failure.what());
+        }
     }
 
     /// A serial line has no word for its size; the guest's stty is told through the agent.
@@ -1172,6 +1191,8 @@ class Supervisor final : public Controlled {
     asio::local::stream_protocol::socket firmware_{context_};
     std::optional<Console> console_;
 
+    Volumes volumes_{context_.get_executor(), run_.plan.volumes, reports_.debug,
+                     [this](const std::string& why) { volume_died(why); }};
     const std::vector<WaitForOption> stages_;
     Readiness readiness_{context_.get_executor(), reached_guest(), readiness_handlers()};
     std::optional<netns::Namespace> host_space_;  ///< where the guest has QEMU's user networking

@@ -254,6 +254,30 @@ std::string to_string(const DriveOption& drive) {
            (drive.format.empty() ? "" : ":format=" + drive.format);
 }
 
+VolumeOption parse_volume(std::string_view text) {
+    VolumeOption volume;
+    for (const std::string_view end : {":ro", ":rw"}) {
+        if (!text.ends_with(end)) continue;
+        volume.read_only = end == ":ro";
+        text.remove_suffix(end.size());
+        break;
+    }
+    const auto colon = text.rfind(':');
+    if (colon == std::string_view::npos || colon == 0)
+        throw Failure("must be HOSTDIR:GUESTDIR[:ro]");
+    volume.host_directory = text.substr(0, colon);
+    volume.guest_directory = text.substr(colon + 1);
+    if (!volume.guest_directory.starts_with('/') || volume.guest_directory == "/")
+        throw Failure(
+            fmt::format("'{}' is no directory below the guest's '/'", volume.guest_directory));
+    return volume;
+}
+
+std::string to_string(const VolumeOption& volume) {
+    return volume.host_directory.string() + ':' + volume.guest_directory +
+           (volume.read_only ? ":ro" : "");
+}
+
 WaitForOption parse_wait_for(std::string_view text) {
     using Stage = WaitForOption::Stage;
     constexpr std::string_view tcp = "tcp:", log = "log:";

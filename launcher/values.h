@@ -54,6 +54,16 @@ DriveOption parse_drive(std::string_view text);
 /// As it is written on the command line.
 std::string to_string(const DriveOption& drive);
 
+/// What --volume says: HOSTDIR:GUESTDIR[:ro]
+struct VolumeOption {
+    std::filesystem::path host_directory;
+    std::string guest_directory;  ///< from the root
+    bool read_only = false;
+};
+VolumeOption parse_volume(std::string_view text);
+/// As it is written on the command line.
+std::string to_string(const VolumeOption& volume);
+
 /// What --wait-for says: how far a guest has to have come.
 struct WaitForOption {
     enum class Stage { agent, ssh, cloud_init, tcp, log };

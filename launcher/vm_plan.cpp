@@ -7,6 +7,7 @@
 
 #include "launcher/image_file.h"
 #include "launcher/publish.h"
+#include "launcher/volumes.h"
 
 namespace qvm {
 
@@ -67,6 +68,10 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                              .keep = writes != Writes::throw_away,
                              .trust_backing = options.trust_backing};
     if (image) plan.disk_size = disk_size(options.disk_mib, image->virtual_size);
+    plan.volumes = options.volumes;
+    for (auto& volume : plan.volumes)
+        volume.host_directory = std::filesystem::absolute(volume.host_directory).lexically_normal();
+    for (std::size_t i = 0; i < plan.volumes.size(); ++i) qemu.volumes.push_back(volume_tag(i));
     qemu.nic = make_nic(options, network, guest, vhost);
     if (options.kernel) qemu.kernel = options.kernel->string();
     if (options.initrd) qemu.initrd = options.initrd->string();
@@ -125,6 +130,10 @@ std::string describe(const VmPlan& plan) {
             text += fmt::format("{:>3}. {}\n", ++number, indented(step, 5));
         text += "\n";
     }
+    if (!plan.volumes.empty()) text += "volumes:\n";
+    for (const auto& volume : plan.volumes)
+        text += indented(shell_text(virtiofsd_command("virtiofsd", volume, 3)), 0) + "\n";
+    if (!plan.volumes.empty()) text += "\n";
     if (!plan.seed.empty()) text += "seed:\n";
     for (const auto& file : plan.seed)
         text += fmt::format("  {}:\n    {}\n", file.name, indented(trimmed(file.text), 4));

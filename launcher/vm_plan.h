@@ -26,6 +26,7 @@ struct VmPlan {
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
     std::optional<netns::GuestPlan> guest;      ///< in that network
     QemuSpec qemu;
+    std::vector<VolumeOption> volumes;
     std::vector<images::SeedFile> seed;  ///< for the guest's cloud-init: the last of qemu.drives
     std::uint64_t disk_size = 0;         ///< bytes that the guest sees; 0 without a disk
 };

@@ -157,7 +157,8 @@ class Picture:
             "disk space": lambda: _disk_space(host.cache),
             "deleted files": lambda: _deleted_files(host.cache),
             "cache directory": lambda: _tree(host.cache),
-            "data directory": lambda: [path for path in _tree(host.data) if path != "vm"],
+            "data directory": lambda: [path for path in _tree(host.data)
+                                       if path != "vm" and not path.startswith("ssh")],
             "working directory": lambda: _tree(host.cwd),
             "run directory": lambda: _tree(host.run),
             "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),

@@ -32,12 +32,16 @@ TEST_CASE("the seed names the machine, lets keys in and leaves the user's data a
                                    .hostname = "web",
                                    .mac = "52:54:00:00:00:01",
                                    .ssh_keys = {"ssh-ed25519 AAAA \"me\""},
+                                   .boot_command = {"sh", "-c", "\"$1\"\n"},
                                    .user_data = "#!/bin/sh\necho\n"});
     CHECK(text_of(files, "user-data") == "#!/bin/sh\necho\n");
     CHECK(boost::json::parse(text_of(files, "meta-data")) ==
           boost::json::parse(R"({"instance-id": "qvm-1", "local-hostname": "web",
                                  "public-keys": ["ssh-ed25519 AAAA \"me\""]})"));
-    CHECK(text_of(files, "vendor-data") == "#cloud-config\n{\"disable_root\":false}\n");
+    CHECK(text_of(files, "vendor-data") ==
+          "#cloud-config\n"
+          R"({"disable_root":false,"bootcmd":[["sh","-c","\"$1\"\n"]]})"
+          "\n");
     CHECK(boost::json::parse(text_of(files, "network-config"))
               .at_pointer("/ethernets/nic0/match/macaddress") == "52:54:00:00:00:01");
 }
@@ -52,9 +56,9 @@ TEST_CASE("a seed without a NIC leaves the network to cloud-init, and there is a
 TEST_CASE("user data is what cloud-init takes for it") {
     for (const auto* good :
          {"#cloud-config\npackages: [vim]\n", "\n #Cloud-Config\n{}\n", "#!/bin/sh\n: [\n",
-          "#cloud-config-archive\n- x\n", "Content-Type: multipart/mixed\n\n", "#include\nhttp://a\n",
-          "## template: jinja\n#cloud-config\n{% if 1 %}\n", "#cloud-config\n# nothing\n",
-          "\x1f\x8b gzip"})
+          "#cloud-config-archive\n- x\n", "Content-Type: multipart/mixed\n\n",
+          "#include\nhttp://a\n", "## template: jinja\n#cloud-config\n{% if 1 %}\n",
+          "#cloud-config\n# nothing\n", "\x1f\x8b gzip"})
         CHECK(problem_of(good) == "");
     CHECK(problem_of("") == "is empty");
     CHECK(problem_of(" \n") == "is empty");

@@ -20,6 +20,9 @@ Definition everything() {
     auto& vm = definition.vm;
     vm.image = "/images/disk.qcow2";
     vm.disk_mib = 20480;
+    vm.user_data = "/images/seed.yaml";
+    vm.ssh_keys = {"/home/me/.ssh/id.pub"};
+    vm.volumes = {parse_volume("/src:/src:ro"), parse_volume("/out:/out")};
     vm.drives = {parse_drive("/images/a:b.raw:ro:format=raw"), parse_drive("/images/c")};
     vm.memory_mib = 2048;
     vm.cpus = 4;

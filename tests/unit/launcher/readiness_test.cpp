@@ -108,8 +108,7 @@ TEST_CASE("a port is open when its server speaks") {
 
     acceptor.close();
     GuestPort closed{context.get_executor(), here, endpoint, ""};
-    CHECK(closed.problem() ==
-          "127.0.0.1 port " + std::to_string(endpoint.port()) + ": no answer");
+    CHECK(closed.problem() == "127.0.0.1 port " + std::to_string(endpoint.port()) + ": no answer");
     context.restart();
     asio::co_spawn(context, closed.until_open(), [](std::exception_ptr) {});
     context.run_for(std::chrono::milliseconds{50});

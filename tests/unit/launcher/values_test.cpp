@@ -49,6 +49,18 @@ TEST_CASE("--drive: a file, and how it is used") {
     CHECK_THROWS_WITH(parse_drive("a:format=vdi"), "has an unknown format 'vdi'");
 }
 
+TEST_CASE("--volume: a directory here, and where it is there") {
+    const auto volume = parse_volume("/a:b/c:/src:ro");
+    CHECK(volume.host_directory == "/a:b/c");
+    CHECK(volume.guest_directory == "/src");
+    CHECK(volume.read_only);
+    CHECK(to_string(volume) == "/a:b/c:/src:ro");
+    CHECK(to_string(parse_volume(".:/src:rw")) == ".:/src");
+    CHECK_THROWS_WITH(parse_volume("/src"), "must be HOSTDIR:GUESTDIR[:ro]");
+    CHECK_THROWS_WITH(parse_volume("a:b"), "'b' is no directory below the guest's '/'");
+    CHECK_THROWS_WITH(parse_volume("a:/"), "'/' is no directory below the guest's '/'");
+}
+
 TEST_CASE("--net: a mode and its keys") {
     CHECK(parse_net("isolated").mode == NetOption::Mode::isolated);
     CHECK(parse_net("none").mode == NetOption::Mode::none);

@@ -1,0 +1,188 @@
+#include "launcher/volumes.h"
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/use_awaitable.hpp>
+#include <boost/json/array.hpp>
+#include <system_error>
+
+#include "launcher/failure.h"
+#include "launcher/guest_command.h"
+#include "launcher/memory_file.h"
+#include "launcher/unix_socket.h"
+#include "qmp/error.h"
+
+namespace qvm {
+
+namespace asio = boost::asio;
+namespace fs = std::filesystem;
+namespace json = boost::json;
+using asio::awaitable;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr auto command_timeout = 10s;  // of the agent
+constexpr auto mount_patience = 60s;   // with a guest that loads a module for it, say
+constexpr auto pause = 20ms;           // between two questions whether it is done
+
+/// Parameters: the tag, the directory and the options of each.
+constexpr const char* mount_script = R"(while [ $# -gt 0 ]; do
+    if ! grep -q "^$1 .* virtiofs " /proc/mounts; then
+        mkdir -p "$2" && mount -t virtiofs -o "$3" "$1" "$2" || exit
+    fi
+    shift 3
+done)";
+
+/// Parameters: the directory, then virtiofsd's command. Read-only is a mount's property, in a mount
+/// namespace that goes with the command; virtiofsd itself has no word for it.
+constexpr const char* read_only_script = R"(mount --bind -- "$1" "$1" &&
+mount -o remount,bind,ro -- "$1" || exit
+shift
+exec "$@")";
+
+json::array to_array(const std::vector<std::string>& words) {
+    json::array array;
+    for (const auto& word : words) array.emplace_back(word);
+    return array;
+}
+
+}  // namespace
+
+std::string volume_tag(std::size_t number) {
+    return fmt::format("volume{}", number);
+}
+
+std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes) {
+    std::vector<std::string> words{"/bin/sh", "-c", mount_script, "sh"};
+    for (std::size_t i = 0; i < volumes.size(); ++i)
+        words.insert(words.end(), {volume_tag(i), volumes[i].guest_directory,
+                                   volumes[i].read_only ? "ro" : "rw"});
+    return words;
+}
+
+std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
+                                           int socket) {
+    const auto source = volume.host_directory.string();
+    std::vector<std::string> words{program, fmt::format("--fd={}", socket),
+                                   "-o",    "source=" + source,
+                                   "-f",    "-o",
+                                   "xattr"};
+    if (!volume.read_only) return words;
+    words.insert(words.begin(), {"unshare", "--mount", "--propagation", "private", "--", "sh", "-c",
+                                 read_only_script, "sh", source});
+    return words;
+}
+
+std::string find_virtiofsd() {
+    // Debian 12's is QEMU's; later there is one in Rust, with a package of its own.
+    for (const char* path : {"/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"})
+        if (::access(path, X_OK) == 0) return path;
+    throw Failure("--volume: find 'virtiofsd': it is not installed",
+                  "apt-get install qemu-system-common");
+}
+
+void check_volume(const VolumeOption& volume) {
+    const auto& directory = volume.host_directory;
+    const auto failure = [&](const std::string& why) {
+        return Failure(fmt::format("--volume '{}': {}", directory.string(), why));
+    };
+    std::error_code error;
+    const auto status = fs::status(directory, error);
+    if (error || !fs::exists(status))
+        throw failure(std::generic_category().message(error ? error.value() : ENOENT));
+    if (!fs::is_directory(status)) throw failure("is not a directory");
+    // virtiofsd's options end at a comma, and there is no way to write one.
+    if (directory.string().find(',') != std::string::npos)
+        throw failure("virtiofsd takes no directory with a comma in its name");
+}
+
+Volumes::Volumes(const asio::any_io_executor& executor, std::vector<VolumeOption> volumes,
+                 Report debug, std::function<void(const std::string&)> died)
+    : executor_(executor),
+      volumes_(std::move(volumes)),
+      debug_(std::move(debug)),
+      died_(std::move(died)) {}
+
+std::vector<UniqueFd> Volumes::start(const fs::path& directory) {
+    std::vector<UniqueFd> sockets;
+    if (volumes_.empty()) return sockets;
+    const auto program = find_virtiofsd();
+    for (const auto& volume : volumes_) {
+        daemons_.emplace_back(executor_, volume);
+        sockets.push_back(start(daemons_.back(), program, directory));
+    }
+    return sockets;
+}
+
+/// It accepts one connection, which is there already when it starts.
+UniqueFd Volumes::start(Daemon& daemon, const std::string& program, const fs::path& directory) {
+    constexpr int socket_number = 3;
+    const auto path = directory / "volume.sock";
+    const auto listener = listen_on(path);
+    auto connection = connect_to(path);
+    const int error = errno;
+    ::unlink(path.c_str());
+    if (!connection)
+        throw Failure(fmt::format("connect to '{}': {}", path.string(),
+                                  std::generic_category().message(error)));
+    SpawnSpec spec;
+    spec.argv = virtiofsd_command(program, daemon.volume, socket_number);
+    spec.inherit = {{listener.get(), socket_number}};
+    daemon.process.start(std::move(spec));
+    asio::co_spawn(executor_, daemon.process.words.collect(debug_), asio::detached);
+    asio::co_spawn(executor_, watch(daemon), asio::detached);
+    return std::move(*connection);
+}
+
+awaitable<void> Volumes::watch(Daemon& daemon) {
+    const auto status = co_await daemon.process.child->wait();
+    daemon.over = true;
+    co_await asio::post(executor_, asio::use_awaitable);  // the last of its stderr
+    died_(fmt::format("--volume '{}': virtiofsd ended: {}", daemon.volume.host_directory.string(),
+                      daemon.process.words.text_or(status.describe())));
+}
+
+awaitable<void> Volumes::mount(qmp::Client& agent) {
+    if (volumes_.empty()) co_return;
+    auto words = mount_command(volumes_);
+    json::object arguments{{"path", words.front()}, {"capture-output", true}};
+    words.erase(words.begin());
+    arguments["arg"] = to_array(words);
+    const auto deadline = std::chrono::steady_clock::now() + mount_patience;
+    try {
+        const auto started =
+            co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
+        const auto pid = started.at("pid");
+        asio::steady_timer timer{executor_};
+        while (std::chrono::steady_clock::now() < deadline) {
+            json::object question{{"pid", pid}};
+            const auto answer = co_await agent.execute("guest-exec-status", std::move(question),
+                                                       command_timeout);
+            const auto end = parse_guest_capture(answer);
+            if (end && end->exit_status == status::ok) co_return;
+            if (end) throw Failure("mount in the guest: " + first_line(end->err));
+            timer.expires_after(pause);
+            co_await timer.async_wait(asio::use_awaitable);
+        }
+    } catch (const qmp::CommandError& refusal) {
+        throw Failure("mount in the guest: guest agent: " + refusal.desc);
+    } catch (const std::system_error& error) {
+        throw Failure("mount in the guest: guest agent: " + error.code().message());
+    }
+    throw Failure(fmt::format("mount in the guest: not done after {} s", mount_patience / 1s));
+}
+
+std::string Volumes::last_words() const {
+    for (const auto& daemon : daemons_)
+        if (daemon.over) return daemon.process.words.text_or("virtiofsd ended");
+    return {};
+}
+
+}  // namespace qvm

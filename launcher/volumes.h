@@ -1,0 +1,70 @@
+#pragma once
+
+#include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
+#include <filesystem>
+#include <functional>
+#include <list>
+#include <string>
+#include <vector>
+
+#include "launcher/last_words.h"
+#include "launcher/values.h"
+#include "netns/unique_fd.h"
+#include "qmp/client.h"
+
+/// Directories of the host in the guest, by virtiofs: for each a virtiofsd, which sees nothing else
+/// of the host, and a mount in the guest.
+namespace qvm {
+
+/// The tag by which the guest mounts a VM's volume of that number. Pure.
+std::string volume_tag(std::size_t number);
+
+/// The command that mounts the volumes in the guest, those that are not mounted yet. Pure.
+std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes);
+
+/// virtiofsd's command, with its listening socket as descriptor `socket`. Pure.
+std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
+                                           int socket);
+
+/// Where it is: not in PATH. Throws Failure where it is not installed.
+std::string find_virtiofsd();
+
+/// Throws Failure for a directory that cannot be shared.
+void check_volume(const VolumeOption& volume);
+
+class Volumes {
+  public:
+    /// `died` is told of a virtiofsd that ended. It must outlive this object, and the executor runs
+    /// no more when this object goes.
+    Volumes(const boost::asio::any_io_executor& executor, std::vector<VolumeOption> volumes,
+            Report debug, std::function<void(const std::string&)> died);
+
+    /// Starts a virtiofsd for each, which QEMU reaches by the sockets that are returned, in order.
+    /// `directory`: for a moment, of their other ends' names. Throws Failure.
+    std::vector<UniqueFd> start(const std::filesystem::path& directory);
+    /// Mounts them in the guest, by its agent. Throws Failure with the guest's reason.
+    boost::asio::awaitable<void> mount(qmp::Client& agent);
+    /// What they said last, where one of them has ended; else empty.
+    [[nodiscard]] std::string last_words() const;
+
+  private:
+    struct Daemon {
+        Daemon(const boost::asio::any_io_executor& executor, const VolumeOption& volume_)
+            : volume(volume_), process(executor) {}
+        VolumeOption volume;
+        Process process;
+        bool over = false;
+    };
+    UniqueFd start(Daemon& daemon, const std::string& program,
+                   const std::filesystem::path& directory);
+    boost::asio::awaitable<void> watch(Daemon& daemon);
+
+    boost::asio::any_io_executor executor_;
+    std::vector<VolumeOption> volumes_;
+    Report debug_;
+    std::function<void(const std::string&)> died_;
+    std::list<Daemon> daemons_;
+};
+
+}  // namespace qvm
