@@ -1,0 +1,102 @@
+"""--wait-for: how far a guest has to have come; and the seed that cloud-init finds."""
+
+import json
+import subprocess
+
+import detached
+import harness
+
+
+class Ready(detached.Test):
+    def wait_for(self, *stages, options=(), seconds=60):
+        words = [word for stage in stages for word in ("--wait-for", stage)]
+        return self.qvm("run", "-q", "-d", "--net", "isolated", *words, *options, *self.boot_files(),
+                        seconds=seconds)
+
+    def test_stages(self):
+        """Detaching leaves when the last is reached; the times of all are there."""
+        timings = self.host.files / "timings.json"
+        done = self.wait_for("agent", "log:^demo: busybox", options=("--name", "ready", f"--timings={timings}"))
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "ready\n", ""))
+        phases = {phase["name"]: phase["ms"] for phase in json.loads(timings.read_text())["phases"]}
+        self.assertGreaterEqual(phases["guest-ready"], max(phases["agent"], phases["log:^demo: busybox"]))
+        self.assertTrue(self.inspect("ready")["agent"])
+
+    def test_a_port_opens(self):
+        started = subprocess.Popen([harness.QVM, "run", "-q", "-d", "--net", "isolated", "--name", "port",
+                                    "--wait-for", "tcp:80", *map(str, self.boot_files())],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(started.wait, 60)
+        detached.wait_for(lambda: self.qvm("exec", "port", "true").returncode == 0, 60)
+        self.assertIsNone(started.poll())
+        self.succeed("exec", "port", "sh", "-c", "setsid nc -l -p 80 >/dev/null 2>&1 &")
+        self.assertEqual(started.communicate(timeout=60), ("port\n", ""))
+
+    def test_the_error_names_the_stage(self):
+        for stage, why in (("ssh", r"phase 'ssh': 192\.168\.26\.10 port 22: (Connection refused|no answer)"),
+                           ("log:never", "phase 'log:never': no line of the console fitted")):
+            with self.subTest(stage):
+                done = self.wait_for(stage, options=("--boot-timeout", "3s"))
+                self.assertEqual((done.returncode, done.stdout), (124, ""))
+                self.assertRegex(done.stderr, f"^qvm: --boot-timeout: {why} after 3 s")
+
+    def test_no_cloud_init(self):
+        done = self.wait_for("cloud-init")
+        self.assertEqual((done.returncode, done.stdout), (125, ""))
+        self.assertEqual(done.stderr, "qvm: --wait-for cloud-init: the guest has no cloud-init\n")
+
+    def test_a_command_waits(self):
+        done = self.qvm("run", "-q", "--net", "isolated", *self.boot_files(), "--wait-for", "log:busybox", "--",
+                        "echo", "there", seconds=60)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "there\n", ""))
+
+    def test_refused(self):
+        for options, why in ((("--net", "none", "--wait-for", "ssh"), "--wait-for ssh: .*no network"),
+                             (("--net", "user", "--wait-for", "tcp:80"), "--wait-for tcp:80: .*does not tell"),
+                             (("--net", "user", "--wait-for", "ssh"), "--wait-for ssh: .*no way"),
+                             (("--wait-for", "log:("), r"--wait-for 'log:\(': is no regular expression"),
+                             (("--wait-for", "boot"), "--wait-for 'boot'")):
+            with self.subTest(options):
+                self.assert_refused(self.qvm("run", *options, self.demo), why)
+
+
+class Seed(harness.Test):
+    def write(self, name, text):
+        file = self.host.files / name
+        file.write_text(text)
+        self.addCleanup(file.unlink, missing_ok=True)
+        return file
+
+    def test_the_guest_finds_it(self):
+        data = self.write("user-data", "#cloud-config\npackages: [vim]\n")
+        key = self.write("key.pub", "ssh-ed25519 AAAA me\n")
+        guest = self.detach("--net", "none", "--user-data", data, "--ssh-key", key, "--wait-for", "agent", self.demo)
+        said = self.succeed("exec", guest, "sh", "-c",
+                            "mkdir -p /mnt && mount -t iso9660 -o ro /dev/vdb /mnt && cd /mnt && "
+                            "cat user-data meta-data", seconds=60)
+        head, meta = said.rsplit("\n", 2)[0], json.loads(said.splitlines()[-1])
+        self.assertEqual(head + "\n", "#cloud-config\npackages: [vim]\n")
+        self.assertEqual(meta["local-hostname"], guest)
+        self.assertEqual(len(meta["public-keys"]), 2)
+        self.assertEqual(meta["public-keys"][1], "ssh-ed25519 AAAA me")
+
+    def test_none_for_an_image_that_is_written_to(self):
+        image = self.copy_of_demo("raw", "persist.raw")
+        self.addCleanup(image.unlink)
+        done = self.qvm("run", "-q", "--net", "none", "--persist", image, "--", "ls", "/dev/vdb", seconds=60)
+        self.assertEqual(done.returncode, 1)
+
+    def test_refused(self):
+        for option, text, why in (("--user-data", "packages: [vim]\n", "does not begin as"),
+                                  ("--user-data", "#cloud-config\na: [\n", "line 3: "),
+                                  ("--ssh-key", "hello\n", "is no public key"),
+                                  ("--ssh-key", "-----BEGIN OPENSSH PRIVATE KEY-----\n", "is a private key")):
+            with self.subTest(text):
+                file = self.write("bad", text)
+                self.assert_refused(self.qvm("run", option, file, self.demo), f"{option} '.*bad': {why}")
+                self.assert_refused(self.qvm("create", option, file, self.demo), f"{option} '.*bad': {why}")
+        self.assert_refused(self.qvm("run", "--user-data", "/none", self.demo), "--user-data '/none': No such file")
+
+
+if __name__ == "__main__":
+    harness.main()
