@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <grp.h>
-#include <linux/kvm.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -47,31 +45,6 @@ ProgramFacts read_program(const std::string& name) {
     ProgramFacts facts;
     facts.path = find_program(name).value_or("");
     if (!facts.path.empty()) facts.version = version_in(run_tool({facts.path, "--version"}).out);
-    return facts;
-}
-
-/// The group that may read and write a file; empty where that is root's or none.
-std::string group_of(const char* path) {
-    struct stat status {};
-    constexpr mode_t both = S_IRGRP | S_IWGRP;
-    if (::stat(path, &status) != 0 || (status.st_mode & both) != both || status.st_gid == 0)
-        return {};
-    const auto* group = ::getgrgid(status.st_gid);
-    return group != nullptr ? group->gr_name : std::to_string(status.st_gid);
-}
-
-/// Some sandboxes have a /dev/kvm that opens and then refuses this.
-int make_kvm_vm(int kvm) {
-    if (::ioctl(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION) return errno != 0 ? errno : ENOSYS;
-    return UniqueFd{::ioctl(kvm, KVM_CREATE_VM, 0)} ? 0 : errno;
-}
-
-KvmFacts read_kvm() {
-    KvmFacts facts{.cpu_flag = cpu_virtualisation(), .group = group_of("/dev/kvm")};
-    const UniqueFd kvm{::open("/dev/kvm", O_RDWR | O_CLOEXEC)};
-    facts.open_error = kvm ? 0 : errno;
-    errno = 0;
-    if (kvm) facts.vm_error = make_kvm_vm(kvm.get());
     return facts;
 }
 

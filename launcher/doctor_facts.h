@@ -8,6 +8,8 @@
 #include <string_view>
 #include <vector>
 
+#include "launcher/kvm.h"
+
 namespace qvm {
 
 /// A program that qvm starts.
@@ -16,15 +18,7 @@ struct ProgramFacts {
     std::string version = {};  ///< "7.2.22"; empty where the program does not say
 };
 
-/// Errors are errno values, here and below; 0 is success.
-struct KvmFacts {
-    int open_error = 0;
-    int vm_error = 0;           ///< of making a VM; only where it opens
-    std::string cpu_flag = {};  ///< vmx, svm, or neither
-    std::string group = {};     ///< whose members may open /dev/kvm; empty: no group's
-};
-
-/// What came of making a namespace and, in it, a table as qvm's own.
+/// What came of making a namespace and, in it, a table as qvm's own: errno values, 0 is success.
 struct NamespaceFacts {
     bool privileged = false;  ///< without a user namespace
     int error = 0;

@@ -19,12 +19,6 @@ namespace qvm {
 
 namespace {
 
-/// Why a device cannot be opened for reading and writing; empty when it can.
-std::string open_problem(const char* path) {
-    const int error = open_error(path);
-    return error == 0 ? std::string{} : std::generic_category().message(error);
-}
-
 std::uint64_t memory_of_host() {
     struct sysinfo info {};
     ::sysinfo(&info);
@@ -61,17 +55,6 @@ std::uint64_t read_oom_kills() {
     return 0;
 }
 
-std::string cpu_virtualisation() {
-    std::ifstream file{"/proc/cpuinfo"};
-    for (std::string line; std::getline(file, line);) {
-        if (!line.starts_with("flags")) continue;
-        for (const std::string flag : {"vmx", "svm"})
-            if ((line + ' ').find(' ' + flag + ' ') != std::string::npos) return flag;
-        break;
-    }
-    return {};
-}
-
 bool has_capabilities() {
     __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
     std::array<__user_cap_data_struct, 2> data{};
@@ -85,9 +68,7 @@ bool has_capabilities() {
 HostFacts read_host_facts() {
     HostFacts facts;
     facts.memory_mib = memory_of_host();
-    facts.kvm_problem = open_problem("/dev/kvm");
-    facts.kvm_opens = facts.kvm_problem.empty();
-    facts.cpu_virtualises = facts.kvm_opens && !cpu_virtualisation().empty();
+    facts.kvm = read_kvm();
     facts.has_qemu = find_program("qemu-system-x86_64").has_value();
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();
@@ -100,12 +81,21 @@ HostFacts read_host_facts() {
 
 AccelChoice choose_accel(Accel wanted, const HostFacts& host) {
     if (wanted == Accel::tcg) return {};
-    if (host.kvm_opens && host.cpu_virtualises) return {.kvm = true, .why_not_kvm = {}};
-    const auto why = host.kvm_opens ? std::string{"the CPU shows neither vmx nor svm"}
-                                    : "/dev/kvm: " + host.kvm_problem;
+    const auto& kvm = host.kvm;
+    const auto reason = [](int error) { return std::generic_category().message(error); };
+    std::string why;
+    if (kvm.open_error != 0)
+        why = "/dev/kvm: " + reason(kvm.open_error);
+    else if (kvm.cpu_flag.empty())
+        why = "the CPU shows neither vmx nor svm";
+    else if (kvm.vm_error != 0)
+        why = "/dev/kvm makes no VM: " + reason(kvm.vm_error);
+    if (why.empty())
+        return {.kvm = true,
+                .cpu = kvm.sets_arch_capabilities ? "host" : "host,-arch-capabilities"};
     if (wanted == Accel::kvm)
         throw Failure("--accel kvm: " + why, "--accel tcg runs without KVM, 10 to 30 times slower");
-    return {.kvm = false, .why_not_kvm = why};
+    return {.why_not_kvm = why};
 }
 
 void check_host(const VmOptions& options, const HostFacts& host, bool dry_run) {

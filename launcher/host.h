@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <string>
 
+#include "launcher/kvm.h"
 #include "launcher/options.h"
 
 namespace qvm {
@@ -10,9 +11,7 @@ namespace qvm {
 /// What this host can do for QEMU; read once.
 struct HostFacts {
     std::uint64_t memory_mib = 0;
-    bool kvm_opens = false;
-    std::string kvm_problem;       ///< why /dev/kvm does not open
-    bool cpu_virtualises = false;  ///< vmx or svm in /proc/cpuinfo
+    KvmFacts kvm;
     bool has_qemu = false;
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
@@ -24,9 +23,6 @@ HostFacts read_host_facts();
 /// Opens a device for reading and writing: 0, or the errno value of the refusal.
 int open_error(const char* device);
 
-/// The flag of /proc/cpuinfo that stands for virtualisation: vmx (Intel), svm (AMD), or neither.
-std::string cpu_virtualisation();
-
 /// How many processes the kernel has killed since boot for want of memory, of the host's or of some
 /// cgroup's (oom_kill in /proc/vmstat, proc_vmstat(5)); 0 where it does not say.
 std::uint64_t read_oom_kills();
@@ -37,11 +33,13 @@ bool has_capabilities();
 /// The accelerator that a VM gets, and why it is not KVM where one would expect it.
 struct AccelChoice {
     bool kvm = false;
-    std::string why_not_kvm;
+    std::string cpu = "max";  ///< QEMU's -cpu
+    std::string why_not_kvm = {};
 };
 
 /// Pure. KVM only where /dev/kvm opens and the CPU shows vmx or svm: a /dev/kvm that opens and
-/// then hangs stock kernels exists. Throws Failure where KVM was asked for and cannot be had.
+/// then hangs stock kernels exists. The CPU is the host's, less what the
+/// host's KVM shows and then refuses. Throws Failure where KVM was asked for and cannot be had.
 AccelChoice choose_accel(Accel wanted, const HostFacts& host);
 
 /// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do. A dry

@@ -34,7 +34,7 @@ void add_machine(Command& command, const QemuSpec& spec) {
         command.add("-object", fmt::format("memory-backend-memfd,id=memory,size={}M,share=on",
                                            spec.memory_mib));
     command.add("-accel", spec.kvm ? "kvm" : "tcg");
-    command.add("-cpu", spec.kvm ? "host" : "max");
+    command.add("-cpu", spec.cpu);
     command.add("-smp", std::to_string(spec.cpus));
     command.add("-m", fmt::format("{}M", spec.memory_mib));
     command.add("-display", "none");

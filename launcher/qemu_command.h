@@ -47,6 +47,7 @@ struct QemuSpec {
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
     bool kvm = false;
+    std::string cpu = "max";
     std::optional<QemuDisk> disk;
     std::vector<QemuDrive> drives{};
     std::vector<std::string> volumes{};  ///< tags of virtiofs

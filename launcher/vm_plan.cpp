@@ -62,6 +62,7 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     qemu.memory_mib = options.memory_mib;
     qemu.cpus = options.cpus;
     qemu.kvm = accel.kvm;
+    qemu.cpu = accel.cpu;
     if (image)
         qemu.disk = QemuDisk{.format = image->format,
                              .persist = writes == Writes::image,

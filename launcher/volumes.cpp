@@ -70,10 +70,8 @@ std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes)
 std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
                                            int socket) {
     const auto source = volume.host_directory.string();
-    std::vector<std::string> words{program, fmt::format("--fd={}", socket),
-                                   "-o",    "source=" + source,
-                                   "-f",    "-o",
-                                   "xattr"};
+    std::vector<std::string> words{
+        program, fmt::format("--fd={}", socket), "-o", "source=" + source, "-f", "-o", "xattr"};
     if (!volume.read_only) return words;
     words.insert(words.begin(), {"unshare", "--mount", "--propagation", "private", "--", "sh", "-c",
                                  read_only_script, "sh", source});
@@ -163,8 +161,8 @@ awaitable<void> Volumes::mount(qmp::Client& agent) {
         asio::steady_timer timer{executor_};
         while (std::chrono::steady_clock::now() < deadline) {
             json::object question{{"pid", pid}};
-            const auto answer = co_await agent.execute("guest-exec-status", std::move(question),
-                                                       command_timeout);
+            const auto answer =
+                co_await agent.execute("guest-exec-status", std::move(question), command_timeout);
             const auto end = parse_guest_capture(answer);
             if (end && end->exit_status == status::ok) co_return;
             if (end) throw Failure("mount in the guest: " + first_line(end->err));

@@ -41,6 +41,23 @@ class RunCommand(harness.Test):
         for words in ending:
             self.assertIn(words, text)
 
+    def test_kvm_with_a_cpu_that_it_takes(self):
+        """Also one that shows what it refuses; where KVM's guests hang, a boot comes to a time-out."""
+        try:
+            os.close(os.open("/dev/kvm", os.O_RDWR))
+        except OSError as error:
+            self.skipTest(f"/dev/kvm: {error.strerror}")
+        info = self.host.files / "cpuinfo"
+        with open("/proc/cpuinfo") as file:
+            info.write_text(file.read().replace("\nflags\t\t: ", "\nflags\t\t: vmx "))
+        self.addCleanup(info.unlink)
+        done = self.qvm("run", "-q", "--net", "none", "--accel", "kvm", "--boot-timeout", "3s", *self.boot_files(),
+                        "--", "true", before=("unshare", "-m", "sh", "-c",
+                                              f'mount --bind {info} /proc/cpuinfo; exec "$@"', "sh"), seconds=60)
+        if done.returncode != 0:
+            self.assertRegex(done.stderr, "^qvm: --boot-timeout: phase '(firmware|kernel|agent)'")
+            self.assertEqual(done.returncode, 124)
+
     def test_streams_and_status(self):
         data = random.Random(1).randbytes(1024 * 1024)
         done = self.run_command(

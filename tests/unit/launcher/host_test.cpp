@@ -10,9 +10,7 @@ namespace {
 
 HostFacts able() {
     return {.memory_mib = 8192,
-            .kvm_opens = true,
-            .kvm_problem = {},
-            .cpu_virtualises = true,
+            .kvm = {.cpu_flag = "vmx"},
             .has_qemu = true,
             .has_dnsmasq = true,
             .has_qemu_img = true,
@@ -45,14 +43,25 @@ TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
     CHECK(!choose_accel(Accel::tcg, host).kvm);
     CHECK(choose_accel(Accel::tcg, host).why_not_kvm.empty());
 
-    host.cpu_virtualises = false;
+    host.kvm.vm_error = EBUSY;
+    CHECK(choose_accel(Accel::automatic, host).why_not_kvm ==
+          "/dev/kvm makes no VM: Device or resource busy");
+    host.kvm.cpu_flag.clear();
     CHECK(!choose_accel(Accel::automatic, host).kvm);
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "the CPU shows neither vmx nor svm");
     CHECK_THROWS_AS(choose_accel(Accel::kvm, host), Failure);
 
-    host.kvm_opens = false;
-    host.kvm_problem = "Permission denied";
+    host.kvm.open_error = EACCES;
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
+}
+
+TEST_CASE("the CPU is the host's, less what its KVM refuses") {
+    auto host = able();
+    CHECK(choose_accel(Accel::kvm, host).cpu == "host");
+    CHECK(choose_accel(Accel::tcg, host).cpu == "max");
+    host.kvm.sets_arch_capabilities = false;
+    CHECK(choose_accel(Accel::automatic, host).cpu == "host,-arch-capabilities");
+    CHECK(choose_accel(Accel::tcg, host).cpu == "max");
 }
 
 TEST_CASE("what the host cannot do is said, with the remedy") {

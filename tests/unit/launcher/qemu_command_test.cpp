@@ -121,6 +121,7 @@ TEST_CASE("user networking, none, and another MTU") {
 TEST_CASE("a kernel, KVM, and the user's own arguments last") {
     auto spec = example();
     spec.kvm = true;
+    spec.cpu = "host";
     spec.kernel = "/boot/a,b";
     spec.initrd = "/boot/c,d";
     spec.append = "console=ttyS0 root=/dev/vda";

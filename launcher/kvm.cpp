@@ -1,0 +1,87 @@
+#include "launcher/kvm.h"
+
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/kvm.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <fstream>
+
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+namespace {
+
+/// kvm_msrs with one entry, and the commands that take it: as C++ reads linux/kvm.h, a flexible
+/// array takes room, and the size is part of the number.
+struct MsrsHeader {
+    __u32 count = 1;
+    __u32 padding = 0;
+};
+struct OneMsr {
+    MsrsHeader header;
+    kvm_msr_entry entry{};
+};
+constexpr auto get_msrs = _IOWR(KVMIO, 0x88, MsrsHeader);  // KVM_GET_MSRS
+constexpr auto set_msrs = _IOW(KVMIO, 0x89, MsrsHeader);   // KVM_SET_MSRS
+constexpr __u32 arch_capabilities = 0x10a;
+
+std::string cpu_virtualisation() {
+    std::ifstream file{"/proc/cpuinfo"};
+    for (std::string line; std::getline(file, line);) {
+        if (!line.starts_with("flags")) continue;
+        for (const std::string flag : {"vmx", "svm"})
+            if ((line + ' ').find(' ' + flag + ' ') != std::string::npos) return flag;
+        break;
+    }
+    return {};
+}
+
+/// The group that may read and write a file; empty where that is root's or none.
+std::string group_of(const char* path) {
+    struct stat status {};
+    constexpr mode_t both = S_IRGRP | S_IWGRP;
+    if (::stat(path, &status) != 0 || (status.st_mode & both) != both || status.st_gid == 0)
+        return {};
+    const auto* group = ::getgrgid(status.st_gid);
+    return group != nullptr ? group->gr_name : std::to_string(status.st_gid);
+}
+
+/// As QEMU sets it: what the host's KVM says that it supports.
+bool sets_arch_capabilities(int kvm, int vm) {
+    OneMsr msr;
+    msr.entry.index = arch_capabilities;
+    if (::ioctl(kvm, get_msrs, &msr) != 1) return true;  // there is none
+    const UniqueFd cpu{::ioctl(vm, KVM_CREATE_VCPU, 0)};
+    return !cpu || ::ioctl(cpu.get(), set_msrs, &msr) == 1;
+}
+
+void try_kvm(int kvm, KvmFacts& facts) {
+    errno = 0;
+    if (::ioctl(kvm, KVM_GET_API_VERSION, 0) != KVM_API_VERSION) {
+        facts.vm_error = errno != 0 ? errno : ENOSYS;
+        return;
+    }
+    const UniqueFd vm{::ioctl(kvm, KVM_CREATE_VM, 0)};
+    if (vm)
+        facts.sets_arch_capabilities = sets_arch_capabilities(kvm, vm.get());
+    else
+        facts.vm_error = errno;
+}
+
+}  // namespace
+
+KvmFacts read_kvm() {
+    KvmFacts facts{.cpu_flag = cpu_virtualisation(), .group = group_of("/dev/kvm")};
+    const UniqueFd kvm{::open("/dev/kvm", O_RDWR | O_CLOEXEC)};
+    if (kvm)
+        try_kvm(kvm.get(), facts);
+    else
+        facts.open_error = errno;
+    return facts;
+}
+
+}  // namespace qvm
