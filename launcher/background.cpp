@@ -17,6 +17,7 @@
 
 #include "launcher/failure.h"
 #include "launcher/output.h"
+#include "launcher/unix_socket.h"
 
 namespace qvm {
 
@@ -66,9 +67,10 @@ void pass_on(int signals, pid_t child) {
     if (number != SIGCHLD && info.ssi_code == SI_USER) ::kill(child, number);
 }
 
+constexpr const char* step = "make a process for the background";
+
 Failure cannot(const char* call) {
-    return Failure{fmt::format("make a process for the background: {}: {}", call,
-                               std::generic_category().message(errno))};
+    return Failure{fmt::format("{}: {}: {}", step, call, std::generic_category().message(errno))};
 }
 
 /// The parent's whole life. Where the text cannot be printed the child goes with us: nobody was
@@ -95,11 +97,7 @@ int stand_in_for(pid_t child, int signals, int socket) {
 }  // namespace
 
 std::optional<int> Background::fork() {
-    std::array<int, 2> ends;
-    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0)
-        throw cannot("make sockets");
-    UniqueFd ours{ends[0]};
-    UniqueFd childs{ends[1]};
+    auto [ours, childs] = make_socket_pair(step, SOCK_SEQPACKET);
     const auto signals = minded_signals();
     const UniqueFd signal_fd{::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK)};
     if (!signal_fd) throw cannot("make a signalfd");

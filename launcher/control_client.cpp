@@ -66,6 +66,16 @@ std::optional<UniqueFd> connect(const std::filesystem::path& directory, const st
 
 }  // namespace
 
+void rethrow(const std::exception_ptr& failure, const std::string& step) {
+    try {
+        std::rethrow_exception(failure);
+    } catch (const ControlClient::Gone&) {
+        throw;
+    } catch (const Failure& why) {
+        throw Failure(fmt::format("{}: {}", step, why.what()), why.hint(), why.exit_status());
+    }
+}
+
 ControlClient::ControlClient(const asio::any_io_executor& executor, const Directories& directories,
                              const std::string& name)
     : name_(name),

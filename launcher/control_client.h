@@ -5,6 +5,7 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/json/object.hpp>
 #include <chrono>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -17,6 +18,10 @@ namespace qvm {
 
 /// What to say of a VM that does not live.
 Failure not_running(const Directories& directories, const std::string& name);
+
+/// Throws `failure` again as one of `step` ("exec in 'web'"); but where the VM has ended, that is
+/// said as it is.
+[[noreturn]] void rethrow(const std::exception_ptr& failure, const std::string& step);
 
 /// A client of one living VM's control socket. What fails is said with the VM's name.
 class ControlClient {

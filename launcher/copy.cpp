@@ -173,7 +173,9 @@ class Copy {
             asio::co_spawn(context_, show_progress(), asio::detached);
         context_.run();
         if (progress_shown_) std::fputs("\r\033[K", stderr);
-        if (failure_) fail();
+        if (failure_)
+            rethrow(failure_, fmt::format("copy '{}' to '{}'", to_string(options_.from),
+                                          to_string(options_.to)));
         return exit_status_;
     }
 
@@ -278,18 +280,6 @@ class Copy {
             std::fputs(line.c_str(), stderr);
             progress_shown_ = true;
             timer.expires_after(progress_pause);
-        }
-    }
-
-    [[noreturn]] void fail() const {
-        try {
-            std::rethrow_exception(failure_);
-        } catch (const ControlClient::Gone&) {
-            throw;
-        } catch (const Failure& failure) {
-            throw Failure(fmt::format("copy '{}' to '{}': {}", to_string(options_.from),
-                                      to_string(options_.to), failure.what()),
-                          failure.hint(), failure.exit_status());
         }
     }
 

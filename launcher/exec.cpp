@@ -41,7 +41,7 @@ class Exec {
         });
         asio::co_spawn(context_, watch_signals(), asio::detached);
         context_.run();
-        if (failure_) fail();
+        if (failure_) rethrow(failure_, fmt::format("exec in '{}'", options_.name));
         return exit_status_;
     }
 
@@ -76,17 +76,6 @@ class Exec {
             }
             exit_status_ = status::signalled + number;
             context_.stop();
-        }
-    }
-
-    [[noreturn]] void fail() const {
-        try {
-            std::rethrow_exception(failure_);
-        } catch (const ControlClient::Gone&) {
-            throw;
-        } catch (const Failure& failure) {
-            throw Failure(fmt::format("exec in '{}': {}", options_.name, failure.what()),
-                          failure.hint(), failure.exit_status());
         }
     }
 

@@ -108,15 +108,8 @@ int status_of_refusal(std::string_view text) {
     return status::failed;
 }
 
-struct SocketPair {
-    SocketPair() {
-        std::array<int, 2> ends;
-        if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
-            throw Failure("make a command's streams: " + std::generic_category().message(errno));
-        client = UniqueFd{ends[0]};
-        qemu = UniqueFd{ends[1]};
-    }
-
+/// One of a command's.
+struct StreamSockets {
     UniqueFd client;  ///< a copy: QEMU is not to see the end of a client that dies, but of the port
     UniqueFd qemu;  ///< until the guest has opened the port: who reads the other is to see its end
 };
@@ -142,7 +135,7 @@ struct Session {
     GuestCommand guest_command;
     std::string secret;
     std::string tag;
-    std::vector<SocketPair> sockets;
+    std::vector<StreamSockets> sockets;
     std::vector<std::string> ports;  ///< QEMU's ids, of devices as of their chardevs
     std::set<std::string> opened;    ///< those that the guest has opened
     std::string end_port;            ///< on which the guest says how the command ended
@@ -275,7 +268,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         session.secret = text_in(*request, "secret");
         session.tag = std::to_string(++count);
         const bool terminal = session.guest_command.terminal.has_value();
-        for (std::size_t i = 0; i < (terminal ? 2 : 3); ++i) session.sockets.emplace_back();
+        for (std::size_t i = 0; i < (terminal ? 2 : 3); ++i) {
+            auto [client, qemu] = make_socket_pair("make a command's streams");
+            session.sockets.push_back({std::move(client), std::move(qemu)});
+        }
         std::vector<int> ends;
         for (const auto& socket : session.sockets) ends.push_back(socket.client.get());
         const bool sent =
@@ -365,7 +361,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
-    awaitable<void> plug_in(Session& session, std::string stream, SocketPair& socket) {
+    awaitable<void> plug_in(Session& session, std::string stream, StreamSockets& socket) {
         const auto id = fmt::format("exec-{}-{}", stream, session.tag);
         const auto step = std::string{"plug in a serial port"};
         co_await in_words(step, [&] {
@@ -671,13 +667,11 @@ ExecService::~ExecService() {
 }
 
 UniqueFd ExecService::connect() {
-    std::array<int, 2> ends;
-    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) != 0)
-        throw Failure("run a command in the guest: " + std::generic_category().message(errno));
-    UniqueFd client{ends[0]};
-    asio::co_spawn(core_->listener.get_executor(), Core::serve(core_, UniqueFd{ends[1]}),
+    auto [client, service] =
+        make_socket_pair("run a command in the guest", SOCK_SEQPACKET | SOCK_NONBLOCK);
+    asio::co_spawn(core_->listener.get_executor(), Core::serve(core_, std::move(service)),
                    asio::detached);
-    return client;
+    return std::move(client);
 }
 
 void ExecService::agent_is_up() {

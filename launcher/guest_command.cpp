@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/json/array.hpp>
+#include <boost/json.hpp>
 #include <charconv>
 #include <utility>
 
@@ -115,12 +115,6 @@ while [ "$1" != -- ]; do export "$1"; shift; done
 shift
 exec "$@")";
 
-json::array to_array(const std::vector<std::string>& words) {
-    json::array array;
-    for (const auto& word : words) array.emplace_back(word);
-    return array;
-}
-
 std::vector<std::string> words_of(const json::object& object, const char* key) {
     std::vector<std::string> words;
     const auto* value = object.if_contains(key);
@@ -153,8 +147,8 @@ std::optional<Number> number_in(std::string_view text) {
 }  // namespace
 
 json::object to_json(const GuestCommand& command) {
-    json::object object{{"argv", to_array(command.argv)},
-                        {"environment", to_array(command.environment)},
+    json::object object{{"argv", json::value_from(command.argv)},
+                        {"environment", json::value_from(command.environment)},
                         {"directory", command.directory},
                         {"user", command.user}};
     if (command.terminal)
@@ -223,7 +217,7 @@ json::object guest_capture_arguments(const GuestCommand& command, std::string_vi
             "the guest has no shell, or no serial ports for a command's streams, and "
             "without those there is no --env, --workdir, --user and --tty");
     json::object arguments{{"path", command.argv.front()}, {"capture-output", true}};
-    arguments["arg"] = to_array({command.argv.begin() + 1, command.argv.end()});
+    arguments["arg"] = json::value_from(std::vector(command.argv.begin() + 1, command.argv.end()));
     if (!input.empty()) arguments["input-data"] = to_base64(input);
     return arguments;
 }

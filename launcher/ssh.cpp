@@ -234,11 +234,8 @@ int ssh(const SshOptions& options) {
         if (options.proxy) return serve_as_proxy(directories, options);
         Door{directories, options}.open();
         become_ssh(directories, options);
-    } catch (const ControlClient::Gone&) {
-        throw;
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("ssh into '{}': {}", options.name, failure.what()),
-                      failure.hint());
+    } catch (const Failure&) {
+        rethrow(std::current_exception(), fmt::format("ssh into '{}'", options.name));
     }
 }
 

@@ -77,18 +77,6 @@ constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;     // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
 
-struct SocketPair {
-    UniqueFd ours;
-    UniqueFd theirs;
-};
-
-SocketPair make_socket_pair() {
-    std::array<int, 2> ends;
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
-        throw Failure("start QEMU: make a socket pair: " + std::generic_category().message(errno));
-    return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
-}
-
 bool is_ignored(int number) {
     struct sigaction action {};
     return ::sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
@@ -211,10 +199,11 @@ class Supervisor final : public Controlled {
 
     void spawn_qemu(UniqueFd overlay) {
         const QemuFds numbers;
-        auto qmp = make_socket_pair();
-        auto console = make_socket_pair();
-        auto agent = make_socket_pair();
-        auto firmware = make_socket_pair();
+        const std::string step = "start QEMU";
+        auto qmp = make_socket_pair(step);
+        auto console = make_socket_pair(step);
+        auto agent = make_socket_pair(step);
+        auto firmware = make_socket_pair(step);
         SpawnSpec spec;
         spec.argv = qemu_command(run_.plan.qemu, numbers);
         spec.inherit = {{qmp.theirs.get(), numbers.qmp},

@@ -71,6 +71,13 @@ std::optional<UniqueFd> connect_to(const fs::path& path, int type) {
     return fd;
 }
 
+SocketPair make_socket_pair(const std::string& step, int type) {
+    std::array<int, 2> ends;
+    if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends.data()) != 0)
+        throw Failure(step + ": make sockets: " + std::generic_category().message(errno));
+    return {UniqueFd{ends[0]}, UniqueFd{ends[1]}};
+}
+
 bool send_with_fds(int socket, const std::string& text, const std::vector<int>& fds) {
     alignas(cmsghdr) std::array<char, CMSG_SPACE(most_fds * sizeof(int))> control{};
     iovec data{const_cast<char*>(text.data()), text.size()};

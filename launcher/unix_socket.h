@@ -20,6 +20,13 @@ UniqueFd listen_on(const std::filesystem::path& path, int type = SOCK_STREAM);
 /// with errno as connect(2) left it.
 std::optional<UniqueFd> connect_to(const std::filesystem::path& path, int type = SOCK_STREAM);
 
+/// Two sockets of that type, connected with each other. Throws Failure, with the step.
+struct SocketPair {
+    UniqueFd ours;
+    UniqueFd theirs;
+};
+SocketPair make_socket_pair(const std::string& step, int type = SOCK_STREAM);
+
 /// A message with descriptors; those that are sent stay the sender's.
 inline constexpr std::size_t largest_message = 128 * 1024;  ///< bytes
 struct MessageWithFds {

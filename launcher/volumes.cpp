@@ -9,7 +9,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/json/array.hpp>
+#include <boost/json.hpp>
 #include <system_error>
 
 #include "launcher/failure.h"
@@ -46,12 +46,6 @@ constexpr const char* read_only_script = R"(mount --bind -- "$1" "$1" &&
 mount -o remount,bind,ro -- "$1" || exit
 shift
 exec "$@")";
-
-json::array to_array(const std::vector<std::string>& words) {
-    json::array array;
-    for (const auto& word : words) array.emplace_back(word);
-    return array;
-}
 
 }  // namespace
 
@@ -152,7 +146,7 @@ awaitable<void> Volumes::mount(qmp::Client& agent) {
     auto words = mount_command(volumes_);
     json::object arguments{{"path", words.front()}, {"capture-output", true}};
     words.erase(words.begin());
-    arguments["arg"] = to_array(words);
+    arguments["arg"] = json::value_from(words);
     const auto deadline = std::chrono::steady_clock::now() + mount_patience;
     try {
         const auto started =
