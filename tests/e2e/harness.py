@@ -35,6 +35,7 @@ INSIDE = "QVM_E2E_INSIDE"
 GONE = 5  # seconds: the kernel takes namespaces back one after another
 QVM = os.environ.get("QVM", "")
 DEMO = os.environ.get("QVM_DEMO", "")
+DEBIAN = os.environ.get("QVM_DEBIAN", "")  # for the tests that require its fixture
 
 STARTED = "guest started"  # what the boot sectors print
 
