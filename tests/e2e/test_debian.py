@@ -1,6 +1,10 @@
-"""A Debian guest, with systemd, cloud-init and a shell that is not busybox: one boot for all tests."""
+"""A Debian guest, with systemd, cloud-init, sshd and a compiler: what the demo guest has not."""
 
+import os
+import pathlib
+import shutil
 import subprocess
+import tempfile
 
 import harness
 import picture
@@ -8,14 +12,40 @@ import vm
 
 SETTLED = 240  # seconds: cloud-init is four programs in Python, at a tenth of their speed
 
+USER_DATA = """#cloud-config
+write_files:
+  - path: /root/from-user-data
+    content: written
+users:
+  - default
+  - name: somebody
+    ssh_authorized_keys: ["{key}"]
+"""
+
+SOURCE = """#include <stdio.h>
+int main(void) { printf("%d\\n", 6 * 7); return 0; }
+"""
+MAKEFILE = """check: program
+	test "$$(./program)" = 42
+program: program.c
+"""
+
 
 class Debian(harness.Test):
+    """One boot for all."""
+
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.before = picture.Picture(harness.host)
-        subprocess.run([harness.QVM, "run", "-q", "-d", "--net", "none", "--name", "debian",
-                        harness.DEBIAN], check=True, timeout=vm.SOON, stdout=subprocess.DEVNULL)
+        cls.files = pathlib.Path(tempfile.mkdtemp())
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", cls.files / "key"], check=True)
+        key = cls.files / "key.pub"
+        (cls.files / "user-data").write_text(USER_DATA.format(key=key.read_text().strip()))
+        subprocess.run([harness.QVM, "run", "-q", "-d", "--net", "isolated", "--name", "debian", "--disk-size",
+                        "5G", "--user-data", cls.files / "user-data", "--ssh-key", key, "--wait-for", "ssh",
+                        "--wait-for", "cloud-init", harness.DEBIAN], check=True, timeout=SETTLED,
+                       stdout=subprocess.DEVNULL)
 
     @classmethod
     def tearDownClass(cls):
@@ -23,6 +53,7 @@ class Debian(harness.Test):
                               text=True, timeout=90)
         assert (done.returncode, done.stdout, done.stderr) == (
             0, "debian\n", "qvm: debian: the guest powered down\n"), done
+        shutil.rmtree(cls.files)
         difference = picture.difference_to(cls.before, harness.host, harness.GONE)
         assert not difference, difference
         super().tearDownClass()
@@ -36,6 +67,17 @@ class Debian(harness.Test):
         self.assertEqual(done.stderr, "")
         return done.returncode, done.stdout
 
+    def ssh(self, *words, seconds=vm.BOOT):
+        done = self.qvm("ssh", *words, seconds=seconds)
+        return done.returncode, done.stdout, done.stderr
+
+    def client(self, *words, **more):
+        """A program that uses ssh, with the configuration that qvm prints."""
+        config = self.files / "ssh_config"
+        config.write_text(self.succeed("ssh-config", "debian"))
+        words = [str(word).replace("CONFIG", str(config)) for word in words]
+        return subprocess.run(words, capture_output=True, timeout=vm.BOOT, **more)
+
     def test_release(self):
         status, release = self.exec("cat", "/etc/os-release")
         self.assertEqual(status, 0)
@@ -45,12 +87,23 @@ class Debian(harness.Test):
     def test_exit_status(self):
         self.assertEqual(self.exec("sh", "-c", "echo out; exit 42"), (42, "out\n"))
 
+    def test_user_and_terminal(self):
+        self.assertEqual(self.exec("-u", "somebody", "-w", "/tmp", "sh", "-c", "id -un; pwd; umask"),
+                         (0, "somebody\n/tmp\n0022\n"))
+
     def test_cloud_init(self):
-        status, told = self.exec("cloud-init", "status", "--wait", "--long", seconds=SETTLED)
+        """What its user wants, and what we do, both came about."""
+        status, told = self.exec("cloud-init", "status", "--long")
         self.assertEqual(status, 0, told)
         self.assertIn("status: done", told)
         self.assertIn("DataSourceNoCloud [seed=/dev/vd", told)
-        self.assertNotIn("error", told)
+        self.assertEqual(self.exec("cat", "/root/from-user-data"), (0, "written"))
+        self.assertEqual(self.exec("hostname"), (0, "debian\n"))
+
+    def test_the_root_file_system_has_grown(self):
+        status, size = self.exec("df", "--output=size", "-B", "1G", "/")
+        self.assertEqual(status, 0)
+        self.assertIn(int(size.split()[-1]), (5, 6))
 
     def test_units(self):
         """All that were to start have, sshd among them, with keys of this guest's own."""
@@ -60,6 +113,43 @@ class Debian(harness.Test):
         made = "find /etc/ssh -name 'ssh_host_*_key' -newer /etc/machine-id"
         self.assertNotEqual(self.exec("sh", "-c", made), (0, ""))
 
+    def test_ssh(self):
+        self.assertEqual(self.ssh("debian", "--", "id -un; echo to-stderr >&2; exit 7"), (7, "root\n", "to-stderr\n"))
+        self.assertEqual(self.ssh("somebody@debian", "id", "-un"), (0, "somebody\n", ""))
+        self.assertEqual(self.ssh("debian@debian", "sudo", "id", "-un"), (0, "root\n", ""))
+        status, out, said = self.ssh("nobody-there@debian", "true")
+        self.assertEqual((status, out), (125, ""))
+        self.assertRegex(said, "^qvm: ssh into 'debian': let qvm's key in for 'nobody-there': .*no user")
+
+    def test_ssh_of_others(self):
+        """Their own keys, scp and rsync, and nothing in the user's known_hosts."""
+        known = pathlib.Path.home() / ".ssh/known_hosts"
+        before = known.read_bytes() if known.exists() else None
+        source = self.files / "source"
+        source.mkdir()
+        (source / "file").write_bytes(os.urandom(100000))
+        done = self.client("scp", "-q", "-F", "CONFIG", source / "file", "debian:/tmp/file")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        done = self.client("rsync", "-a", "-e", "ssh -F CONFIG", "debian:/tmp/file", self.files / "back")
+        self.assertEqual((done.returncode, done.stderr), (0, b""))
+        self.assertEqual((self.files / "back").read_bytes(), (source / "file").read_bytes())
+        done = self.client("ssh", "-F", "CONFIG", "-l", "debian", "-i", self.files / "key", "-o", "IdentityFile=none",
+                           "debian", "id", "-un")
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"debian\n", b""))
+        self.assertEqual(known.read_bytes() if known.exists() else None, before)
+
+    def test_copies(self):
+        tree = self.files / "tree"
+        (tree / "a").mkdir(parents=True)
+        (tree / "a/file").write_text("text")
+        (tree / "a/file").chmod(0o640)
+        (tree / "link").symlink_to("a/file")
+        self.succeed("cp", "-q", tree, "debian:/srv/", seconds=vm.BOOT)
+        self.assertEqual(self.exec("stat", "-c", "%a %F", "/srv/tree/a/file", "/srv/tree/link"),
+                         (0, "640 regular file\n777 symbolic link\n"))
+        self.succeed("cp", "-q", "debian:/srv/tree", self.files / "copy", seconds=vm.BOOT)
+        self.assertEqual((self.files / "copy/a/file").stat().st_mode & 0o777, 0o640)
+
     def test_root_is_the_last_partition(self):
         status, root = self.exec("findmnt", "-n", "-o", "SOURCE", "/")
         self.assertEqual(status, 0)
@@ -67,6 +157,25 @@ class Debian(harness.Test):
                                        "NAME,TYPE", "/dev/vda")
         self.assertEqual(status, 0)
         self.assertEqual(partitions.splitlines()[-1].split(), [root.strip(), "part"])
+
+
+class Job(harness.Test):
+    def test_as_ci_runs_it(self):
+        """Source in, built and tested there, the artefact out, and the status kept."""
+        source = self.host.files / "source"
+        source.mkdir()
+        self.addCleanup(shutil.rmtree, source)
+        (source / "program.c").write_text(SOURCE)
+        (source / "Makefile").write_text(MAKEFILE)
+        result = self.host.files / "result.json"
+        self.addCleanup(result.unlink, missing_ok=True)
+        options = ["run", "-q", "--net", "none", "-v", f"{source}:/src", "--result", result, harness.DEBIAN, "--"]
+        done = self.qvm(*options, "sh", "-c", "cd /src && make -s check && ./program >out && "
+                        "sed -i s/42/43/ Makefile && ! make -s check 2>/dev/null || exit 1; exit 3", seconds=SETTLED)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (3, "", ""))
+        self.assertEqual((source / "out").read_text(), "42\n")
+        self.assertTrue(os.access(source / "program", os.X_OK))
+        self.assertIn('"failed": "command"', result.read_text())
 
 
 if __name__ == "__main__":
