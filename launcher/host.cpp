@@ -103,6 +103,8 @@ void check_host(const VmOptions& options, const HostFacts& host, bool dry_run) {
     if (options.memory_mib > host.memory_mib)
         throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
                                   options.memory_mib, host.memory_mib));
+    if (!dry_run && !options.volumes.empty() && !host.may_make_namespaces)
+        throw Failure("--volume: virtiofsd's sandbox needs root", "run qvm as root, or use qvm cp");
     if (dry_run || !needs_namespace(options.net_or_default())) return;
     if (!host.may_make_namespaces)
         throw Failure(fmt::format("--net {}: creating a network namespace needs root",

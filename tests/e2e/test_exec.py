@@ -9,19 +9,11 @@ import termios
 import time
 import unittest
 
+from corpus import CORPUS, INPUT, assert_same, on_host
 import harness
 import vm
 
 # Each is run by sh -c, here and in the guest.
-CORPUS = (
-    "true", "false", "exit 42", "exit 255", "echo out; echo err >&2; exit 3", "printf 'a\\0b\\377\\n'",
-    "printf 'no end of line'", ">&2 printf 'no end of line'", "kill -TERM $$", "kill -KILL $$",
-    "cat", "wc -c", "cat >&2", "read -r a; echo \"[$a]\"", "exec 0<&-; cat 2>/dev/null; echo $?",
-    "exec 1>&-; echo lost 2>/dev/null; exit 5", "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done",
-    "seq 3000 >&2; seq 3000", "echo \"$A|$B\"", "pwd", "printf '\\0%s' \"$0\" >&2",
-    "sh -c 'exit 7'; echo $?", "echo 'quotes \" and $dollars' \\\\",
-)
-INPUT = bytes(range(256)) * 64 + b"last line without an end"
 MANY = 20
 MIB = 1024 * 1024
 
@@ -38,20 +30,13 @@ class Exec(harness.Test):
             return subprocess.run(command, input=stdin, capture_output=True, timeout=seconds)
         return subprocess.run(command, stdin=stdin, capture_output=True, timeout=seconds)
 
-    def assert_same(self, done, wanted):
-        self.assertEqual((done.stdout, done.stderr), (wanted.stdout, wanted.stderr))
-        self.assertEqual(done.returncode, wanted.returncode % 256 if wanted.returncode >= 0
-                         else 128 - wanted.returncode)
-
     def test_corpus(self):
         """Byte for byte what it is on the host."""
         for command in CORPUS:
             with self.subTest(command):
                 words = ["sh", "-c", command]
-                here = subprocess.run(words, input=INPUT, capture_output=True, timeout=20, cwd="/",
-                                      env={**os.environ, "A": "1 2", "B": "$x"})
-                self.assert_same(self.exec("-i", "-w", "/", "-e", "A=1 2", "-e", "B=$x", "box",
-                                           "--", *words, stdin=INPUT), here)
+                assert_same(self, self.exec("-i", "-w", "/", "-e", "A=1 2", "-e", "B=$x", "box",
+                                            "--", *words, stdin=INPUT), on_host(words))
         with self.subTest("without -i there is nothing to read"):
             done = self.exec("box", "cat", stdin=INPUT)
             self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))

@@ -55,6 +55,17 @@ TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
 }
 
+TEST_CASE("volumes need root, with any network") {
+    auto options = with(NetOption::Mode::none);
+    options.volumes = {parse_volume(".:/src")};
+    auto host = able();
+    CHECK(std::string{failure_of(options, host).what()}.empty());
+    host.may_make_namespaces = false;
+    CHECK(std::string{failure_of(options, host).what()} ==
+          "--volume: virtiofsd's sandbox needs root");
+    CHECK(std::string{failure_of(options, host, true).what()}.empty());
+}
+
 TEST_CASE("the CPU is the host's, less what its KVM refuses") {
     auto host = able();
     CHECK(choose_accel(Accel::kvm, host).cpu == "host");
