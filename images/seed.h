@@ -10,9 +10,10 @@ struct SeedFile {
     std::string text;
 };
 
-/// Writes a seed for cloud-init's NoCloud datasource into the empty file `fd`, which is borrowed
-/// and open for writing: an ISO 9660 file system with Rock Ridge names and the volume label
-/// "CIDATA", by which the guest finds it (cloud-init's documentation, "NoCloud"). Throws Error.
-void write_seed(int fd, const std::vector<SeedFile>& files);
+/// A volume for cloud-init's NoCloud datasource (its documentation, "NoCloud"): an ISO 9660 file
+/// system (ECMA-119) with the label "CIDATA", by which the guest finds it, and these files in its
+/// root. Names are in capitals, as the format has them, and are at most 30 characters; guests read
+/// them in small letters. Pure.
+std::string make_seed(const std::vector<SeedFile>& files);
 
 }  // namespace qvm::images

@@ -12,8 +12,17 @@
 
 namespace qvm {
 
-MemoryFile::MemoryFile() : fd_(::memfd_create("qvm", MFD_CLOEXEC)) {
-    if (!fd_) throw Failure("make a file in memory: " + std::generic_category().message(errno));
+MemoryFile::MemoryFile(std::string_view bytes) : fd_(::memfd_create("qvm", MFD_CLOEXEC)) {
+    const auto failure = [] {
+        return Failure("make a file in memory: " + std::generic_category().message(errno));
+    };
+    if (!fd_) throw failure();
+    while (!bytes.empty()) {
+        const auto size = ::write(fd_.get(), bytes.data(), bytes.size());
+        if (size < 0 && errno == EINTR) continue;
+        if (size < 0) throw failure();
+        bytes.remove_prefix(static_cast<std::size_t>(size));
+    }
 }
 
 UniqueFd MemoryFile::open_for_reading() const {

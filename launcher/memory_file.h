@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 
 #include "netns/unique_fd.h"
 
@@ -9,8 +10,8 @@ namespace qvm {
 /// A file in memory, which goes with its last descriptor (memfd_create(2)).
 class MemoryFile {
   public:
-    /// Throws Failure.
-    MemoryFile();
+    /// With these bytes. Throws Failure.
+    explicit MemoryFile(std::string_view bytes = {});
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
     /// Its first bytes, up to 64 KiB.
     [[nodiscard]] std::string text() const;

@@ -199,8 +199,7 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
     plan.seed = seed_files(cloud_init);
     plan.qemu.drives.push_back({.format = "raw", .read_only = true, .serial = "cidata"});
     if (prepared.options.dry_run) return;
-    const MemoryFile seed;
-    images::write_seed(seed.fd(), plan.seed);
+    const MemoryFile seed{images::make_seed(plan.seed)};
     prepared.drives.push_back({.fd = seed.open_for_reading(), .facts = {}});
 }
 

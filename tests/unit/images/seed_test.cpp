@@ -2,17 +2,12 @@
 
 #include <archive.h>
 #include <archive_entry.h>
-#include <fcntl.h>
-#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <map>
 #include <memory>
 
-#include "support.h"
-
 using namespace qvm::images;
-using namespace qvm::images::test;
 
 namespace {
 
@@ -36,18 +31,14 @@ std::map<std::string, std::string> files_of(const std::string& image) {
 }  // namespace
 
 TEST_CASE("a seed is a volume that cloud-init finds and reads") {
-    const TemporaryDirectory directory;
-    const auto path = directory / "seed";
-    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0600);
     const std::string large(100'000, 'x');
-    write_seed(fd, {{"meta-data", "{}\n"}, {"network-config", "a"}, {"user-data", large}});
-    ::close(fd);
-
-    const auto bytes = read_file(path);
+    const auto image =
+        make_seed({{"user-data", large}, {"meta-data", "{}\n"}, {"network-config", "a"}});
     constexpr std::size_t volume_id = 16 * 2048 + 40;  // ECMA-119, 8.4
-    CHECK(bytes.substr(volume_id, 7) == "CIDATA ");
-    auto files = files_of(bytes);
-    CHECK(files["meta-data"] == "{}\n");
-    CHECK(files["network-config"] == "a");
-    CHECK(files["user-data"] == large);
+    CHECK(image.substr(volume_id, 7) == "CIDATA ");
+    CHECK(image.size() % 2048 == 0);
+    CHECK(files_of(image) == std::map<std::string, std::string>{{"META-DATA", "{}\n"},
+                                                                {"NETWORK-CONFIG", "a"},
+                                                                {"USER-DATA", large}});
+    CHECK(files_of(make_seed({{"user-data", ""}})).at("USER-DATA").empty());
 }
