@@ -98,9 +98,8 @@ auto parsed(const char* key, const std::string& text, Parse parse) {
     }
 }
 
-json::value absolute(const std::optional<fs::path>& path) {
-    if (!path) return nullptr;
-    return json::value(fs::absolute(*path).lexically_normal().string());
+json::value or_null(const std::optional<fs::path>& path) {
+    return path ? json::value(path->string()) : json::value(nullptr);
 }
 
 std::optional<fs::path> path_of(const std::optional<std::string>& text) {
@@ -120,23 +119,25 @@ json::object parse_object(const std::string& text) {
 
 }  // namespace
 
+void make_absolute(VmOptions& options) {
+    const auto change = [](fs::path& path) { path = fs::absolute(path).lexically_normal(); };
+    for (auto* path : {&options.image, &options.user_data, &options.kernel, &options.initrd})
+        if (*path) change(**path);
+    for (auto& file : options.ssh_keys) change(file);
+    for (auto& volume : options.volumes) change(volume.host_directory);
+    for (auto& drive : options.drives) change(drive.file);
+}
+
 json::object to_json(const VmOptions& options) {
     json::array publish;
     for (const auto& port : options.publish) publish.emplace_back(to_string(port));
-    json::array drives, ssh_keys;
-    json::array volumes;
-    for (auto volume : options.volumes) {
-        volume.host_directory = fs::absolute(volume.host_directory).lexically_normal();
-        volumes.emplace_back(to_string(volume));
-    }
-    for (const auto& file : options.ssh_keys) ssh_keys.push_back(absolute(std::optional{file}));
-    for (auto drive : options.drives) {
-        drive.file = fs::absolute(drive.file).lexically_normal();
-        drives.emplace_back(to_string(drive));
-    }
-    return {{"image", absolute(options.image)},
+    json::array volumes, drives, ssh_keys;
+    for (const auto& volume : options.volumes) volumes.emplace_back(to_string(volume));
+    for (const auto& drive : options.drives) drives.emplace_back(to_string(drive));
+    for (const auto& file : options.ssh_keys) ssh_keys.emplace_back(file.string());
+    return {{"image", or_null(options.image)},
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
-            {"user_data", absolute(options.user_data)},
+            {"user_data", or_null(options.user_data)},
             {"ssh_keys", std::move(ssh_keys)},
             {"volumes", std::move(volumes)},
             {"drives", std::move(drives)},
@@ -145,8 +146,8 @@ json::object to_json(const VmOptions& options) {
             {"net", options.net ? json::value(to_string(*options.net)) : json::value(nullptr)},
             {"group", or_null(options.group)},
             {"publish", std::move(publish)},
-            {"kernel", absolute(options.kernel)},
-            {"initrd", absolute(options.initrd)},
+            {"kernel", or_null(options.kernel)},
+            {"initrd", or_null(options.initrd)},
             {"append", or_null(options.append)},
             {"trust_backing", options.trust_backing},
             {"accel", to_string(options.accel)},

@@ -13,7 +13,10 @@
 
 namespace qvm {
 
-/// A VM's options as JSON, with the command line's words, and back. Paths are made absolute.
+/// Makes the paths of all files absolute, seen from where this process is.
+void make_absolute(VmOptions& options);
+
+/// A VM's options as JSON, with the command line's words, and back. Paths stay as they are.
 /// Reading throws Failure with the member that is wrong.
 boost::json::object to_json(const VmOptions& options);
 VmOptions vm_options_from(const boost::json::object& object);

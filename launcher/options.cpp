@@ -151,30 +151,6 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     check_vm(app.get_name(), options);
 }
 
-/// Whether the guest's port 22 can be reached by somebody.
-bool publishes_ssh(const VmOptions& vm) {
-    return std::any_of(vm.publish.begin(), vm.publish.end(), [](const auto& port) {
-        return port.guest_port == 22 && !port.udp && port.host_address.is_v4();
-    });
-}
-
-void check_wait_for(const RunOptions& options) {
-    using Stage = WaitForOption::Stage;
-    const auto mode = options.vm.net_or_default().mode;
-    for (const auto& stage : options.wait_for) {
-        if (stage.stage != Stage::ssh && stage.stage != Stage::tcp) continue;
-        const auto what = "--wait-for " + to_string(stage);
-        if (mode == NetOption::Mode::none)
-            throw Failure(what + ": a guest with --net none has no network");
-        if (mode != NetOption::Mode::user) continue;
-        if (stage.stage == Stage::tcp)
-            throw Failure(what + ": QEMU's user networking does not tell whether a port is open");
-        if (!publishes_ssh(options.vm))
-            throw Failure(what + ": --net user has no way to the guest's port 22",
-                          "-p 2222:22 makes one");
-    }
-}
-
 void add_verbosity(CLI::App& app, Verbosity& verbosity) {
     app.add_flag("-q,--quiet", verbosity.quiet, "No notes on stderr, only errors");
     app.add_flag("-D,--debug", verbosity.debug, "Say on stderr what is done");
@@ -287,7 +263,6 @@ class Parser {
                 if (app->count("--boot-timeout") > 0)
                     run_.boot_timeout = value_of("--boot-timeout", boot_timeout_, parse_duration);
                 run_.wait_for = wait_for();
-                check_wait_for(run_);
                 run_.timings = app->count("--timings") > 0;
                 if (run_.timings && timings_ != "-") run_.timings_file = timings_;
                 return run_;
@@ -500,6 +475,8 @@ class Parser {
         auto& added = add("ssh", "Log in to a guest with OpenSSH", [this](auto* app) {
             const auto at = name_.rfind('@');
             if (at != std::string::npos) ssh_.user = name_.substr(0, at);
+            if (ssh_.user.empty() || ssh_.user.starts_with('-'))
+                throw Failure(fmt::format("ssh '{}': '{}' is no user's name", name_, ssh_.user));
             ssh_.name = parse_names({name_.substr(at == std::string::npos ? 0 : at + 1)}).front();
             ssh_.command = words_of(*app);
             return ssh_;

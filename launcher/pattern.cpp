@@ -11,6 +11,8 @@ Pattern::Pattern(const std::string& text)
           ::regfree(compiled);
           delete compiled;
       }) {
+    constexpr std::size_t longest = 1000;
+    if (text.size() > longest) throw Failure("is too long for a regular expression");
     auto compiled = std::make_unique<regex_t>();
     const int error = ::regcomp(compiled.get(), text.c_str(), REG_EXTENDED | REG_NOSUB);
     if (error != 0) {

@@ -32,6 +32,13 @@ std::string cloud_init_problem(const GuestAnswer& answer) {
     return "cloud-init failed in the guest:" + (why.empty() ? " it does not say why" : why);
 }
 
+/// Whether the guest's port 22 can be reached by somebody.
+bool publishes_ssh(const VmOptions& vm) {
+    return std::any_of(vm.publish.begin(), vm.publish.end(), [](const auto& port) {
+        return port.guest_port == 22 && !port.udp && port.host_address.is_v4();
+    });
+}
+
 }  // namespace
 
 Readiness::Readiness(const asio::any_io_executor& executor, Guest guest, Handlers handlers)
@@ -132,6 +139,22 @@ std::string Readiness::pending_text() const {
                      : first.stage.stage == Stage::log        ? "no line of the console fitted"
                                                               : "no guest agent answered";
     return fmt::format("phase '{}': {}", to_string(first.stage), why);
+}
+
+void check_wait_for(const RunOptions& options) {
+    const auto mode = options.vm.net_or_default().mode;
+    for (const auto& stage : options.wait_for) {
+        if (stage.stage != Stage::ssh && stage.stage != Stage::tcp) continue;
+        const auto what = "--wait-for " + to_string(stage);
+        if (mode == NetOption::Mode::none)
+            throw Failure(what + ": a guest with --net none has no network");
+        if (mode != NetOption::Mode::user) continue;
+        if (stage.stage == Stage::tcp)
+            throw Failure(what + ": QEMU's user networking does not tell whether a port is open");
+        if (!publishes_ssh(options.vm))
+            throw Failure(what + ": --net user has no way to the guest's port 22",
+                          "-p 2222:22 makes one");
+    }
 }
 
 std::vector<WaitForOption> stages_of(const RunOptions& options) {

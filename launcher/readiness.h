@@ -66,6 +66,9 @@ class Readiness {
     std::list<Pending> pending_;
 };
 
+/// Throws Failure for a stage of --wait-for that nobody could see from here. Pure.
+void check_wait_for(const RunOptions& options);
+
 /// All that a run waits for: what its user asked for, and what that, or a command, takes. Pure.
 std::vector<WaitForOption> stages_of(const RunOptions& options);
 

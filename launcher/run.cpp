@@ -17,6 +17,7 @@
 #include "launcher/json_text.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
+#include "launcher/readiness.h"
 #include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
@@ -219,6 +220,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         prepared.created = definition->created;
         vm = definition->vm;
     }
+    check_wait_for(prepared.options);
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
     const auto accel = choose_accel(vm.accel, host);
@@ -415,6 +417,7 @@ int create(const CreateOptions& options) {
     for (const auto& volume : vm.volumes) check_volume(volume);
     Definition definition;
     definition.vm = vm;
+    make_absolute(definition.vm);
     if (vm.image) {
         const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);
         definition.virtual_size = image.facts.virtual_size;

@@ -215,6 +215,7 @@ Settings ssh_settings(const Directories& directories, const std::string& name) {
         words.push_back(key + "=" + value);
     }
     words.push_back(options.name);
+    if (!options.command.empty()) words.emplace_back("--");  // what follows are no options of ssh
     words.insert(words.end(), options.command.begin(), options.command.end());
     std::vector<char*> argv;
     for (auto& word : words) argv.push_back(word.data());

@@ -27,6 +27,7 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
+#include <map>
 #include <memory>
 #include <set>
 #include <system_error>
@@ -157,10 +158,7 @@ class Supervisor final : public Controlled {
         state_.named = run_.named;
         state_.vm = run_.options.vm;
         // detach() changes directory.
-        for (auto* path : {&state_.vm.image, &state_.vm.kernel, &state_.vm.initrd})
-            if (*path) *path = std::filesystem::absolute(**path).lexically_normal();
-        for (auto& drive : state_.vm.drives)
-            drive.file = std::filesystem::absolute(drive.file).lexically_normal();
+        make_absolute(state_.vm);
         state_.network = run_.plan.network;
         state_.guest = run_.plan.guest;
         state_.ports = state_.vm.publish;
@@ -455,6 +453,8 @@ class Supervisor final : public Controlled {
         return {.reached =
                     [this](const WaitForOption& stage) {
                         debug("guest has reached " + to_string(stage));
+                        if (stage.stage == WaitForOption::Stage::ssh)
+                            open_ports_.insert(to_string(stage));
                         if (stages_.size() > 1)
                             timings_.add(to_string(stage), running_, Clock::now());
                     },
@@ -708,6 +708,7 @@ class Supervisor final : public Controlled {
     void guest_restarts() {
         booted_ = Clock::now();
         agent_up_.reset();
+        open_ports_.clear();
         state_.agent = false;
         commands_->guest_is_gone("the guest restarted");
     }
@@ -1042,15 +1043,47 @@ class Supervisor final : public Controlled {
         if (stage.stage != Stage::ssh && stage.stage != Stage::tcp)
             throw qmp::CommandError("qvm-wait-for", "GenericError",
                                     "'" + text + "' cannot be waited for by now");
+        // sshd counts connections that do not log in, and refuses more: one tries for all.
+        const bool tried = probing_.contains(text);
+        while (probing_.contains(text)) co_await probed_.async_wait(no_throw);
+        if (!open_ports_.contains(text) && !(tried && found_problems_.contains(text)))
+            co_await probe(stage);
+        boost::json::object answer{{"problem", nullptr}};
+        if (!open_ports_.contains(text)) answer["problem"] = found_problems_[text];
+        co_return answer;
+    }
+
+    awaitable<void> probe(WaitForOption stage) {
+        const auto name = to_string(stage);
+        found_problems_.erase(name);
+        probing_.insert(name);
+        try {
+            const auto problem = co_await find_problem(stage);
+            if (problem.empty())
+                open_ports_.insert(name);
+            else
+                found_problems_[name] = problem;
+        } catch (...) {
+            probe_ended(name);
+            throw;
+        }
+        probe_ended(name);
+    }
+
+    void probe_ended(const std::string& stage) {
+        probing_.erase(stage);
+        probed_.cancel();
+    }
+
+    /// Why a port is not open after the time that a boot takes; empty where it is.
+    awaitable<std::string> find_problem(WaitForOption stage) {
         auto port = guest_port(context_.get_executor(), reached_guest(), stage);
         // A guest whose agent answers is about to have booted.
         const auto booted = agent_up_ ? *agent_up_ + boot_time : booted_ + slowest_boot();
         asio::steady_timer late{context_, std::max(Clock::now() + latecomers_patience, booted)};
         const auto reached = co_await (port.until_open() || late.async_wait(no_throw));
-        boost::json::object answer{{"problem", nullptr}};
-        if (reached.index() != 0)
-            answer["problem"] = fmt::format("phase '{}': {}", text, port.problem());
-        co_return answer;
+        if (reached.index() == 0) co_return std::string{};
+        co_return fmt::format("phase '{}': {}", to_string(stage), port.problem());
     }
 
     boost::json::value inspect() override {
@@ -1186,9 +1219,13 @@ class Supervisor final : public Controlled {
     Readiness readiness_{context_.get_executor(), reached_guest(), readiness_handlers()};
     std::optional<netns::Namespace> host_space_;  ///< where the guest has QEMU's user networking
     Clock::time_point running_;
-    Clock::time_point booted_;                   ///< when it last began to
-    std::optional<Clock::time_point> agent_up_;  ///< since then
-    std::optional<Clock::time_point> ready_;     ///< all stages_ were reached, or the agent was
+    Clock::time_point booted_;                           ///< when it last began to
+    std::set<std::string> probing_;                      ///< stages that are tried for somebody
+    std::map<std::string, std::string> found_problems_;  ///< of stages that were tried last
+    std::set<std::string> open_ports_;  ///< stages that were reached since the guest booted
+    asio::steady_timer probed_{context_, Clock::time_point::max()};  ///< cancelled after each try
+    std::optional<Clock::time_point> agent_up_;                      ///< since then
+    std::optional<Clock::time_point> ready_;  ///< all stages_ were reached, or the agent was
     std::optional<int> command_status_;
     bool booting_ = false;  ///< the firmware is done
     asio::steady_timer boot_timer_{context_};

@@ -50,6 +50,18 @@ class Ready(detached.Test):
                         "echo", "there", seconds=60)
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, "there\n", ""))
 
+    def test_a_created_vm_that_cannot_be_seen(self):
+        name = self.create("--net", "none", *self.boot_files())
+        self.assert_refused(self.qvm("start", "--wait-for", "ssh", name), "--wait-for ssh: .*no network")
+        self.assert_refused(self.qvm("ssh", "@" + name), f"ssh '@{name}': '' is no user's name")
+
+    def test_a_detached_vms_files_are_named_in_full(self):
+        directory = self.host.cwd
+        (directory / "key.pub").write_text("ssh-ed25519 AAAA me\n")
+        self.addCleanup((directory / "key.pub").unlink)
+        name = self.detach("--net", "none", "--ssh-key", "key.pub", *self.boot_files())
+        self.assertEqual(self.inspect(name)["spec"]["ssh_keys"], [str(directory / "key.pub")])
+
     def test_refused(self):
         for options, why in ((("--net", "none", "--wait-for", "ssh"), "--wait-for ssh: .*no network"),
                              (("--net", "user", "--wait-for", "tcp:80"), "--wait-for tcp:80: .*does not tell"),

@@ -62,6 +62,28 @@ TEST_CASE("what is waited for follows from what was asked") {
     CHECK(stages(options) == Texts{"cloud-init", "agent"});
 }
 
+TEST_CASE("nobody waits for what cannot be seen") {
+    const auto problem_of = [](const char* net, const char* stage, const char* publish) {
+        RunOptions options;
+        options.vm.net = parse_net(net);
+        options.wait_for = {parse_wait_for(stage)};
+        if (*publish != '\0') options.vm.publish = {parse_publish(publish)};
+        try {
+            check_wait_for(options);
+        } catch (const Failure& failure) {
+            return std::string{failure.what()};
+        }
+        return std::string{};
+    };
+    CHECK(problem_of("none", "ssh", "") ==
+          "--wait-for ssh: a guest with --net none has no network");
+    CHECK(problem_of("user", "tcp:80", "0:80").starts_with("--wait-for tcp:80: QEMU's user"));
+    CHECK(problem_of("user", "ssh", "0:80").starts_with("--wait-for ssh: --net user has no way"));
+    CHECK(problem_of("user", "ssh", "0:22") == "");
+    CHECK(problem_of("isolated", "tcp:80", "") == "");
+    CHECK(problem_of("none", "agent", "") == "");
+}
+
 TEST_CASE("a guest is ready when all stages are reached") {
     Watched watched{{"log:^login: $", "agent", "log:[0-9]+ ready"}};
     CHECK(watched.readiness.waits_for_agent());
@@ -123,4 +145,6 @@ TEST_CASE("stages are written as they are read") {
     CHECK_THROWS_WITH(parse_wait_for("tcp:x"), "'x' is not a port");
     CHECK_THROWS_WITH(parse_wait_for("log:"), "is nothing that can be waited for");
     CHECK_THROWS_WITH(parse_wait_for("log:("), Catch::StartsWith("is no regular expression: "));
+    CHECK_THROWS_WITH(parse_wait_for("log:" + std::string(40000, '(') + std::string(40000, ')')),
+                      "is too long for a regular expression");
 }
