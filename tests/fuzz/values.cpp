@@ -38,9 +38,10 @@ void plan(std::string_view text) {
 }
 
 /// What was read is written as something that reads the same.
-void publish(std::string_view text) {
-    const auto written = to_string(qvm::parse_publish(text));
-    if (to_string(qvm::parse_publish(written)) != written) __builtin_trap();
+template <typename Parse>
+void write_again(std::string_view text, Parse parse) {
+    const auto written = to_string(parse(text));
+    if (to_string(parse(written)) != written) __builtin_trap();
 }
 
 }  // namespace
@@ -51,7 +52,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     attempt([&] { return qvm::parse_duration(text); });
     attempt([&] { return qvm::parse_name(text); });
     attempt([&] { return plan(text), 0; });
-    attempt([&] { return publish(text), 0; });
+    attempt([&] { return write_again(text, qvm::parse_publish), 0; });
+    attempt([&] { return write_again(text, qvm::parse_drive), 0; });
+    attempt([&] { return write_again(text, qvm::parse_volume), 0; });
     attempt([&] { return qvm::parse_definition("vm", std::string{text}); });
     (void)qvm::netns::parse_nameservers(text);
     qvm::LastLine lines;
