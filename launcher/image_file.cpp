@@ -87,22 +87,27 @@ std::uint64_t modification_time(int fd) {
            static_cast<std::uint64_t>(status.st_mtim.tv_nsec);
 }
 
-/// Calls `check` with what qemu-img says of it.
-template <typename Check>
-ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
-                    Check check) {
+ImageFile open_unused(const std::string& what, const fs::path& path, bool writes) {
     ImageFile image;
     image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
     if (is_in_use(image.fd.get(), writes))
         throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
                                   path.string(), writes ? "has it open" : "writes to it"));
+    image.modified = modification_time(image.fd.get());
+    return image;
+}
+
+/// Calls `check` with what qemu-img says of it.
+template <typename Check>
+ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
+                    Check check) {
+    auto image = open_unused(what, path, writes);
     try {
         images::check_header(image.fd.get(), trust_backing);
         const auto info = probe(path);
         images::check_image(info, trust_backing);
         check(image.fd.get(), info);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
-        image.modified = modification_time(image.fd.get());
     } catch (const images::Error& error) {
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.what()));
     } catch (const std::system_error& error) {
@@ -121,15 +126,19 @@ ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool t
 }
 
 ImageFile open_drive(const DriveOption& drive) {
-    auto image = open_disk("--drive", drive.file, !drive.read_only, false,
-                           [&](int fd, const images::ImageInfo& info) {
-                               if (drive.format == "raw") return;
-                               images::check_contents(fd, info, true);
-                               if (!drive.format.empty() && info.format != drive.format)
-                                   throw images::Error("is no " + drive.format);
-                           });
-    if (!drive.format.empty()) image.facts.format = drive.format;
-    return image;
+    const std::string what = "--drive";
+    // Whatever a guest wrote into a raw disk, its owner can open it as one.
+    if (drive.format == "raw") {
+        auto image = open_unused(what, drive.file, !drive.read_only);
+        image.facts.format = drive.format;
+        return image;
+    }
+    return open_disk(what, drive.file, !drive.read_only, false,
+                     [&](int fd, const images::ImageInfo& info) {
+                         images::check_contents(fd, info, true);
+                         if (!drive.format.empty() && info.format != drive.format)
+                             throw images::Error("is no " + drive.format);
+                     });
 }
 
 std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t image_size) {

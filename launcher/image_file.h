@@ -20,8 +20,8 @@ struct ImageFile {
 ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
                      bool trust_backing);
 
-/// Opens a --drive likewise, for reading and writing unless it is read-only. As raw, any
-/// file may be given whose contents qemu-img takes for a disk that stands alone.
+/// Opens a --drive likewise, for reading and writing unless it is read-only. A file of any
+/// contents may be given as raw.
 ImageFile open_drive(const DriveOption& drive);
 
 /// Bytes of an overlay over an image of `image_size` bytes, of which a user wants so many MiB.

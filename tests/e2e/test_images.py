@@ -91,6 +91,10 @@ class Images(harness.Test):
             self.assertEqual((done.stdout, done.stderr), ("kept\nQFI", ""))
         with self.subTest("the same file twice"):
             self.assert_refused(look("true", qcow2, f"{qcow2}:ro"), "--drive.*another disk")
+        with self.subTest("what a guest wrote into a raw disk names no file of the host"):
+            self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", raw, qcow2)
+            self.assert_refused(look("true", qcow2), "--drive")
+            self.assertEqual(look("head -c 3 /dev/vda", f"{qcow2}:format=raw").stdout, "QFI")
         with self.subTest("refused"):
             for drive, why in ((self.host.files / "none", "No such file"), (f"{raw}:format=qcow2", "is no qcow2"),
                                (":ro", "must be FILE")):
