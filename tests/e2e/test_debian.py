@@ -117,7 +117,7 @@ class Debian(harness.Test):
         self.assertEqual(self.ssh("debian", "--", "id -un; echo to-stderr >&2; exit 7"), (7, "root\n", "to-stderr\n"))
         self.assertEqual(self.ssh("somebody@debian", "id", "-un"), (0, "somebody\n", ""))
         self.assertEqual(self.ssh("debian@debian", "sudo", "id", "-un"), (0, "root\n", ""))
-        self.assertEqual(self.ssh("debian", "--", "-V")[0], 127)  # no option of ssh's
+        self.assertNotIn("OpenSSH", self.ssh("debian", "--", "-V")[2])  # no option of ssh's
         status, out, said = self.ssh("nobody-there@debian", "true")
         self.assertEqual((status, out), (125, ""))
         self.assertRegex(said, "^qvm: ssh into 'debian': let qvm's key in for 'nobody-there': .*no user")
