@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
 #include <boost/asio/as_tuple.hpp>
@@ -66,6 +67,7 @@ constexpr auto start_timeout = 60s;        // of QEMU to its greeting, on a host
 constexpr auto command_timeout = 10s;      // of one QMP command
 constexpr auto boot_time = 1min;           // that a guest takes until its agent answers
 constexpr auto boot_time_tcg = 5min;       // the same without KVM
+constexpr auto silent_patience = 3s;       // of a user, before being told what is waited for
 constexpr auto latecomers_patience = 10s;  // who comes when the guest has had time to boot
 constexpr Clock::duration forever = 24h * 365;
 constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
@@ -435,7 +437,10 @@ class Supervisor final : public Controlled {
         serve_clients();
         enter("running");
         tell("started");
-        if (!tells_when_ready()) reports_.running();
+        if (tells_when_ready())
+            spawn(tell_waiting());
+        else
+            reports_.running();
         spawn(show_console());
         spawn(console_->pump_input());
         if (must_boot()) spawn(watch_boot());
@@ -447,6 +452,13 @@ class Supervisor final : public Controlled {
     /// Whether who left the VM to itself comes back only then.
     [[nodiscard]] bool tells_when_ready() const {
         return run_.options.detach && !run_.options.wait_for.empty();
+    }
+
+    /// For who sits before a terminal, and sees nothing else.
+    awaitable<void> tell_waiting() {
+        co_await delay(silent_patience);
+        if (ready_ || over_ || ::isatty(STDERR_FILENO) == 0) co_return;
+        reports_.note("waiting for the guest; " + readiness_.pending_text());
     }
 
     Readiness::Handlers readiness_handlers() {

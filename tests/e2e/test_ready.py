@@ -40,6 +40,12 @@ class Ready(detached.Test):
                 self.assertEqual((done.returncode, done.stdout), (124, ""))
                 self.assertRegex(done.stderr, f"^qvm: --boot-timeout: {why} after 3 s")
 
+    def test_a_terminal_is_told(self):
+        shown = self.on_terminal("run", "-d", "--net", "none", "--name", "told", "--wait-for", "log:never",
+                                 "--boot-timeout", "5s", *self.boot_files())
+        shown.out.expect("qvm: waiting for the guest; phase 'log:never': no line of the console fitted", 60)
+        self.assertEqual(shown.wait(60), 124)
+
     def test_no_cloud_init(self):
         done = self.wait_for("cloud-init")
         self.assertEqual((done.returncode, done.stdout), (125, ""))
