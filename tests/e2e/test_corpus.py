@@ -1,7 +1,9 @@
-"""qvm run IMAGE -- COMMAND: a corpus of commands, each in a machine of its own, and much at once."""
+"""qvm run IMAGE -- COMMAND: a corpus of commands, each in a machine of its own, and much at once.
+Every third of them; all with QVM_EVERY_COMMAND."""
 
 import concurrent.futures
 import hashlib
+import os
 import random
 import subprocess
 
@@ -23,7 +25,7 @@ class Corpus(harness.Test):
 
     def test_as_on_the_host(self):
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            runs = [(command, pool.submit(self.run_command, "sh", "-c", command)) for command in CORPUS]
+            runs = [(command, pool.submit(self.run_command, "sh", "-c", command)) for command in CORPUS[::1 if os.environ.get("QVM_EVERY_COMMAND") else 3]]
             for command, run in runs:
                 with self.subTest(command):
                     assert_same(self, run.result(), on_host(["sh", "-c", command]))
