@@ -120,7 +120,13 @@ json::object parse_object(const std::string& text) {
 }  // namespace
 
 void make_absolute(VmOptions& options) {
-    const auto change = [](fs::path& path) { path = fs::absolute(path).lexically_normal(); };
+    // ".." stays: behind a link it is another directory.
+    const auto change = [](fs::path& path) {
+        fs::path result;
+        for (const auto& part : fs::absolute(path))
+            if (part != ".") result /= part;
+        path = result;
+    };
     for (auto* path : {&options.image, &options.user_data, &options.kernel, &options.initrd})
         if (*path) change(**path);
     for (auto& file : options.ssh_keys) change(file);

@@ -288,6 +288,9 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
                       std::back_inserter(findings));
     findings.push_back(judge_program("dnsmasq", facts.dnsmasq, "dnsmasq-base"));
     findings.push_back(judge_program("pasta", facts.pasta, "passt", Status::warning));
+    findings.push_back(judge_program("ssh", facts.ssh, "openssh-client", Status::warning));
+    findings.push_back(judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
+                                     Status::warning));
     std::ranges::transform(facts.directories, std::back_inserter(findings), judge_directory);
     findings.push_back(judge_space(facts.cache_free));
     findings.push_back(judge_descriptors(facts.descriptor_limit));

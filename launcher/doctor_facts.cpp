@@ -227,6 +227,8 @@ DoctorFacts read_doctor_facts() {
     facts.qemu_img = read_program("qemu-img");
     facts.dnsmasq = read_program("dnsmasq");
     facts.pasta = read_program("pasta");
+    facts.ssh.path = find_program("ssh").value_or("");
+    facts.virtiofsd = find_virtiofsd().value_or("");
     facts.kvm = read_kvm();
     facts.tun_error = open_error("/dev/net/tun");
     facts.vhost_error = open_error("/dev/vhost-net");

@@ -58,6 +58,8 @@ struct DoctorFacts {
     ProgramFacts qemu_img;
     ProgramFacts dnsmasq;
     ProgramFacts pasta;
+    ProgramFacts ssh;
+    std::string virtiofsd;  ///< its path; empty: it is not installed
     KvmFacts kvm;
     int tun_error = 0;
     int vhost_error = 0;

@@ -36,11 +36,20 @@ void check_programs(const VmOptions& options, const HostFacts& host) {
     };
     if (!host.has_qemu) throw missing("qemu-system-x86_64", "qemu-system-x86");
     if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
+    if (!options.volumes.empty() && !host.has_virtiofsd)
+        throw missing("virtiofsd", "qemu-system-common");
     if (needs_namespace(options.net_or_default()) && !host.has_dnsmasq)
         throw missing("dnsmasq", "dnsmasq-base");
 }
 
 }  // namespace
+
+std::optional<std::string> find_virtiofsd() {
+    // Debian 12's is QEMU's; later there is one in Rust, with a package of its own.
+    for (const char* path : {"/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"})
+        if (::access(path, X_OK) == 0) return path;
+    return std::nullopt;
+}
 
 int open_error(const char* device) {
     return UniqueFd{::open(device, O_RDWR | O_CLOEXEC)} ? 0 : errno;
@@ -72,6 +81,7 @@ HostFacts read_host_facts() {
     facts.has_qemu = find_program("qemu-system-x86_64").has_value();
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();
+    facts.has_virtiofsd = find_virtiofsd().has_value();
     facts.may_make_namespaces = has_capabilities();
     // Closing one takes the lock of all network changes (RTNL), which others may queue for.
     if (::faccessat(AT_FDCWD, "/dev/net/tun", R_OK | W_OK, AT_EACCESS) != 0)

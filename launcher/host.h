@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "launcher/kvm.h"
@@ -15,10 +16,14 @@ struct HostFacts {
     bool has_qemu = false;
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
+    bool has_virtiofsd = false;
     bool may_make_namespaces = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
     std::string tun_problem;           ///< why /dev/net/tun may not be opened; empty when it may
 };
 HostFacts read_host_facts();
+
+/// virtiofsd's path, which is not in PATH; nothing where it is not installed.
+std::optional<std::string> find_virtiofsd();
 
 /// Opens a device for reading and writing: 0, or the errno value of the refusal.
 int open_error(const char* device);

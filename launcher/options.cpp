@@ -179,6 +179,15 @@ void check_variable(const std::string& text) {
     if (!good) throw Failure(fmt::format("--env '{}': is not NAME[=VALUE]", text));
 }
 
+/// As useradd(8) has them, and none that a shell on the way could take for something else.
+bool is_user(std::string_view text) {
+    return !text.empty() && text.front() != '-' &&
+           std::all_of(text.begin(), text.end(), [](unsigned char letter) {
+               return letter < 0x80 && (std::isalnum(letter) != 0 || letter == '_' ||
+                                        letter == '-' || letter == '.' || letter == '@');
+           });
+}
+
 class Parser {
   public:
     Parser() {
@@ -274,11 +283,6 @@ class Parser {
         added.add_flag("--persist", run_.persist, "Write to IMAGE itself");
         added.add_option("--timeout", timeout_, "End the VM after this long: 30s, 5m")
             ->type_name("TIME");
-        added
-            .add_option("--boot-timeout", boot_timeout_,
-                        "Time for the guest to boot until its agent answers; with a\n"
-                        "command [1m, 5m without KVM]")
-            ->type_name("TIME");
         add_wait_for(added);
         add_command_options(added, run_.interactive);
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
@@ -302,6 +306,10 @@ class Parser {
                        "a command runs (repeatable)")
             ->allow_extra_args(false)
             ->type_name("STAGE");
+        app.add_option("--boot-timeout", boot_timeout_,
+                       "Time for the guest to be ready: until its agent answers, or what\n"
+                       "--wait-for says; with that or a command [1m, 5m without KVM]")
+            ->type_name("TIME");
     }
 
     [[nodiscard]] std::vector<WaitForOption> wait_for() const {
@@ -340,9 +348,11 @@ class Parser {
     }
 
     void add_start() {
-        auto& added = add("start", "Start a VM that was created", [this](auto*) {
+        auto& added = add("start", "Start a VM that was created", [this](auto* app) {
             start_.name = parse_names({name_}).front();
             start_.wait_for = wait_for();
+            if (app->count("--boot-timeout") > 0)
+                start_.boot_timeout = value_of("--boot-timeout", boot_timeout_, parse_duration);
             return start_;
         });
         added.add_option("NAME", name_, "The VM")->required();
@@ -475,7 +485,7 @@ class Parser {
         auto& added = add("ssh", "Log in to a guest with OpenSSH", [this](auto* app) {
             const auto at = name_.rfind('@');
             if (at != std::string::npos) ssh_.user = name_.substr(0, at);
-            if (ssh_.user.empty() || ssh_.user.starts_with('-'))
+            if (!is_user(ssh_.user))
                 throw Failure(fmt::format("ssh '{}': '{}' is no user's name", name_, ssh_.user));
             ssh_.name = parse_names({name_.substr(at == std::string::npos ? 0 : at + 1)}).front();
             ssh_.command = words_of(*app);

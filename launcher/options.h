@@ -72,6 +72,7 @@ struct CreateOptions {
 /// qvm start
 struct StartOptions {
     std::string name;
+    std::optional<std::chrono::milliseconds> boot_timeout;
     std::vector<WaitForOption> wait_for;
     Verbosity verbosity;
 };

@@ -72,7 +72,7 @@ void Readiness::spawn(const WaitForOption& stage, awaitable<void> work) {
         try {
             std::rethrow_exception(failure);
         } catch (const std::exception& error) {
-            handlers_.failed(fmt::format("--wait-for {}: {}", to_string(stage), error.what()));
+            handlers_.failed(fmt::format("wait for {}: {}", to_string(stage), error.what()));
         }
     });
 }

@@ -123,11 +123,13 @@ class Door {
     awaitable<void> authorize_key() {
         const auto marker = directories_.run / options_.name / "ssh-users";
         const auto known = read_file(marker).value_or("");
-        const auto line = options_.user + '\n';
-        if (('\n' + known).find('\n' + line) != std::string::npos) co_return;
         const auto key = own_public_key(directories_, true);
+        if (!key)
+            throw Failure("there is no ssh-keygen to make a key", "apt-get install openssh-client");
+        const auto line = options_.user + ' ' + *key + '\n';
+        if (('\n' + known).find('\n' + line) != std::string::npos) co_return;
         auto service = connect_to(directories_.run / options_.name / "exec.sock", SOCK_SEQPACKET);
-        if (!key || !service) co_return;
+        if (!service) throw not_running(directories_, options_.name);
         auto command = guest_script(authorize, *key);
         if (options_.user != "root") command.user = options_.user;
         const auto answer =
@@ -172,6 +174,13 @@ int serve_as_proxy(const Directories& directories, const SshOptions& options) {
     return status::ok;
 }
 
+/// ssh_config(5), TOKENS.
+std::string escape_tokens(const std::string& text) {
+    std::string escaped;
+    for (const char c : text) escaped.append(c == '%' ? 2 : 1, c);
+    return escaped;
+}
+
 /// A variable that says where we keep things has to be there for ssh's ProxyCommand, too.
 std::string proxy_command(const std::string& name) {
     std::string command;
@@ -183,9 +192,7 @@ std::string proxy_command(const std::string& name) {
     std::error_code error;
     const auto self = fs::read_symlink("/proc/self/exe", error);
     command += shell_word(error ? "qvm" : self.string());
-    std::string escaped;  // ssh_config(5), TOKENS
-    for (const char c : command) escaped.append(c == '%' ? 2 : 1, c);
-    return escaped + " ssh --proxy %r@" + name;
+    return escape_tokens(command) + " ssh --proxy %r@" + name;
 }
 
 using Settings = std::vector<std::pair<std::string, std::string>>;
@@ -193,7 +200,7 @@ using Settings = std::vector<std::pair<std::string, std::string>>;
 /// Of ssh_config(5): the VM's own host keys, and nobody's else, so that nothing is asked and the
 /// user's known_hosts stays as it is.
 Settings ssh_settings(const Directories& directories, const std::string& name) {
-    const auto quoted = [](const fs::path& path) { return '"' + path.string() + '"'; };
+    const auto quoted = [](const fs::path& path) { return '"' + escape_tokens(path) + '"'; };
     return {{"ProxyCommand", proxy_command(name)},
             {"ProxyUseFdpass", "yes"},
             {"IdentityFile", quoted(own_key_file(directories))},

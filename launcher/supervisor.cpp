@@ -410,7 +410,7 @@ class Supervisor final : public Controlled {
 
     void serve_clients() {
         commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
-                          must_boot() ? forever : boot_patience());
+                          readiness_waits_for_agent() ? forever : boot_patience());
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -445,6 +445,13 @@ class Supervisor final : public Controlled {
         spawn(console_->pump_input());
         if (must_boot()) spawn(watch_boot());
         readiness_.start(stages_);
+    }
+
+    /// Then there is a time-out already.
+    [[nodiscard]] bool readiness_waits_for_agent() const {
+        return std::any_of(stages_.begin(), stages_.end(), [](const auto& stage) {
+            return stage.stage == WaitForOption::Stage::agent;
+        });
     }
 
     // --- how far the guest has come -----------------------------------------------------------
@@ -651,7 +658,11 @@ class Supervisor final : public Controlled {
 
     void powered_off() {
         powered_off_ = true;
-        if (command_runs() && !powering_down_)
+        if (signal_ != 0) return end(exit_status(), {});
+        if (!ready_ && must_boot())
+            return end(status::guest_died,
+                       "the guest powered off before it was ready: " + phase_text());
+        if (command_runs())
             return end(status::guest_died, "the guest powered off while its command ran");
         end(exit_status(), {});
     }

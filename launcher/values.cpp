@@ -233,8 +233,8 @@ DriveOption parse_drive(std::string_view text) {
         const auto colon = text.rfind(':');
         if (colon == std::string_view::npos) break;
         const auto word = text.substr(colon + 1);
-        if (word == "ro")
-            drive.read_only = true;
+        if (word == "ro" || word == "rw")
+            drive.read_only = word == "ro";
         else if (word.starts_with(format_key))
             drive.format = word.substr(format_key.size());
         else
@@ -266,10 +266,11 @@ VolumeOption parse_volume(std::string_view text) {
     if (colon == std::string_view::npos || colon == 0)
         throw Failure("must be HOSTDIR:GUESTDIR[:ro]");
     volume.host_directory = text.substr(0, colon);
-    volume.guest_directory = text.substr(colon + 1);
-    if (!volume.guest_directory.starts_with('/') || volume.guest_directory == "/")
-        throw Failure(
-            fmt::format("'{}' is no directory below the guest's '/'", volume.guest_directory));
+    const std::filesystem::path inside{text.substr(colon + 1)};
+    volume.guest_directory = inside.lexically_normal().string();
+    while (volume.guest_directory.ends_with('/')) volume.guest_directory.pop_back();
+    if (!inside.is_absolute() || volume.guest_directory.empty())
+        throw Failure(fmt::format("'{}' is no directory below the guest's '/'", inside.string()));
     return volume;
 }
 

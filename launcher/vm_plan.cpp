@@ -70,8 +70,6 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                              .trust_backing = options.trust_backing};
     if (image) plan.disk_size = disk_size(options.disk_mib, image->virtual_size);
     plan.volumes = options.volumes;
-    for (auto& volume : plan.volumes)
-        volume.host_directory = std::filesystem::absolute(volume.host_directory).lexically_normal();
     for (std::size_t i = 0; i < plan.volumes.size(); ++i) qemu.volumes.push_back(volume_tag(i));
     qemu.nic = make_nic(options, network, guest, vhost);
     if (options.kernel) qemu.kernel = options.kernel->string();

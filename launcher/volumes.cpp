@@ -4,16 +4,18 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <array>
+#include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json.hpp>
+#include <numeric>
 #include <system_error>
 
 #include "launcher/failure.h"
 #include "launcher/guest_command.h"
+#include "launcher/host.h"
 #include "launcher/memory_file.h"
 #include "launcher/unix_socket.h"
 #include "qmp/error.h"
@@ -54,8 +56,13 @@ std::string volume_tag(std::size_t number) {
 }
 
 std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes) {
+    std::vector<std::size_t> order(volumes.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](auto one, auto other) {
+        return volumes[one].guest_directory < volumes[other].guest_directory;
+    });
     std::vector<std::string> words{"/bin/sh", "-c", mount_script, "sh"};
-    for (std::size_t i = 0; i < volumes.size(); ++i)
+    for (const auto i : order)
         words.insert(words.end(), {volume_tag(i), volumes[i].guest_directory,
                                    volumes[i].read_only ? "ro" : "rw"});
     return words;
@@ -64,35 +71,30 @@ std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes)
 std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
                                            int socket) {
     const auto source = volume.host_directory.string();
+    std::string escaped;
+    for (const char c : source) {
+        if (c == ',' || c == '\\') escaped += '\\';
+        escaped += c;
+    }
     std::vector<std::string> words{
-        program, fmt::format("--fd={}", socket), "-o", "source=" + source, "-f", "-o", "xattr"};
+        program, fmt::format("--fd={}", socket), "-o", "source=" + escaped, "-f", "-o", "xattr"};
     if (!volume.read_only) return words;
     words.insert(words.begin(), {"unshare", "--mount", "--propagation", "private", "--", "sh", "-c",
                                  read_only_script, "sh", source});
     return words;
 }
 
-std::string find_virtiofsd() {
-    // Debian 12's is QEMU's; later there is one in Rust, with a package of its own.
-    for (const char* path : {"/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd"})
-        if (::access(path, X_OK) == 0) return path;
-    throw Failure("--volume: find 'virtiofsd': it is not installed",
-                  "apt-get install qemu-system-common");
-}
-
-void check_volume(const VolumeOption& volume) {
-    const auto& directory = volume.host_directory;
-    const auto failure = [&](const std::string& why) {
-        return Failure(fmt::format("--volume '{}': {}", directory.string(), why));
+VolumeOption resolve_volume(VolumeOption volume) {
+    auto& directory = volume.host_directory;
+    const auto failure = [named = directory.string()](const std::string& why) {
+        return Failure(fmt::format("--volume '{}': {}", named, why));
     };
     std::error_code error;
-    const auto status = fs::status(directory, error);
-    if (error || !fs::exists(status))
-        throw failure(std::generic_category().message(error ? error.value() : ENOENT));
-    if (!fs::is_directory(status)) throw failure("is not a directory");
-    // virtiofsd's options end at a comma, and there is no way to write one.
-    if (directory.string().find(',') != std::string::npos)
-        throw failure("virtiofsd takes no directory with a comma in its name");
+    directory = fs::canonical(directory, error);
+    if (error) throw failure(error.message());
+    if (!fs::is_directory(directory, error)) throw failure("is not a directory");
+    if (directory == "/") throw failure("the host's root is more than virtiofsd can share");
+    return volume;
 }
 
 Volumes::Volumes(const asio::any_io_executor& executor, std::vector<VolumeOption> volumes,
@@ -106,9 +108,10 @@ std::vector<UniqueFd> Volumes::start(const fs::path& directory) {
     std::vector<UniqueFd> sockets;
     if (volumes_.empty()) return sockets;
     const auto program = find_virtiofsd();
+    if (!program) throw Failure("find 'virtiofsd': it is not installed");
     for (const auto& volume : volumes_) {
         daemons_.emplace_back(executor_, volume);
-        sockets.push_back(start(daemons_.back(), program, directory));
+        sockets.push_back(start(daemons_.back(), *program, directory));
     }
     return sockets;
 }

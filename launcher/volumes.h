@@ -20,18 +20,17 @@ namespace qvm {
 /// The tag by which the guest mounts a VM's volume of that number. Pure.
 std::string volume_tag(std::size_t number);
 
-/// The command that mounts the volumes in the guest, those that are not mounted yet. Pure.
+/// The command that mounts the volumes in the guest, those that are not mounted yet; a directory
+/// comes before what is below it. Pure.
 std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes);
 
 /// virtiofsd's command, with its listening socket as descriptor `socket`. Pure.
 std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
                                            int socket);
 
-/// Where it is: not in PATH. Throws Failure where it is not installed.
-std::string find_virtiofsd();
-
-/// Throws Failure for a directory that cannot be shared.
-void check_volume(const VolumeOption& volume);
+/// The volume with the directory itself that is meant, whatever links led there. Throws Failure for
+/// one that cannot be shared.
+VolumeOption resolve_volume(VolumeOption volume);
 
 class Volumes {
   public:

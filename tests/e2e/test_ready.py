@@ -46,10 +46,28 @@ class Ready(detached.Test):
         shown.out.expect("qvm: waiting for the guest; phase 'log:never': no line of the console fitted", 60)
         self.assertEqual(shown.wait(60), 124)
 
+    def test_the_guest_ends_before_it_is_ready(self):
+        for how in (("exec", "ends", "poweroff", "-f"), ("stop", "ends")):
+            with self.subTest(how[0]):
+                started = self.started("run", "-q", "-d", "--net", "none", "--name", "ends", "--wait-for", "log:never",
+                                       *self.boot_files())
+                detached.wait_for(lambda: self.qvm("exec", "ends", "true").returncode == 0, 60)
+                self.qvm(*how, seconds=60)
+                self.assertEqual(started.wait(60), 123)
+                self.assertEqual(started.out.text, "")
+                self.assertRegex(started.err.text, "qvm: the guest powered off before it was ready: phase 'log:never'")
+
+    def test_no_key(self):
+        """Nobody has asked for one yet."""
+        before = ["env", "QVM_DATA_DIR=/proc/qvm"]
+        done = self.qvm("run", "--net", "none", *self.boot_files(), self.demo, "--", "true", before=before, seconds=60)
+        self.assertEqual(done.returncode, 0)
+        self.assertIn("qvm: no key for qvm ssh: create directory '/proc/qvm", done.stderr)
+
     def test_no_cloud_init(self):
         done = self.wait_for("cloud-init")
         self.assertEqual((done.returncode, done.stdout), (125, ""))
-        self.assertEqual(done.stderr, "qvm: --wait-for cloud-init: the guest has no cloud-init\n")
+        self.assertEqual(done.stderr, "qvm: wait for cloud-init: the guest has no cloud-init\n")
 
     def test_a_command_waits(self):
         done = self.qvm("run", "-q", "--net", "isolated", *self.boot_files(), "--wait-for", "log:busybox", "--",

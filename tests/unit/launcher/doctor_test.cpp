@@ -16,6 +16,8 @@ DoctorFacts able() {
             .qemu_img = {"/usr/bin/qemu-img", "7.2.22"},
             .dnsmasq = {"/usr/sbin/dnsmasq", "2.90"},
             .pasta = {"/usr/bin/pasta", ""},
+            .ssh = {"/usr/bin/ssh", ""},
+            .virtiofsd = "/usr/lib/qemu/virtiofsd",
             .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx", .group = "kvm"},
             .tun_error = 0,
             .vhost_error = 0,

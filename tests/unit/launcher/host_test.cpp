@@ -14,6 +14,7 @@ HostFacts able() {
             .has_qemu = true,
             .has_dnsmasq = true,
             .has_qemu_img = true,
+            .has_virtiofsd = true,
             .may_make_namespaces = true,
             .tun_problem = {}};
 }

@@ -44,7 +44,7 @@ TEST_CASE("--drive: a file, and how it is used") {
     CHECK(drive.format == "qcow2");
     CHECK(to_string(drive) == "a:b.img:ro:format=qcow2");
     CHECK(to_string(parse_drive("disk")) == "disk");
-    CHECK(parse_drive("a:rw").file == "a:rw");
+    CHECK(to_string(parse_drive("a:rw")) == "a");
     CHECK_THROWS_WITH(parse_drive(":ro"), "must be FILE[:ro][:format=raw|qcow2]");
     CHECK_THROWS_WITH(parse_drive("a:format=vdi"), "has an unknown format 'vdi'");
 }
@@ -58,6 +58,9 @@ TEST_CASE("--volume: a directory here, and where it is there") {
     CHECK(to_string(parse_volume(".:/src:rw")) == ".:/src");
     CHECK_THROWS_WITH(parse_volume("/src"), "must be HOSTDIR:GUESTDIR[:ro]");
     CHECK_THROWS_WITH(parse_volume("a:b"), "'b' is no directory below the guest's '/'");
+    CHECK(parse_volume("a:/src//x/../").guest_directory == "/src");
+    CHECK_THROWS_WITH(parse_volume("a:/.."), "'/..' is no directory below the guest's '/'");
+    CHECK_THROWS_WITH(parse_volume("a://"), "'//' is no directory below the guest's '/'");
     CHECK_THROWS_WITH(parse_volume("a:/"), "'/' is no directory below the guest's '/'");
 }
 
