@@ -474,7 +474,7 @@ class Supervisor final : public Controlled {
                         debug("guest has reached " + to_string(stage));
                         if (stage.stage == WaitForOption::Stage::ssh)
                             open_ports_.insert(to_string(stage));
-                        if (stages_.size() > 1)
+                        if (stages_.size() > 1 || !run_.options.wait_for.empty())
                             timings_.add(to_string(stage), running_, Clock::now());
                     },
                 .ready = [this] { guest_is_ready(); },

@@ -115,6 +115,13 @@ class ShortLives(KillPoints):
     def test_flat(self):
         self.try_points("--net", "flat")
 
+    def test_volumes_and_drives(self):
+        drive = self.host.files / "drive.raw"
+        drive.write_bytes(bytes(65536))
+        self.addCleanup(drive.unlink)
+        self.try_points("--net", "isolated", "-v", f"{self.host.cwd}:/a", "-v", f"{self.host.cwd}:/b:ro",
+                        "--drive", f"{drive}:ro")
+
     def test_in_the_background(self):
         self.try_points("-d", "--net", "nat", forked=True)
 
