@@ -13,6 +13,7 @@
 #include "launcher/directories.h"
 #include "launcher/failure.h"
 #include "launcher/image_file.h"
+#include "launcher/values.h"
 
 namespace qvm {
 
@@ -62,24 +63,15 @@ std::string config(const json::object& object) {
     return fmt::format("{}\n{}\n", config_header, json::serialize(object));
 }
 
-std::string read_text(const char* option, const std::filesystem::path& file) {
+/// The contents of an option's file, as `parse` takes them.
+template <typename Parse>
+auto read_option(const char* option, const std::filesystem::path& file, Parse parse) {
     check_readable_file(option, file);
-    auto text = read_file(file);
-    if (!text)
-        throw Failure(fmt::format("{} '{}': {}", option, file.string(),
-                                  std::generic_category().message(errno)));
-    return std::move(*text);
-}
-
-/// Says of which option and file.
-template <typename Work>
-auto of_file(const char* option, const std::filesystem::path& file, Work work) {
-    try {
-        return work();
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("{} '{}': {}", option, file.string(), failure.what()),
-                      failure.hint());
-    }
+    return value_of(option, file.string(), [&](const std::string&) {
+        const auto text = read_file(file);
+        if (!text) throw Failure(std::generic_category().message(errno));
+        return parse(*text);
+    });
 }
 
 }  // namespace
@@ -140,16 +132,14 @@ std::vector<std::string> parse_public_keys(std::string_view text) {
 }
 
 std::string read_user_data(const std::filesystem::path& file) {
-    constexpr auto* option = "--user-data";
-    auto text = read_text(option, file);
-    of_file(option, file, [&] { check_user_data(text); });
-    return text;
+    return read_option("--user-data", file, [](const std::string& text) {
+        check_user_data(text);
+        return text;
+    });
 }
 
 std::vector<std::string> read_public_keys(const std::filesystem::path& file) {
-    constexpr auto* option = "--ssh-key";
-    const auto text = read_text(option, file);
-    return of_file(option, file, [&] { return parse_public_keys(text); });
+    return read_option("--ssh-key", file, parse_public_keys);
 }
 
 }  // namespace qvm

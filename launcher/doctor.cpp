@@ -89,16 +89,16 @@ struct Obstacle {
     std::string remedy;
 };
 
-Obstacle obstacle_of_kvm(const KvmFacts& kvm) {
+Obstacle obstacle_of_kvm(const KvmFacts& kvm, const std::string& group) {
     const auto denied = "/dev/kvm: " + reason(kvm.open_error);
     if (kvm.cpu_flag.empty())  // then nothing else helps
         return {(kvm.open_error == 0 ? "/dev/kvm opens, but" : denied + ", and") +
                     std::string{" the CPU shows neither vmx nor svm"},
                 enable_virtualisation};
     const auto module = kvm.cpu_flag == "svm" ? "kvm_amd" : "kvm_intel";
-    const auto permission = kvm.group.empty()
+    const auto permission = group.empty()
                                 ? "chmod 0666 /dev/kvm"
-                                : fmt::format("usermod -aG {} $USER, then log in again", kvm.group);
+                                : fmt::format("usermod -aG {} $USER, then log in again", group);
     if (kvm.open_error != 0)
         return {denied, device_remedy("/dev/kvm", kvm.open_error, module, permission)};
     if (kvm.vm_error == EBUSY)
@@ -108,8 +108,8 @@ Obstacle obstacle_of_kvm(const KvmFacts& kvm) {
     return {};
 }
 
-Finding judge_kvm(const KvmFacts& kvm) {
-    const auto obstacle = obstacle_of_kvm(kvm);
+Finding judge_kvm(const KvmFacts& kvm, const std::string& group) {
+    const auto obstacle = obstacle_of_kvm(kvm, group);
     if (obstacle.what.empty())
         return {"kvm", Status::ok, fmt::format("/dev/kvm makes VMs ({})", kvm.cpu_flag)};
     return {"kvm", Status::warning, obstacle.what + ": QEMU's TCG runs guests, much slower",
@@ -277,7 +277,7 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
     std::vector<Finding> findings{
         judge_qemu(facts.qemu),
         judge_program("qemu-img", facts.qemu_img, "qemu-utils"),
-        judge_kvm(facts.kvm),
+        judge_kvm(facts.kvm, facts.kvm_group),
         judge_device("tun", "/dev/net/tun", facts.tun_error, "tun", Status::missing),
         judge_device("vhost-net", "/dev/vhost-net", facts.vhost_error, "vhost_net",
                      Status::warning),

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <grp.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -46,6 +47,16 @@ ProgramFacts read_program(const std::string& name) {
     facts.path = find_program(name).value_or("");
     if (!facts.path.empty()) facts.version = version_in(run_tool({facts.path, "--version"}).out);
     return facts;
+}
+
+/// The group that may read and write a file; empty where that is root's or none.
+std::string group_of(const char* path) {
+    struct stat status {};
+    constexpr mode_t both = S_IRGRP | S_IWGRP;
+    if (::stat(path, &status) != 0 || (status.st_mode & both) != both || status.st_gid == 0)
+        return {};
+    const auto* group = ::getgrgid(status.st_gid);
+    return group != nullptr ? group->gr_name : std::to_string(status.st_gid);
 }
 
 // --- namespaces ---------------------------------------------------------------------------------
@@ -230,6 +241,7 @@ DoctorFacts read_doctor_facts() {
     facts.ssh.path = find_program("ssh").value_or("");
     facts.virtiofsd = find_virtiofsd().value_or("");
     facts.kvm = read_kvm();
+    facts.kvm_group = group_of("/dev/kvm");
     facts.tun_error = open_error("/dev/net/tun");
     facts.vhost_error = open_error("/dev/vhost-net");
     facts.namespaces = read_namespaces();

@@ -61,6 +61,7 @@ struct DoctorFacts {
     ProgramFacts ssh;
     std::string virtiofsd;  ///< its path; empty: it is not installed
     KvmFacts kvm;
+    std::string kvm_group;  ///< whose members may open /dev/kvm; empty: no group's
     int tun_error = 0;
     int vhost_error = 0;
     NamespaceFacts namespaces;

@@ -25,6 +25,7 @@
 
 #include "launcher/failure.h"
 #include "launcher/guest_command.h"
+#include "launcher/guest_script.h"
 #include "launcher/qemu_command.h"
 #include "launcher/step.h"
 #include "launcher/unix_socket.h"
@@ -46,9 +47,6 @@ constexpr auto agent_patience = 10s;   // of a client, with a guest that has had
 constexpr auto silent_patience = 3s;   // before the client is told what it waits for
 constexpr auto open_patience = 20s;    // with the guest, for the ports of a command
 constexpr auto unplug_patience = 30s;  // with QEMU
-constexpr Clock::duration shortest_pause =
-    20ms;  // between two questions whether a command has ended
-constexpr Clock::duration longest_pause = 500ms;
 constexpr std::size_t most_captures = 20;
 constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
 constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
@@ -439,14 +437,16 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                 co_await self->agent.execute("guest-exec", std::move(arguments), command_timeout);
             const auto pid = answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
             co_await write(streams[2], guest_begin(session->secret, pid));
-            const auto end = co_await self->wait_for_end(*session, pid);
-            if (end.truncated)
+            const auto wanted = [session] { return session->connection.is_open(); };
+            const auto end = co_await capture_end(self->agent, pid, wanted);
+            if (!end) throw ClientLeft{};
+            if (end->truncated)
                 session->tell({{"note",
                                 "the guest agent kept 16 MiB of the command's output, and "
                                 "nothing after that"}});
-            co_await write(streams[1], end.out + guest_end(session->secret, ""));
+            co_await write(streams[1], end->out + guest_end(session->secret, ""));
             co_await write(streams[2],
-                           end.err + guest_end(session->secret, std::to_string(end.exit_status)));
+                           end->err + guest_end(session->secret, std::to_string(end->exit_status)));
         } catch (const ClientLeft&) {
         } catch (const qmp::CommandError& refusal) {
             session->tell_error("the guest agent: guest-exec: " + refusal.desc,
@@ -477,18 +477,6 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 
     static awaitable<void> write(Stream& stream, std::string text) {
         co_await asio::async_write(stream, asio::buffer(text), no_throw);
-    }
-
-    awaitable<GuestCapture> wait_for_end(const Session& session, std::int64_t pid) {
-        for (auto time = shortest_pause; session.connection.is_open();
-             time = std::min(2 * time, longest_pause)) {
-            co_await pause(time);
-            json::object arguments{{"pid", pid}};
-            const auto answer =
-                co_await agent.execute("guest-exec-status", std::move(arguments), command_timeout);
-            if (auto end = parse_guest_capture(answer)) co_return std::move(*end);
-        }
-        throw ClientLeft{};
     }
 
     /// Until the client leaves.

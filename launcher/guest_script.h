@@ -2,10 +2,14 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <cstdint>
+#include <functional>
+#include <optional>
 #include <string>
 
 #include "launcher/guest_command.h"
 #include "netns/unique_fd.h"
+#include "qmp/client.h"
 
 namespace qvm {
 
@@ -20,6 +24,13 @@ struct GuestAnswer {
 /// ExecService. Throws Failure for what is no end of the command.
 boost::asio::awaitable<GuestAnswer> run_in_guest(boost::asio::any_io_executor executor,
                                                  UniqueFd service, GuestCommand command);
+
+/// How a command that the agent itself runs (guest_capture_arguments()) has ended, which is asked
+/// of it again and again: it has no word for an end. Nothing where `wanted` is not true any more.
+/// Throws what qmp::Client does.
+boost::asio::awaitable<std::optional<GuestCapture>> capture_end(qmp::Client& agent,
+                                                                std::int64_t pid,
+                                                                std::function<bool()> wanted);
 
 /// A shell script as a command, with its parameters.
 template <typename... Words>

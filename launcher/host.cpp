@@ -77,7 +77,6 @@ bool has_capabilities() {
 HostFacts read_host_facts() {
     HostFacts facts;
     facts.memory_mib = memory_of_host();
-    facts.kvm = read_kvm();
     facts.has_qemu = find_program("qemu-system-x86_64").has_value();
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();
@@ -89,9 +88,8 @@ HostFacts read_host_facts() {
     return facts;
 }
 
-AccelChoice choose_accel(Accel wanted, const HostFacts& host) {
+AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm) {
     if (wanted == Accel::tcg) return {};
-    const auto& kvm = host.kvm;
     const auto reason = [](int error) { return std::generic_category().message(error); };
     std::string why;
     if (kvm.open_error != 0)

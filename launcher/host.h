@@ -12,7 +12,6 @@ namespace qvm {
 /// What this host can do for QEMU; read once.
 struct HostFacts {
     std::uint64_t memory_mib = 0;
-    KvmFacts kvm;
     bool has_qemu = false;
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
@@ -45,7 +44,7 @@ struct AccelChoice {
 /// Pure. KVM only where /dev/kvm opens and the CPU shows vmx or svm: a /dev/kvm that opens and
 /// then hangs stock kernels exists. The CPU is the host's, less what the
 /// host's KVM shows and then refuses. Throws Failure where KVM was asked for and cannot be had.
-AccelChoice choose_accel(Accel wanted, const HostFacts& host);
+AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm);
 
 /// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do. A dry
 /// run creates nothing, so it needs no privilege.

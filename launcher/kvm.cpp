@@ -1,10 +1,8 @@
 #include "launcher/kvm.h"
 
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
-#include <sys/stat.h>
 
 #include <cerrno>
 #include <fstream>
@@ -40,16 +38,6 @@ std::string cpu_virtualisation() {
     return {};
 }
 
-/// The group that may read and write a file; empty where that is root's or none.
-std::string group_of(const char* path) {
-    struct stat status {};
-    constexpr mode_t both = S_IRGRP | S_IWGRP;
-    if (::stat(path, &status) != 0 || (status.st_mode & both) != both || status.st_gid == 0)
-        return {};
-    const auto* group = ::getgrgid(status.st_gid);
-    return group != nullptr ? group->gr_name : std::to_string(status.st_gid);
-}
-
 /// As QEMU sets it: what the host's KVM says that it supports.
 bool sets_arch_capabilities(int kvm, int vm) {
     OneMsr msr;
@@ -75,12 +63,10 @@ void try_kvm(int kvm, KvmFacts& facts) {
 }  // namespace
 
 KvmFacts read_kvm() {
-    KvmFacts facts{.cpu_flag = cpu_virtualisation(), .group = group_of("/dev/kvm")};
+    KvmFacts facts{.cpu_flag = cpu_virtualisation()};
     const UniqueFd kvm{::open("/dev/kvm", O_RDWR | O_CLOEXEC)};
-    if (kvm)
-        try_kvm(kvm.get(), facts);
-    else
-        facts.open_error = errno;
+    if (!kvm) facts.open_error = errno;
+    if (kvm && !facts.cpu_flag.empty()) try_kvm(kvm.get(), facts);
     return facts;
 }
 

@@ -7,16 +7,15 @@ namespace qvm {
 /// What /dev/kvm is good for.
 struct KvmFacts {
     int open_error = 0;         ///< errno values
-    int vm_error = 0;           ///< of making a VM; only where it opens
+    int vm_error = 0;           ///< of making a VM
     std::string cpu_flag = {};  ///< vmx (Intel), svm (AMD), or neither: in /proc/cpuinfo
-    std::string group = {};     ///< whose members may open /dev/kvm; empty: no group's
     /// Whether a VM's CPU can have IA32_ARCH_CAPABILITIES as this one has: some hosts that are
     /// guests themselves show it and refuse it, on which QEMU's "-cpu host" aborts.
     bool sets_arch_capabilities = true;
 };
 
-/// Reads them: opens the device and makes a VM with a CPU for a moment (Linux'
-/// Documentation/virt/kvm/api.rst), which some sandboxes refuse.
+/// Reads them. Where the device opens and the CPU virtualises, that takes a VM with a CPU, made for
+/// a moment (Linux' Documentation/virt/kvm/api.rst), which some sandboxes refuse.
 KvmFacts read_kvm();
 
 }  // namespace qvm

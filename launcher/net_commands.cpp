@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
@@ -16,6 +15,7 @@
 #include "launcher/failure.h"
 #include "launcher/json_text.h"
 #include "launcher/output.h"
+#include "launcher/process.h"
 #include "launcher/table.h"
 #include "launcher/vm_state.h"
 
@@ -160,12 +160,7 @@ int net_exec(const NetExecOptions& options) {
     const auto space = open_namespace(directories.run, vm);
     enter(space.get(), directory / "resolv.conf");
 
-    std::vector<char*> argv;
-    for (const auto& word : options.command) argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    ::signal(SIGPIPE, SIG_DFL);
-    ::execvp(argv[0], argv.data());
-    const int error = errno;
+    const int error = become(options.command);
     throw Failure(fmt::format("net exec '{}': {}", options.command.front(),
                               std::generic_category().message(error)),
                   {}, error == ENOENT ? status::not_found : status::not_runnable);

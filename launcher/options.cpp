@@ -31,16 +31,6 @@ constexpr const char* run_footer =
     "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"
     "  qvm run -d --group lab --name web -p 8080:80 web.qcow2\n";
 
-/// Reads one option's value, and says which option it was when the value is bad.
-template <typename Parse>
-auto value_of(std::string_view option, const std::string& text, Parse parse) {
-    try {
-        return parse(text);
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("{} '{}': {}", option, text, failure.what()), failure.hint());
-    }
-}
-
 unsigned parse_cpus(std::string_view text) {
     unsigned value = 0;
     const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);

@@ -262,6 +262,15 @@ void raise_descriptor_limit() noexcept {
     ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+int become(const std::vector<std::string>& argv) {
+    std::vector<char*> words;
+    for (const auto& word : argv) words.push_back(const_cast<char*>(word.c_str()));
+    words.push_back(nullptr);
+    ::signal(SIGPIPE, SIG_DFL);
+    ::execvp(words[0], words.data());
+    return errno;
+}
+
 std::optional<std::string> find_program(const std::string& name) {
     if (name.find('/') != std::string::npos) return name;
     const char* path = ::getenv("PATH");

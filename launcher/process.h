@@ -83,6 +83,10 @@ class Child {
 /// As many descriptors as we may have; children start with the limit that we were started with.
 void raise_descriptor_limit() noexcept;
 
+/// Becomes another program (execvp(3)), which minds SIGPIPE again. Returns only where it cannot be
+/// started: the errno value.
+[[nodiscard]] int become(const std::vector<std::string>& argv);
+
 /// Finds a program in PATH as execvp(3) would.
 std::optional<std::string> find_program(const std::string& name);
 

@@ -24,7 +24,7 @@ class Command {
 };
 
 void add_machine(Command& command, const QemuSpec& spec) {
-    command.add("-name", escape_commas(spec.name));
+    command.add("-name", doubled(spec.name, ','));
     command.add("-no-user-config");
     command.add("-nodefaults");
     command.add("-machine",
@@ -171,9 +171,9 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     return command.take();
 }
 
-std::string escape_commas(std::string_view value) {
+std::string doubled(std::string_view text, char character) {
     std::string result;
-    for (const char c : value) result.append(c == ',' ? 2 : 1, c);
+    for (const char c : text) result.append(c == character ? 2 : 1, c);
     return result;
 }
 

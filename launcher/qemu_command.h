@@ -68,8 +68,8 @@ inline constexpr const char* agent_port = "agent0";
 
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds = {});
 
-/// Doubles the commas of a value, as QEMU's option syntax wants it (qemu(1), "-drive").
-std::string escape_commas(std::string_view value);
+/// With every such character twice, as QEMU's option syntax wants commas (qemu(1), "-drive").
+std::string doubled(std::string_view text, char character);
 
 /// A word as a shell reads it.
 std::string shell_word(const std::string& word);

@@ -17,10 +17,6 @@ using Stage = WaitForOption::Stage;
 
 namespace {
 
-/// RFC 4253, section 4.2.
-constexpr const char* ssh_banner = "SSH-";
-constexpr std::uint16_t ssh_port = 22;
-
 /// The line of `cloud-init status --long` that says what went wrong.
 std::string cloud_init_problem(const GuestAnswer& answer) {
     if (answer.exit_status == status::not_found) return "the guest has no cloud-init";
@@ -32,17 +28,14 @@ std::string cloud_init_problem(const GuestAnswer& answer) {
     return "cloud-init failed in the guest:" + (why.empty() ? " it does not say why" : why);
 }
 
-/// Whether the guest's port 22 can be reached by somebody.
-bool publishes_ssh(const VmOptions& vm) {
-    return std::any_of(vm.publish.begin(), vm.publish.end(), [](const auto& port) {
-        return port.guest_port == 22 && !port.udp && port.host_address.is_v4();
-    });
-}
-
 }  // namespace
 
-Readiness::Readiness(const asio::any_io_executor& executor, Guest guest, Handlers handlers)
-    : executor_(executor), guest_(std::move(guest)), handlers_(std::move(handlers)) {}
+Readiness::Readiness(const asio::any_io_executor& executor, GuestPorts& ports, Connect commands,
+                     Handlers handlers)
+    : executor_(executor),
+      ports_(ports),
+      commands_(std::move(commands)),
+      handlers_(std::move(handlers)) {}
 
 void Readiness::start(const std::vector<WaitForOption>& stages) {
     for (const auto& stage : stages) pending_.push_back({.stage = stage});
@@ -60,10 +53,8 @@ void Readiness::watch(Pending& pending) {
             return spawn(pending.stage, watch_cloud_init(pending));
         case Stage::ssh:
         case Stage::tcp:
-            break;
+            return spawn(pending.stage, watch_port(pending));
     }
-    pending.port.emplace(guest_port(executor_, guest_, pending.stage));
-    spawn(pending.stage, watch_port(pending));
 }
 
 void Readiness::spawn(const WaitForOption& stage, awaitable<void> work) {
@@ -78,7 +69,7 @@ void Readiness::spawn(const WaitForOption& stage, awaitable<void> work) {
 }
 
 awaitable<void> Readiness::watch_port(Pending& pending) {
-    co_await pending.port->until_open();
+    co_await ports_.until_open(pending.stage);
     reach(pending);
 }
 
@@ -89,7 +80,7 @@ awaitable<void> Readiness::watch_cloud_init(Pending& pending) {
         command.argv = {"cloud-init", "status", "--wait", "--long"};
         GuestAnswer answer;
         try {
-            answer = co_await run_in_guest(executor_, guest_.commands(), std::move(command));
+            answer = co_await run_in_guest(executor_, commands_(), std::move(command));
         } catch (const Failure& failure) {
             if (failure.exit_status() != status::guest_died) throw;
             continue;  // it restarts the guest, if it was told to
@@ -133,51 +124,54 @@ bool Readiness::waits_for_agent() const {
 
 std::string Readiness::pending_text() const {
     if (pending_.empty()) return {};
-    const auto& first = pending_.front();
-    const auto why = first.port                               ? first.port->problem()
-                     : first.stage.stage == Stage::cloud_init ? "cloud-init was not done"
-                     : first.stage.stage == Stage::log        ? "no line of the console fitted"
-                                                              : "no guest agent answered";
-    return fmt::format("phase '{}': {}", to_string(first.stage), why);
+    const auto& stage = pending_.front().stage;
+    const auto why = [&]() -> std::string {
+        switch (stage.stage) {
+            case Stage::agent:
+                return "no guest agent answered";
+            case Stage::cloud_init:
+                return "cloud-init was not done";
+            case Stage::log:
+                return "no line of the console fitted";
+            case Stage::ssh:
+            case Stage::tcp:
+                break;
+        }
+        return ports_.problem(stage);
+    };
+    return fmt::format("phase '{}': {}", to_string(stage), why());
 }
 
 void check_wait_for(const RunOptions& options) {
     const auto mode = options.vm.net_or_default().mode;
     for (const auto& stage : options.wait_for) {
-        if (stage.stage != Stage::ssh && stage.stage != Stage::tcp) continue;
+        const bool tcp = stage.stage == Stage::tcp;
+        if (!tcp && stage.stage != Stage::ssh) continue;
         const auto what = "--wait-for " + to_string(stage);
-        if (mode == NetOption::Mode::none)
-            throw Failure(what + ": a guest with --net none has no network");
-        if (mode != NetOption::Mode::user) continue;
-        if (stage.stage == Stage::tcp)
+        if (tcp && mode == NetOption::Mode::user)
             throw Failure(what + ": QEMU's user networking does not tell whether a port is open");
-        if (!publishes_ssh(options.vm))
-            throw Failure(what + ": --net user has no way to the guest's port 22",
-                          "-p 2222:22 makes one");
+        try {
+            (void)guest_endpoint(mode, {}, options.vm.publish, tcp ? stage.port : ssh_port);
+        } catch (const Failure& failure) {
+            throw Failure(what + ": " + failure.what(), failure.hint());
+        }
     }
+}
+
+bool has_stage(const std::vector<WaitForOption>& stages, Stage stage) {
+    return std::any_of(stages.begin(), stages.end(),
+                       [&](const auto& option) { return option.stage == stage; });
 }
 
 std::vector<WaitForOption> stages_of(const RunOptions& options) {
     auto stages = options.wait_for;
-    const auto add = [&](Stage wanted) {
-        const bool there = std::any_of(stages.begin(), stages.end(),
-                                       [&](const auto& stage) { return stage.stage == wanted; });
-        if (!there) stages.push_back({.stage = wanted});
+    const bool only_boots = options.boot_timeout && stages.empty();
+    const auto add = [&](Stage stage) {
+        if (!has_stage(stages, stage)) stages.push_back({.stage = stage});
     };
     if (options.command && options.vm.user_data) add(Stage::cloud_init);
-    const bool runs_there = std::any_of(stages.begin(), stages.end(), [](const auto& stage) {
-        return stage.stage == Stage::cloud_init;
-    });
-    if (options.command || runs_there || (options.boot_timeout && stages.empty()))
-        add(Stage::agent);
+    if (options.command || only_boots || has_stage(stages, Stage::cloud_init)) add(Stage::agent);
     return stages;
-}
-
-GuestPort guest_port(const asio::any_io_executor& executor, const Readiness::Guest& guest,
-                     const WaitForOption& stage) {
-    const bool ssh = stage.stage == Stage::ssh;
-    return GuestPort{executor, guest.space(), guest.endpoint(ssh ? ssh_port : stage.port),
-                     ssh ? ssh_banner : ""};
 }
 
 }  // namespace qvm

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
-#include <boost/asio/steady_timer.hpp>
+#include <boost/asio/awaitable.hpp>
 #include <functional>
 #include <list>
 #include <optional>
@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "launcher/guest_port.h"
+#include "launcher/guest_ports.h"
 #include "launcher/options.h"
 #include "launcher/pattern.h"
 #include "netns/unique_fd.h"
@@ -20,19 +20,17 @@ namespace qvm {
 /// time and in any order.
 class Readiness {
   public:
-    struct Guest {
-        std::function<const netns::Namespace&()> space;  ///< from which it is reached
-        std::function<boost::asio::ip::tcp::endpoint(std::uint16_t port)> endpoint;
-        std::function<UniqueFd()> commands;  ///< a connection to the ExecService
-    };
     struct Handlers {
         std::function<void(const WaitForOption&)> reached;
         std::function<void()> ready;                         ///< all were
         std::function<void(const std::string& why)> failed;  ///< one never will be
     };
 
-    /// The executor runs no more when this object goes.
-    Readiness(const boost::asio::any_io_executor& executor, Guest guest, Handlers handlers);
+    using Connect = std::function<UniqueFd()>;  ///< to the ExecService
+
+    /// `ports` must outlive this object, and the executor runs no more when it goes.
+    Readiness(const boost::asio::any_io_executor& executor, GuestPorts& ports, Connect commands,
+              Handlers handlers);
 
     /// Begins; to be called once.
     void start(const std::vector<WaitForOption>& stages);
@@ -49,7 +47,6 @@ class Readiness {
     struct Pending {
         WaitForOption stage;
         std::optional<Pattern> pattern{};
-        std::optional<GuestPort> port{};
     };
 
     template <typename Fits>
@@ -61,7 +58,8 @@ class Readiness {
     void spawn(const WaitForOption& stage, boost::asio::awaitable<void> work);
 
     boost::asio::any_io_executor executor_;
-    Guest guest_;
+    GuestPorts& ports_;
+    Connect commands_;
     Handlers handlers_;
     std::list<Pending> pending_;
 };
@@ -72,8 +70,7 @@ void check_wait_for(const RunOptions& options);
 /// All that a run waits for: what its user asked for, and what that, or a command, takes. Pure.
 std::vector<WaitForOption> stages_of(const RunOptions& options);
 
-/// The guest's port that a stage is about, `ssh` or `tcp`.
-GuestPort guest_port(const boost::asio::any_io_executor& executor, const Readiness::Guest& guest,
-                     const WaitForOption& stage);
+/// Whether one of them is of that kind. Pure.
+bool has_stage(const std::vector<WaitForOption>& stages, WaitForOption::Stage stage);
 
 }  // namespace qvm

@@ -227,7 +227,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
-    const auto accel = choose_accel(vm.accel, host);
+    const auto accel = choose_accel(vm.accel, vm.accel == Accel::tcg ? KvmFacts{} : read_kvm());
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (auto& volume : vm.volumes) volume = resolve_volume(volume);

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 #include <netinet/in.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,6 +17,8 @@
 
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
+#include "launcher/definition.h"
+#include "launcher/guest_ports.h"
 #include "launcher/guest_script.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
@@ -37,7 +38,6 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr std::uint16_t ssh_port = 22;
 constexpr auto boot_patience = 10min;  // longer than the supervisor's own
 constexpr auto silent_patience = 3s;   // before a user is told what is waited for
 
@@ -52,33 +52,10 @@ LivingVm find_vm(const Directories& directories, const std::string& name) {
     return std::move(*vm);
 }
 
-/// Where the guest's sshd is, as the VM's namespace sees it, or the host where it has none.
-sockaddr_in find_server(const LivingVm& vm) {
-    std::string address = vm.text("net.address");
-    std::uint16_t port = ssh_port;
-    const auto mode = vm.text("net.mode");
-    if (mode == "none") throw Failure("the VM has no network", "qvm exec needs none");
-    if (mode == "user") {
-        address.clear();
-        const auto* ports = vm.json().at("ports").if_array();
-        for (const auto& value : *ports) {
-            const LivingVm published{value.get_object()};
-            if (published.number("guest_port") != ssh_port || published.text("protocol") != "tcp")
-                continue;
-            address = published.text("host_address");
-            port = static_cast<std::uint16_t>(published.number("host_port"));
-        }
-    }
-    boost::system::error_code wrong;
-    const auto parsed = asio::ip::make_address_v4(address, wrong);
-    if (wrong)
-        throw Failure("--net user has no way to the guest's port 22",
-                      "qvm run -p 2222:22, or qvm exec, which needs no network");
-    sockaddr_in server{};
-    server.sin_family = AF_INET;
-    server.sin_port = htons(port);
-    server.sin_addr.s_addr = htonl(parsed.to_uint());
-    return server;
+/// Throws Failure where there is no way to the guest's sshd, before anything is waited for.
+void check_way(const LivingVm& vm) {
+    const auto options = vm_options_from(vm.json().at("spec").as_object());
+    (void)guest_endpoint(options.net_or_default().mode, {}, options.publish, ssh_port);
 }
 
 /// Brings the guest to where qvm's key opens it for a user.
@@ -90,7 +67,8 @@ class Door {
           control_(context_.get_executor(), directories, options.name),
           silence_(context_) {}
 
-    void open() {
+    /// Where its sshd is then, as the VM's namespace sees it, or the host where it has none.
+    sockaddr_in open() {
         std::exception_ptr failure;
         asio::co_spawn(context_, run(), [&](std::exception_ptr why) {
             failure = why;
@@ -104,6 +82,7 @@ class Door {
         }
         context_.run();
         if (failure) std::rethrow_exception(failure);
+        return server_;
     }
 
   private:
@@ -114,6 +93,10 @@ class Door {
             co_await control_.execute("qvm-wait-for", std::move(stage), boot_patience);
         const auto& problem = answer.at("problem");
         if (problem.is_string()) throw Failure(std::string{problem.get_string()});
+        const auto address = asio::ip::make_address_v4(answer.at("address").as_string().c_str());
+        server_.sin_family = AF_INET;
+        server_.sin_port = htons(answer.at("port").to_number<std::uint16_t>());
+        server_.sin_addr.s_addr = htonl(address.to_uint());
         // Where there is no agent, cloud-init has had the key.
         const auto vm = read_vm(directories_.run, options_.name);
         if (vm && vm->flag("agent")) co_await authorize_key();
@@ -146,10 +129,11 @@ class Door {
     asio::io_context context_{1};
     ControlClient control_;
     asio::steady_timer silence_;
+    sockaddr_in server_{};
 };
 
-UniqueFd connect_to_server(const Directories& directories, const LivingVm& vm) {
-    const auto server = find_server(vm);
+UniqueFd connect_to_server(const Directories& directories, const LivingVm& vm,
+                           const sockaddr_in& server) {
     UniqueFd socket;
     const auto connect = [&] {
         socket.reset(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
@@ -166,8 +150,9 @@ UniqueFd connect_to_server(const Directories& directories, const LivingVm& vm) {
 }
 
 int serve_as_proxy(const Directories& directories, const SshOptions& options) {
-    Door{directories, options}.open();
-    const auto socket = connect_to_server(directories, find_vm(directories, options.name));
+    const auto server = Door{directories, options}.open();
+    const auto vm = find_vm(directories, options.name);
+    const auto socket = connect_to_server(directories, vm, server);
     if (!send_with_fds(STDOUT_FILENO, std::string(1, '\0'), {socket.get()}))
         throw Failure("hand the connection to ssh: " + std::generic_category().message(errno),
                       "--proxy is for ssh's ProxyCommand, with ProxyUseFdpass");
@@ -175,10 +160,8 @@ int serve_as_proxy(const Directories& directories, const SshOptions& options) {
 }
 
 /// ssh_config(5), TOKENS.
-std::string escape_tokens(const std::string& text) {
-    std::string escaped;
-    for (const char c : text) escaped.append(c == '%' ? 2 : 1, c);
-    return escaped;
+std::string escape_tokens(std::string_view text) {
+    return doubled(text, '%');
 }
 
 /// A variable that says where we keep things has to be there for ssh's ProxyCommand, too.
@@ -200,7 +183,9 @@ using Settings = std::vector<std::pair<std::string, std::string>>;
 /// Of ssh_config(5): the VM's own host keys, and nobody's else, so that nothing is asked and the
 /// user's known_hosts stays as it is.
 Settings ssh_settings(const Directories& directories, const std::string& name) {
-    const auto quoted = [](const fs::path& path) { return '"' + escape_tokens(path) + '"'; };
+    const auto quoted = [](const fs::path& path) {
+        return '"' + escape_tokens(path.string()) + '"';
+    };
     return {{"ProxyCommand", proxy_command(name)},
             {"ProxyUseFdpass", "yes"},
             {"IdentityFile", quoted(own_key_file(directories))},
@@ -224,13 +209,9 @@ Settings ssh_settings(const Directories& directories, const std::string& name) {
     words.push_back(options.name);
     if (!options.command.empty()) words.emplace_back("--");  // what follows are no options of ssh
     words.insert(words.end(), options.command.begin(), options.command.end());
-    std::vector<char*> argv;
-    for (auto& word : words) argv.push_back(word.data());
-    argv.push_back(nullptr);
-    ::signal(SIGPIPE, SIG_DFL);
-    ::execvp(argv[0], argv.data());
-    throw Failure("start 'ssh': " + std::generic_category().message(errno),
-                  errno == ENOENT ? "apt-get install openssh-client" : "");
+    const int error = become(words);
+    throw Failure("start 'ssh': " + std::generic_category().message(error),
+                  error == ENOENT ? "apt-get install openssh-client" : "");
 }
 
 }  // namespace
@@ -238,7 +219,7 @@ Settings ssh_settings(const Directories& directories, const std::string& name) {
 int ssh(const SshOptions& options) {
     const auto directories = find_directories();
     try {
-        (void)find_server(find_vm(directories, options.name));
+        check_way(find_vm(directories, options.name));
         if (options.proxy) return serve_as_proxy(directories, options);
         Door{directories, options}.open();
         become_ssh(directories, options);

@@ -7,7 +7,6 @@
 #include <system_error>
 
 #include "launcher/failure.h"
-#include "launcher/last_words.h"
 #include "launcher/memory_file.h"
 #include "launcher/process.h"
 

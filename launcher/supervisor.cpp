@@ -28,7 +28,6 @@
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
-#include <map>
 #include <memory>
 #include <set>
 #include <system_error>
@@ -38,6 +37,8 @@
 #include "launcher/events.h"
 #include "launcher/exec_service.h"
 #include "launcher/failure.h"
+#include "launcher/flag.h"
+#include "launcher/guest_ports.h"
 #include "launcher/guest_process.h"
 #include "launcher/host.h"
 #include "launcher/name_service.h"
@@ -84,18 +85,6 @@ bool is_ignored(int number) {
     struct sigaction action {};
     return ::sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
 }
-
-/// True for as long as it lives.
-class Flag {
-  public:
-    explicit Flag(bool& flag) : flag_(flag) { flag_ = true; }
-    Flag(const Flag&) = delete;
-    Flag& operator=(const Flag&) = delete;
-    ~Flag() { flag_ = false; }
-
-  private:
-    bool& flag_;
-};
 
 class Supervisor final : public Controlled {
   public:
@@ -409,8 +398,9 @@ class Supervisor final : public Controlled {
     }
 
     void serve_clients() {
-        commands_.emplace(context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
-                          readiness_waits_for_agent() ? forever : boot_patience());
+        commands_.emplace(
+            context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
+            has_stage(stages_, WaitForOption::Stage::agent) ? forever : boot_patience());
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -447,13 +437,6 @@ class Supervisor final : public Controlled {
         readiness_.start(stages_);
     }
 
-    /// Then there is a time-out already.
-    [[nodiscard]] bool readiness_waits_for_agent() const {
-        return std::any_of(stages_.begin(), stages_.end(), [](const auto& stage) {
-            return stage.stage == WaitForOption::Stage::agent;
-        });
-    }
-
     // --- how far the guest has come -----------------------------------------------------------
 
     /// Whether who left the VM to itself comes back only then.
@@ -472,8 +455,6 @@ class Supervisor final : public Controlled {
         return {.reached =
                     [this](const WaitForOption& stage) {
                         debug("guest has reached " + to_string(stage));
-                        if (stage.stage == WaitForOption::Stage::ssh)
-                            open_ports_.insert(to_string(stage));
                         if (stages_.size() > 1 || !run_.options.wait_for.empty())
                             timings_.add(to_string(stage), running_, Clock::now());
                     },
@@ -491,26 +472,22 @@ class Supervisor final : public Controlled {
         if (run_.options.command) spawn(run_command(*run_.options.command));
     }
 
-    /// Where a port of the guest is reached from the namespace of guest_space().
-    asio::ip::tcp::endpoint guest_endpoint(std::uint16_t port) const {
-        if (run_.plan.guest) return {run_.plan.guest->address, port};
-        for (const auto& published : state_.ports)
-            if (published.guest_port == port && !published.udp && published.host_address.is_v4())
-                return {published.host_address, published.host_port};
-        throw Failure(fmt::format("the guest's port {} cannot be reached", port),
-                      fmt::format("-p 0:{}", port));
+    GuestPorts::Ways ways_to_guest() {
+        return {.space = [this]() -> const netns::Namespace& { return guest_space(); },
+                .endpoint = [this](std::uint16_t port) { return endpoint_of(port); }};
+    }
+
+    [[nodiscard]] asio::ip::tcp::endpoint endpoint_of(std::uint16_t port) const {
+        const auto& guest = run_.plan.guest;
+        return guest_endpoint(run_.options.vm.net_or_default().mode,
+                              guest ? std::optional{guest->address} : std::nullopt, state_.ports,
+                              port);
     }
 
     const netns::Namespace& guest_space() {
         if (network_) return network_->space();
         if (!host_space_) host_space_.emplace(netns::Namespace::current());
         return *host_space_;
-    }
-
-    Readiness::Guest reached_guest() {
-        return {.space = [this]() -> const netns::Namespace& { return guest_space(); },
-                .endpoint = [this](std::uint16_t port) { return guest_endpoint(port); },
-                .commands = [this] { return commands_->connect(); }};
     }
 
     // --- the guest's command ------------------------------------------------------------------
@@ -631,9 +608,9 @@ class Supervisor final : public Controlled {
         constexpr std::string_view prefix = "qemu-system-x86_64: ";
         if (words.starts_with(prefix)) words.erase(0, prefix.size());
         if (is_running()) return end(status::guest_died, "QEMU died: " + words);
-        const auto volume = volumes_.last_words();
-        end(status::failed,
-            "start QEMU: " + words + (volume.empty() ? "" : "; virtiofsd: " + volume));
+        // A virtiofsd that is gone is why QEMU is, and says more.
+        const auto volume = volumes_.trouble();
+        end(status::failed, volume.empty() ? "start QEMU: " + words : volume);
     }
 
     /// What the guest does there would not come back. Of a VM that ends it is no news.
@@ -731,7 +708,7 @@ class Supervisor final : public Controlled {
     void guest_restarts() {
         booted_ = Clock::now();
         agent_up_.reset();
-        open_ports_.clear();
+        ports_.guest_restarts();
         state_.agent = false;
         commands_->guest_is_gone("the guest restarted");
     }
@@ -1066,47 +1043,17 @@ class Supervisor final : public Controlled {
         if (stage.stage != Stage::ssh && stage.stage != Stage::tcp)
             throw qmp::CommandError("qvm-wait-for", "GenericError",
                                     "'" + text + "' cannot be waited for by now");
-        // sshd counts connections that do not log in, and refuses more: one tries for all.
-        const bool tried = probing_.contains(text);
-        while (probing_.contains(text)) co_await probed_.async_wait(no_throw);
-        if (!open_ports_.contains(text) && !(tried && found_problems_.contains(text)))
-            co_await probe(stage);
-        boost::json::object answer{{"problem", nullptr}};
-        if (!open_ports_.contains(text)) answer["problem"] = found_problems_[text];
-        co_return answer;
-    }
-
-    awaitable<void> probe(WaitForOption stage) {
-        const auto name = to_string(stage);
-        found_problems_.erase(name);
-        probing_.insert(name);
-        try {
-            const auto problem = co_await find_problem(stage);
-            if (problem.empty())
-                open_ports_.insert(name);
-            else
-                found_problems_[name] = problem;
-        } catch (...) {
-            probe_ended(name);
-            throw;
-        }
-        probe_ended(name);
-    }
-
-    void probe_ended(const std::string& stage) {
-        probing_.erase(stage);
-        probed_.cancel();
-    }
-
-    /// Why a port is not open after the time that a boot takes; empty where it is.
-    awaitable<std::string> find_problem(WaitForOption stage) {
-        auto port = guest_port(context_.get_executor(), reached_guest(), stage);
         // A guest whose agent answers is about to have booted.
         const auto booted = agent_up_ ? *agent_up_ + boot_time : booted_ + slowest_boot();
         asio::steady_timer late{context_, std::max(Clock::now() + latecomers_patience, booted)};
-        const auto reached = co_await (port.until_open() || late.async_wait(no_throw));
-        if (reached.index() == 0) co_return std::string{};
-        co_return fmt::format("phase '{}': {}", to_string(stage), port.problem());
+        const auto reached = co_await (ports_.until_open(stage) || late.async_wait(no_throw));
+        const auto endpoint = endpoint_of(stage.stage == Stage::ssh ? ssh_port : stage.port);
+        boost::json::object answer{{"problem", nullptr},
+                                   {"address", endpoint.address().to_string()},
+                                   {"port", endpoint.port()}};
+        if (reached.index() != 0)
+            answer["problem"] = fmt::format("phase '{}': {}", text, ports_.problem(stage));
+        co_return answer;
     }
 
     boost::json::value inspect() override {
@@ -1239,16 +1186,14 @@ class Supervisor final : public Controlled {
     Volumes volumes_{context_.get_executor(), run_.plan.volumes, reports_.debug,
                      [this](const std::string& why) { volume_died(why); }};
     const std::vector<WaitForOption> stages_;
-    Readiness readiness_{context_.get_executor(), reached_guest(), readiness_handlers()};
+    GuestPorts ports_{context_.get_executor(), ways_to_guest()};
+    Readiness readiness_{context_.get_executor(), ports_, [this] { return commands_->connect(); },
+                         readiness_handlers()};
     std::optional<netns::Namespace> host_space_;  ///< where the guest has QEMU's user networking
     Clock::time_point running_;
-    Clock::time_point booted_;                           ///< when it last began to
-    std::set<std::string> probing_;                      ///< stages that are tried for somebody
-    std::map<std::string, std::string> found_problems_;  ///< of stages that were tried last
-    std::set<std::string> open_ports_;  ///< stages that were reached since the guest booted
-    asio::steady_timer probed_{context_, Clock::time_point::max()};  ///< cancelled after each try
-    std::optional<Clock::time_point> agent_up_;                      ///< since then
-    std::optional<Clock::time_point> ready_;  ///< all stages_ were reached, or the agent was
+    Clock::time_point booted_;                   ///< when it last began to
+    std::optional<Clock::time_point> agent_up_;  ///< since then
+    std::optional<Clock::time_point> ready_;     ///< all stages_ were reached, or the agent was
     std::optional<int> command_status_;
     bool booting_ = false;  ///< the firmware is done
     asio::steady_timer boot_timer_{context_};

@@ -9,6 +9,8 @@
 #include <string>
 #include <string_view>
 
+#include "launcher/failure.h"
+
 /// The values that options take. Pure; a value that cannot be read throws Failure with the reason
 /// alone, to which the caller adds the option's name.
 namespace qvm {
@@ -89,5 +91,15 @@ std::string_view to_string(NetOption::Mode mode);
 enum class Accel { automatic, kvm, tcg };
 Accel parse_accel(std::string_view text);
 std::string_view to_string(Accel accel);
+
+/// Reads one option's value, and says which option it was when the value is bad.
+template <typename Parse>
+auto value_of(std::string_view option, const std::string& text, Parse parse) {
+    try {
+        return parse(text);
+    } catch (const Failure& failure) {
+        throw Failure(std::string{option} + " '" + text + "': " + failure.what(), failure.hint());
+    }
+}
 
 }  // namespace qvm

@@ -131,7 +131,7 @@ std::string describe(const VmPlan& plan) {
     }
     if (!plan.volumes.empty()) text += "volumes:\n";
     for (const auto& volume : plan.volumes)
-        text += indented(shell_text(virtiofsd_command("virtiofsd", volume, 3)), 0) + "\n";
+        text += shell_text(virtiofsd_command("virtiofsd", volume, 3)) + "\n";
     if (!plan.volumes.empty()) text += "\n";
     if (!plan.seed.empty()) text += "seed:\n";
     for (const auto& file : plan.seed)

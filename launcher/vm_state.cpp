@@ -64,8 +64,7 @@ json::object to_short_json(const VmState& state) {
             {"pid", pid_or_null(state.pid)},
             {"qemu_pid", pid_or_null(state.qemu_pid)},
             {"group", text_or_null(state.vm.group.value_or(""))},
-            {"image", image ? json::value(std::filesystem::absolute(*image).string())
-                            : json::value(nullptr)},
+            {"image", image ? json::value(image->string()) : json::value(nullptr)},
             {"net", net_json(state)},
             {"ports", ports_json(state)},
             {"created", state.created},

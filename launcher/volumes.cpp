@@ -7,14 +7,13 @@
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
-#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json.hpp>
 #include <numeric>
 #include <system_error>
 
 #include "launcher/failure.h"
-#include "launcher/guest_command.h"
+#include "launcher/guest_script.h"
 #include "launcher/host.h"
 #include "launcher/memory_file.h"
 #include "launcher/unix_socket.h"
@@ -32,7 +31,6 @@ namespace {
 
 constexpr auto command_timeout = 10s;  // of the agent
 constexpr auto mount_patience = 60s;   // with a guest that loads a module for it, say
-constexpr auto pause = 20ms;           // between two questions whether it is done
 
 /// Parameters: the tag, the directory and the options of each.
 constexpr const char* mount_script = R"(while [ $# -gt 0 ]; do
@@ -138,10 +136,11 @@ UniqueFd Volumes::start(Daemon& daemon, const std::string& program, const fs::pa
 
 awaitable<void> Volumes::watch(Daemon& daemon) {
     const auto status = co_await daemon.process.child->wait();
-    daemon.over = true;
     co_await asio::post(executor_, asio::use_awaitable);  // the last of its stderr
-    died_(fmt::format("--volume '{}': virtiofsd ended: {}", daemon.volume.host_directory.string(),
-                      daemon.process.words.text_or(status.describe())));
+    daemon.end =
+        fmt::format("--volume '{}': virtiofsd ended: {}", daemon.volume.host_directory.string(),
+                    daemon.process.words.text_or(status.describe()));
+    died_(daemon.end);
 }
 
 awaitable<void> Volumes::mount(qmp::Client& agent) {
@@ -151,32 +150,25 @@ awaitable<void> Volumes::mount(qmp::Client& agent) {
     words.erase(words.begin());
     arguments["arg"] = json::value_from(words);
     const auto deadline = std::chrono::steady_clock::now() + mount_patience;
+    const std::string step = "mount in the guest";
     try {
         const auto started =
             co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
-        const auto pid = started.at("pid");
-        asio::steady_timer timer{executor_};
-        while (std::chrono::steady_clock::now() < deadline) {
-            json::object question{{"pid", pid}};
-            const auto answer =
-                co_await agent.execute("guest-exec-status", std::move(question), command_timeout);
-            const auto end = parse_guest_capture(answer);
-            if (end && end->exit_status == status::ok) co_return;
-            if (end) throw Failure("mount in the guest: " + first_line(end->err));
-            timer.expires_after(pause);
-            co_await timer.async_wait(asio::use_awaitable);
-        }
+        const auto pid = started.at("pid").to_number<std::int64_t>();
+        const auto wanted = [deadline] { return std::chrono::steady_clock::now() < deadline; };
+        const auto end = co_await capture_end(agent, pid, wanted);
+        if (!end) throw Failure(fmt::format("{}: not done after {} s", step, mount_patience / 1s));
+        if (end->exit_status != status::ok) throw Failure(step + ": " + first_line(end->err));
     } catch (const qmp::CommandError& refusal) {
-        throw Failure("mount in the guest: guest agent: " + refusal.desc);
+        throw Failure(step + ": guest agent: " + refusal.desc);
     } catch (const std::system_error& error) {
-        throw Failure("mount in the guest: guest agent: " + error.code().message());
+        throw Failure(step + ": guest agent: " + error.code().message());
     }
-    throw Failure(fmt::format("mount in the guest: not done after {} s", mount_patience / 1s));
 }
 
-std::string Volumes::last_words() const {
+std::string Volumes::trouble() const {
     for (const auto& daemon : daemons_)
-        if (daemon.over) return daemon.process.words.text_or("virtiofsd ended");
+        if (!daemon.end.empty()) return daemon.end;
     return {};
 }
 

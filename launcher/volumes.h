@@ -44,8 +44,8 @@ class Volumes {
     std::vector<UniqueFd> start(const std::filesystem::path& directory);
     /// Mounts them in the guest, by its agent. Throws Failure with the guest's reason.
     boost::asio::awaitable<void> mount(qmp::Client& agent);
-    /// What they said last, where one of them has ended; else empty.
-    [[nodiscard]] std::string last_words() const;
+    /// How one of them has ended; empty where none has.
+    [[nodiscard]] std::string trouble() const;
 
   private:
     struct Daemon {
@@ -53,7 +53,7 @@ class Volumes {
             : volume(volume_), process(executor) {}
         VolumeOption volume;
         Process process;
-        bool over = false;
+        std::string end;  ///< how it did; empty while it has not
     };
     UniqueFd start(Daemon& daemon, const std::string& program,
                    const std::filesystem::path& directory);

@@ -18,7 +18,8 @@ DoctorFacts able() {
             .pasta = {"/usr/bin/pasta", ""},
             .ssh = {"/usr/bin/ssh", ""},
             .virtiofsd = "/usr/lib/qemu/virtiofsd",
-            .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx", .group = "kvm"},
+            .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx"},
+            .kvm_group = "kvm",
             .tun_error = 0,
             .vhost_error = 0,
             .namespaces = {.privileged = true, .error = 0, .nft_error = 0, .sysctls = {}},
@@ -37,9 +38,10 @@ Finding find(const std::string& name, const DoctorFacts& facts) {
     return {};
 }
 
-Finding kvm(const KvmFacts& facts) {
+Finding kvm(const KvmFacts& facts, const std::string& group = {}) {
     auto host = able();
     host.kvm = facts;
+    host.kvm_group = group;
     return find("kvm", host);
 }
 
@@ -142,7 +144,7 @@ TEST_CASE("without KVM it is a warning that says what keeps guests from it") {
     CHECK(absent.remedy == "modprobe kvm_intel");
     CHECK(kvm({.open_error = ENODEV, .cpu_flag = "svm"}).remedy == "modprobe kvm_amd");
 
-    CHECK(kvm({.open_error = EACCES, .cpu_flag = "vmx", .group = "kvm"}).remedy ==
+    CHECK(kvm({.open_error = EACCES, .cpu_flag = "vmx"}, "kvm").remedy ==
           "usermod -aG kvm $USER, then log in again");
     CHECK(kvm({.open_error = EACCES, .cpu_flag = "vmx"}).remedy == "chmod 0666 /dev/kvm");
     CHECK(kvm({.open_error = EPERM, .cpu_flag = "vmx"}).remedy ==
@@ -152,9 +154,9 @@ TEST_CASE("without KVM it is a warning that says what keeps guests from it") {
     CHECK(useless.status == Status::warning);
     CHECK(useless.found == "/dev/kvm opens, but the CPU shows neither vmx nor svm" + slower);
     CHECK(useless.remedy == enable);
-    CHECK(kvm({.open_error = EACCES, .group = "kvm"}).found ==
+    CHECK(kvm({.open_error = EACCES}, "kvm").found ==
           "/dev/kvm: Permission denied, and the CPU shows neither vmx nor svm" + slower);
-    CHECK(kvm({.open_error = EACCES, .group = "kvm"}).remedy == enable);
+    CHECK(kvm({.open_error = EACCES}, "kvm").remedy == enable);
 
     const auto refusing = kvm({.vm_error = EBUSY, .cpu_flag = "vmx"});
     CHECK(refusing.found == "/dev/kvm makes no VM: Device or resource busy" + slower);

@@ -10,7 +10,6 @@ namespace {
 
 HostFacts able() {
     return {.memory_mib = 8192,
-            .kvm = {.cpu_flag = "vmx"},
             .has_qemu = true,
             .has_dnsmasq = true,
             .has_qemu_img = true,
@@ -38,21 +37,21 @@ Failure failure_of(const VmOptions& options, const HostFacts& host, bool dry_run
 }  // namespace
 
 TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
-    auto host = able();
+    KvmFacts host{.cpu_flag = "vmx"};
     CHECK(choose_accel(Accel::automatic, host).kvm);
     CHECK(choose_accel(Accel::kvm, host).kvm);
     CHECK(!choose_accel(Accel::tcg, host).kvm);
     CHECK(choose_accel(Accel::tcg, host).why_not_kvm.empty());
 
-    host.kvm.vm_error = EBUSY;
+    host.vm_error = EBUSY;
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm ==
           "/dev/kvm makes no VM: Device or resource busy");
-    host.kvm.cpu_flag.clear();
+    host.cpu_flag.clear();
     CHECK(!choose_accel(Accel::automatic, host).kvm);
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "the CPU shows neither vmx nor svm");
     CHECK_THROWS_AS(choose_accel(Accel::kvm, host), Failure);
 
-    host.kvm.open_error = EACCES;
+    host.open_error = EACCES;
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
 }
 
@@ -68,10 +67,10 @@ TEST_CASE("volumes need root, with any network") {
 }
 
 TEST_CASE("the CPU is the host's, less what its KVM refuses") {
-    auto host = able();
+    KvmFacts host{.cpu_flag = "vmx"};
     CHECK(choose_accel(Accel::kvm, host).cpu == "host");
     CHECK(choose_accel(Accel::tcg, host).cpu == "max");
-    host.kvm.sets_arch_capabilities = false;
+    host.sets_arch_capabilities = false;
     CHECK(choose_accel(Accel::automatic, host).cpu == "host,-arch-capabilities");
     CHECK(choose_accel(Accel::tcg, host).cpu == "max");
 }

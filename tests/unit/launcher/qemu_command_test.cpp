@@ -139,5 +139,5 @@ TEST_CASE("a kernel, KVM, and the user's own arguments last") {
 
 TEST_CASE("words are quoted for a shell, commas for QEMU") {
     CHECK(shell_text({"a", "b c", "it's", ""}) == R"(a 'b c' 'it'\''s' '')");
-    CHECK(escape_commas("a,b,,c") == "a,,b,,,,c");
+    CHECK(doubled("a,b,,c", ',') == "a,,b,,,,c");
 }

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <array>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -37,7 +38,9 @@ struct Watched {
     }
     asio::io_context context;
     Texts said;
+    GuestPorts ports{context.get_executor(), {}};
     Readiness readiness{context.get_executor(),
+                        ports,
                         {},
                         {.reached = [this](const auto& stage) { said.push_back(to_string(stage)); },
                          .ready = [this] { said.push_back("ready"); },
@@ -103,40 +106,87 @@ TEST_CASE("a guest is ready when all stages are reached") {
     CHECK(watched.readiness.pending_text().empty());
 }
 
-TEST_CASE("a port is open when its server speaks") {
+namespace {
+
+/// Ports that are all one of this host's, whose server is the test's.
+struct Served {
     asio::io_context context{1};
-    const auto here = netns::Namespace::current();
+    netns::Namespace here = netns::Namespace::current();
     tcp::acceptor acceptor{context, {asio::ip::address_v4::loopback(), 0}};
-    const auto endpoint = acceptor.local_endpoint();
-    GuestPort silent{context.get_executor(), here, endpoint, "SSH-"};
-    GuestPort open{context.get_executor(), here, endpoint, ""};
+    tcp::endpoint endpoint = acceptor.local_endpoint();
+    GuestPorts ports{context.get_executor(),
+                     {.space = [this]() -> const netns::Namespace& { return here; },
+                      .endpoint = [this](std::uint16_t) { return endpoint; }}};
+    const WaitForOption ssh = parse_wait_for("ssh");
 
-    const auto script = [&]() -> awaitable<void> {
-        co_await open.until_open();
-        auto first = co_await acceptor.async_accept(use_awaitable);
-        auto second = co_await acceptor.async_accept(use_awaitable);
-        // One that says something else, and one that says what it should.
-        co_await asio::async_write(second, asio::buffer("HTTP/1.1 ", 9), use_awaitable);
-        auto third = co_await acceptor.async_accept(use_awaitable);
-        co_await asio::async_write(third, asio::buffer("SSH-2.0-x", 9), use_awaitable);
-    };
-    bool done = false;
-    asio::co_spawn(context, script(), [](std::exception_ptr why) {
-        if (why) std::rethrow_exception(why);
-    });
-    asio::co_spawn(context, silent.until_open(), [&](std::exception_ptr why) { done = !why; });
-    context.run_for(std::chrono::seconds{60});
-    CHECK(done);
+    /// How many of `waiting` have come to an end after `script`, and all that is ready then.
+    int run(awaitable<void> script, int waiting) {
+        int opened = 0;
+        std::exception_ptr failure;
+        for (int i = 0; i < waiting; ++i)
+            asio::co_spawn(context, ports.until_open(ssh), [&](std::exception_ptr why) {
+                if (!why && ++opened == waiting) context.stop();
+            });
+        asio::co_spawn(context, std::move(script), [&](std::exception_ptr why) { failure = why; });
+        context.restart();
+        context.run_for(std::chrono::seconds{60});
+        if (failure) std::rethrow_exception(failure);
+        return opened;
+    }
 
-    acceptor.close();
-    GuestPort closed{context.get_executor(), here, endpoint, ""};
-    CHECK(closed.problem() == "127.0.0.1 port " + std::to_string(endpoint.port()) + ": no answer");
-    context.restart();
-    asio::co_spawn(context, closed.until_open(), [](std::exception_ptr) {});
-    for (int i = 0; i < 1000 && closed.problem().ends_with("no answer"); ++i)
-        context.run_one_for(std::chrono::seconds{1});
-    CHECK(closed.problem() ==
-          "127.0.0.1 port " + std::to_string(endpoint.port()) + ": Connection refused");
+    /// One that says something else, and one that says what it should.
+    awaitable<void> serve() {
+        const std::array<std::string_view, 2> banners = {"HTTP/1.1 ", "SSH-2.0-x"};
+        for (const auto said : banners) {
+            auto socket = co_await acceptor.async_accept(use_awaitable);
+            co_await asio::async_write(socket, asio::buffer(said), use_awaitable);
+        }
+    }
+
+    static awaitable<void> nothing() { co_return; }
+};
+
+}  // namespace
+
+TEST_CASE("one connection tries a port for all who wait, until its server says who it is") {
+    Served served;
+    CHECK(served.ports.problem(served.ssh) == "was not tried");
+    CHECK(served.run(served.serve(), 5) == 5);
+    // Nobody has tried more than that, nor does who comes now.
+    CHECK(served.run(Served::nothing(), 3) == 3);
+    served.acceptor.non_blocking(true);
+    boost::system::error_code none;
+    tcp::socket socket{served.context};
+    served.acceptor.accept(socket, none);
+    CHECK(none == asio::error::would_block);
+
+    served.ports.guest_restarts();
+    served.acceptor.non_blocking(false);
+    CHECK(served.run(served.serve(), 1) == 1);
+}
+
+TEST_CASE("a port says why it is not open") {
+    Served served;
+    served.acceptor.close();
+    asio::co_spawn(served.context, served.ports.until_open(served.ssh), [](std::exception_ptr) {});
+    const auto text = "127.0.0.1 port " + std::to_string(served.endpoint.port()) + ": ";
+    for (int i = 0; i < 1000 && !served.ports.problem(served.ssh).ends_with("refused"); ++i)
+        served.context.run_one_for(std::chrono::seconds{1});
+    CHECK(served.ports.problem(served.ssh) == text + "Connection refused");
+}
+
+TEST_CASE("where a guest's port is reached") {
+    using Mode = NetOption::Mode;
+    const auto address = asio::ip::make_address_v4("192.168.26.10");
+    const std::vector<PublishOption> published{parse_publish("[::1]:1:22"),
+                                               parse_publish("2:22/udp"), parse_publish("3:22")};
+    CHECK(guest_endpoint(Mode::isolated, address, {}, 22) == tcp::endpoint{address, 22});
+    CHECK(guest_endpoint(Mode::user, {}, published, 22) ==
+          tcp::endpoint{asio::ip::address_v4::loopback(), 3});
+    CHECK_THROWS_WITH(guest_endpoint(Mode::user, {}, published, 80),
+                      "--net user has no way to the guest's port 80");
+    CHECK_THROWS_WITH(guest_endpoint(Mode::none, {}, published, 22),
+                      "a guest with --net none has no network");
 }
 
 TEST_CASE("stages are written as they are read") {
