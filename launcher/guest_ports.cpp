@@ -33,8 +33,7 @@ tcp::endpoint guest_endpoint(NetOption::Mode mode,
                              const std::vector<PublishOption>& published, std::uint16_t port) {
     if (mode == NetOption::Mode::none)
         throw Failure("a guest with --net none has no network", "qvm exec needs none");
-    if (mode != NetOption::Mode::user)
-        return {address.value_or(asio::ip::address_v4::any()), port};
+    if (mode != NetOption::Mode::user) return {address.value_or(asio::ip::address_v4::any()), port};
     for (const auto& way : published)
         if (way.guest_port == port && !way.udp && way.host_address.is_v4())
             return {way.host_address, way.host_port};

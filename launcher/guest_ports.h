@@ -19,9 +19,9 @@ namespace qvm {
 
 inline constexpr std::uint16_t ssh_port = 22;
 
-/// Where a TCP port of the guest is reached: from the VM's namespace at `address`, its own, or, with
-/// QEMU's user networking, where the host publishes it. Throws Failure where there is no way, with a
-/// hint. Pure.
+/// Where a TCP port of the guest is reached: from the VM's namespace at `address`, its own, or,
+/// with QEMU's user networking, where the host publishes it. Throws Failure where there is no way,
+/// with a hint. Pure.
 boost::asio::ip::tcp::endpoint guest_endpoint(
     NetOption::Mode mode, const std::optional<boost::asio::ip::address_v4>& address,
     const std::vector<PublishOption>& published, std::uint16_t port);
