@@ -53,11 +53,19 @@ std::string accelerators() {
     return joined(words);
 }
 
+std::string uplinks() {
+    std::vector<std::string> words;
+    for (const auto uplink : {Uplink::automatic, Uplink::veth, Uplink::pasta})
+        words.emplace_back(to_string(uplink));
+    return joined(words);
+}
+
 /// Of the value that the parser calls `value`.
 Offer offer_of_value(const std::string& value) {
     if (value == "FILE" || value == "IMAGE" || value == "PATH") return {Offer::Kind::files};
     if (value == "MODE") return {Offer::Kind::words, modes()};
     if (value == "ACCEL") return {Offer::Kind::words, accelerators()};
+    if (value == "UPLINK") return {Offer::Kind::words, uplinks()};
     if (value == "SHELL") return {Offer::Kind::words, "bash zsh fish"};
     return {};
 }

@@ -151,12 +151,14 @@ json::object to_json(const VmOptions& options) {
             {"cpus", options.cpus},
             {"net", options.net ? json::value(to_string(*options.net)) : json::value(nullptr)},
             {"group", or_null(options.group)},
+            {"uplink", to_string(options.uplink)},
             {"publish", std::move(publish)},
             {"kernel", or_null(options.kernel)},
             {"initrd", or_null(options.initrd)},
             {"append", or_null(options.append)},
             {"trust_backing", options.trust_backing},
             {"accel", to_string(options.accel)},
+            {"qemu_user", or_null(options.qemu_user)},
             {"qemu_args", json::value_from(options.qemu_args)}};
 }
 
@@ -183,8 +185,11 @@ VmOptions vm_options_from(const json::object& object) {
     options.initrd = path_of(reader.text("initrd"));
     options.append = reader.text("append");
     options.trust_backing = reader.flag("trust_backing");
+    if (const auto uplink = reader.text("uplink"))
+        options.uplink = parsed("uplink", *uplink, parse_uplink);
     if (const auto accel = reader.text("accel"))
         options.accel = parsed("accel", *accel, parse_accel);
+    options.qemu_user = reader.text("qemu_user");
     options.qemu_args = reader.texts("qemu_args");
     return options;
 }

@@ -55,7 +55,8 @@ netns::Mode mode_of(std::string_view text) {
 
 json::value to_json(const std::optional<netns::UplinkPlan>& uplink) {
     if (!uplink) return nullptr;
-    json::object object{{"host_link", uplink->host_link},
+    json::object object{{"kind", to_string(uplink->kind)},
+                        {"host_link", uplink->host_link},
                         {"interface", uplink->interface},
                         {"host_address", uplink->host_address.to_string()},
                         {"inner_address", uplink->inner_address.to_string()},
@@ -67,6 +68,8 @@ json::value to_json(const std::optional<netns::UplinkPlan>& uplink) {
 
 netns::UplinkPlan uplink_from(const json::object& object) {
     netns::UplinkPlan uplink;
+    if (text_of(object, "kind") == to_string(netns::UplinkKind::pasta))
+        uplink.kind = netns::UplinkKind::pasta;
     uplink.host_link = text_of(object, "host_link");
     uplink.interface = text_of(object, "interface");
     uplink.host_address = address_of(object, "host_address");

@@ -46,6 +46,8 @@ class GroupSeat {
     [[nodiscard]] const std::optional<netns::NetworkPlan>& joined() const noexcept { return plan_; }
     /// Network's descriptors, for who joined. Given away.
     [[nodiscard]] std::vector<UniqueFd> take_shared() { return std::move(shared_); }
+    /// The namespace that was joined (borrowed), for who joined and has not taken it.
+    [[nodiscard]] int space() const { return shared_.at(0).get(); }
     /// Whose addresses are taken in what was joined. They stay as they are until settled().
     [[nodiscard]] std::vector<netns::GuestPlan> others() const;
     /// Our address is in our state file: others may choose theirs.

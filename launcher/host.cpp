@@ -40,6 +40,10 @@ void check_programs(const VmOptions& options, const HostFacts& host) {
         throw missing("virtiofsd", "qemu-system-common");
     if (needs_namespace(options.net_or_default()) && !host.has_dnsmasq)
         throw missing("dnsmasq", "dnsmasq-base");
+    const bool nat = options.net_or_default().mode == NetOption::Mode::nat;
+    const auto uplink = choose_uplink(options.uplink, host.privileged);
+    if (nat && uplink == netns::UplinkKind::pasta && !host.has_pasta)
+        throw missing("pasta", "passt");
 }
 
 }  // namespace
@@ -81,10 +85,11 @@ HostFacts read_host_facts() {
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();
     facts.has_virtiofsd = find_virtiofsd().has_value();
-    facts.may_make_namespaces = has_capabilities();
+    facts.has_pasta = find_program("pasta").has_value();
+    facts.privileged = has_capabilities();
     // Closing one takes the lock of all network changes (RTNL), which others may queue for.
     if (::faccessat(AT_FDCWD, "/dev/net/tun", R_OK | W_OK, AT_EACCESS) != 0)
-        facts.tun_problem = std::generic_category().message(errno);
+        facts.tun_error = errno;
     return facts;
 }
 
@@ -106,20 +111,28 @@ AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm) {
     return {.why_not_kvm = why};
 }
 
+netns::UplinkKind choose_uplink(Uplink wanted, bool privileged) {
+    if (wanted == Uplink::automatic)
+        return privileged ? netns::UplinkKind::veth : netns::UplinkKind::pasta;
+    return wanted == Uplink::veth ? netns::UplinkKind::veth : netns::UplinkKind::pasta;
+}
+
 void check_host(const VmOptions& options, const HostFacts& host, bool dry_run) {
     check_programs(options, host);
     if (options.memory_mib > host.memory_mib)
         throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
                                   options.memory_mib, host.memory_mib));
-    if (!dry_run && !options.volumes.empty() && !host.may_make_namespaces)
-        throw Failure("--volume: virtiofsd's sandbox needs root", "run qvm as root, or use qvm cp");
+    const auto mode = options.net_or_default().mode;
     if (dry_run || !needs_namespace(options.net_or_default())) return;
-    if (!host.may_make_namespaces)
-        throw Failure(fmt::format("--net {}: creating a network namespace needs root",
-                                  to_string(options.net_or_default().mode)),
-                      "run qvm as root, or with --net user");
-    if (!host.tun_problem.empty())
-        throw Failure("open '/dev/net/tun': " + host.tun_problem, "modprobe tun");
+    if (!host.privileged && mode == NetOption::Mode::flat)
+        throw Failure("--net flat: needs root: it puts the host on the guests' Ethernet",
+                      "--net nat needs no root");
+    if (!host.privileged && options.uplink == Uplink::veth)
+        throw Failure("--uplink veth: needs root: its other end is the host's",
+                      "--uplink pasta needs no root");
+    if (host.tun_error != 0)
+        throw Failure("open '/dev/net/tun': " + std::generic_category().message(host.tun_error),
+                      host.tun_error == EACCES ? "chmod 0666 /dev/net/tun" : "modprobe tun");
 }
 
 }  // namespace qvm

@@ -6,6 +6,7 @@
 
 #include "launcher/kvm.h"
 #include "launcher/options.h"
+#include "netns/plan.h"
 
 namespace qvm {
 
@@ -16,8 +17,9 @@ struct HostFacts {
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
     bool has_virtiofsd = false;
-    bool may_make_namespaces = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
-    std::string tun_problem;           ///< why /dev/net/tun may not be opened; empty when it may
+    bool has_pasta = false;
+    bool privileged = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
+    int tun_error = 0;        ///< errno value of why /dev/net/tun may not be opened; 0 when it may
 };
 HostFacts read_host_facts();
 
@@ -45,6 +47,9 @@ struct AccelChoice {
 /// then hangs stock kernels exists. The CPU is the host's, less what the
 /// host's KVM shows and then refuses. Throws Failure where KVM was asked for and cannot be had.
 AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm);
+
+/// Pure. How a VM's namespace is joined to the outside.
+netns::UplinkKind choose_uplink(Uplink wanted, bool privileged);
 
 /// Pure. Throws Failure, with a hint where there is a remedy, for what this host cannot do. A dry
 /// run creates nothing, so it needs no privilege.

@@ -2,12 +2,12 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <filesystem>
-#include <functional>
-#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "launcher/last_words.h"
+#include "launcher/kept_process.h"
+#include "netns/dns_relay.h"
 #include "netns/network.h"
 #include "netns/plan.h"
 
@@ -18,27 +18,26 @@ namespace qvm {
 class NameService {
   public:
     /// Starts both for `guests`. dnsmasq's files are kept in `directory`; `space` (borrowed) and
-    /// `dns` (unset without an uplink) are the namespace's. A dnsmasq that dies is started again,
-    /// and `note` told so; `cannot` is told why, where it never comes up at all; without it there
-    /// is no end of tries. Throws Failure.
+    /// `dns` (unset without an uplink) are the namespace's. Throws Failure.
     NameService(const boost::asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                 const netns::Namespace& space, netns::Network::DnsSockets dns,
                 const std::filesystem::path& directory, const std::vector<netns::GuestPlan>& guests,
-                const Report& debug, const Report& note,
-                std::function<void(const std::string&)> cannot);
-    NameService(const NameService&) = delete;
-    NameService& operator=(const NameService&) = delete;
-    /// Ends both.
-    ~NameService();
+                KeptProcess::Handlers handlers);
 
     /// Guests came or went. Throws Failure; may be repeated then.
     void update(const std::vector<netns::GuestPlan>& guests);
-    /// Has dnsmasq killed, without waiting for it.
+    /// Has both ended, without waiting for it.
     void stop() noexcept;
 
   private:
-    struct State;
-    std::shared_ptr<State> state_;
+    /// Whether they are other files than before.
+    bool write(const std::vector<netns::GuestPlan>& guests);
+
+    netns::NetworkPlan plan_;
+    std::filesystem::path directory_;
+    std::string written_;
+    std::optional<netns::DnsRelay> relay_;
+    std::optional<KeptProcess> dnsmasq_;
 };
 
 /// The resolv.conf(5) for programs of the host that run inside the namespace.

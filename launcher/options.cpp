@@ -56,7 +56,8 @@ std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
 
 /// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
 struct VmTexts {
-    std::string image, disk_size, memory = "1G", cpus = "1", net, group, accel = "auto";
+    std::string image, disk_size, memory = "1G", cpus = "1", net, group, uplink = "auto",
+                                  accel = "auto";
     std::vector<std::string> publish, drives, volumes;
 };
 
@@ -86,6 +87,9 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("--net,--network", texts.net, "Network: MODE[,KEY=VALUE...] [nat]")
         ->type_name("MODE");
     app.add_option("--group", texts.group, "Share the network of this group")->type_name("GROUP");
+    app.add_option("--uplink", texts.uplink,
+                   "How nat reaches the outside: auto, veth or pasta [auto]")
+        ->type_name("UPLINK");
     app.add_option("-p,--publish", texts.publish,
                    "Forward a host port: [HOSTIP:]HOSTPORT:GUESTPORT[/udp]; HOSTIP [127.0.0.1],\n"
                    "HOSTPORT 0: any (repeatable)")
@@ -98,6 +102,9 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_flag("--trust-backing", options.trust_backing,
                  "Let IMAGE name other files as its backing");
     app.add_option("--accel", texts.accel, "auto, kvm or tcg [auto]")->type_name("ACCEL");
+    app.add_option("--qemu-user", options.qemu_user,
+                   "Run QEMU as this account, with the host's files and network before it")
+        ->type_name("USER");
     app.add_option("--qemu-arg", options.qemu_args, "Pass ARG on to QEMU (repeatable)")
         ->allow_extra_args(false)
         ->type_name("ARG");
@@ -119,6 +126,8 @@ void check_vm(const std::string& command, const VmOptions& vm) {
             fmt::format("--group '{}': VMs of a group share a namespace, and --net {} "
                         "has none",
                         *vm.group, to_string(mode)));
+    if (vm.uplink != Uplink::automatic && mode != NetOption::Mode::nat)
+        throw Failure(fmt::format("--uplink {}: goes with --net nat only", to_string(vm.uplink)));
     if (!vm.publish.empty() && mode == NetOption::Mode::none)
         throw Failure("--publish: a guest with --net none has no address");
 }
@@ -131,6 +140,7 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     options.cpus = value_of("--cpus", texts.cpus, parse_cpus);
     if (app.count("--net") > 0) options.net = value_of("--net", texts.net, parse_net);
     if (app.count("--group") > 0) options.group = value_of("--group", texts.group, parse_name);
+    options.uplink = value_of("--uplink", texts.uplink, parse_uplink);
     options.accel = value_of("--accel", texts.accel, parse_accel);
     for (const auto& text : texts.publish)
         options.publish.push_back(value_of("--publish", text, parse_publish));

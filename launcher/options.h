@@ -27,12 +27,14 @@ struct VmOptions {
     std::vector<DriveOption> drives;  ///< beside the image's disk
     std::optional<NetOption> net;     ///< unset: nat, or whatever the group has
     std::optional<std::string> group;
+    Uplink uplink = Uplink::automatic;
     std::vector<PublishOption> publish;
     std::optional<std::filesystem::path> kernel;
     std::optional<std::filesystem::path> initrd;
     std::optional<std::string> append;
     bool trust_backing = false;
     Accel accel = Accel::automatic;
+    std::optional<std::string> qemu_user;  ///< unset: one that is nobody's
     std::vector<std::string> qemu_args;
 
     [[nodiscard]] NetOption net_or_default() const { return net.value_or(NetOption{}); }

@@ -92,16 +92,20 @@ bool prepare_child(Launch& launch) {
     if (saved_limit.rlim_max != 0) ::setrlimit(RLIMIT_NOFILE, &saved_limit);
     if (launch.spec.ignore_hangup) ::signal(SIGHUP, SIG_IGN);
     ::setsid();  // the terminal's signals are for us, who pass on what is meant for the guest
-    if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
-    // If we died before that call, nobody will send it.
-    if (::getppid() != launch.parent) return errno = ESRCH, fail(launch, "find the parent");
     const int network = launch.spec.network_namespace;
     if (network >= 0 && ::setns(network, CLONE_NEWNET) != 0)
         return fail(launch, "enter the network namespace");
     const auto& directory = launch.spec.directory;
     if (!directory.empty() && ::chdir(directory.c_str()) != 0)
         return fail(launch, "change directory");
-    return place_descriptors(launch);
+    if (!place_descriptors(launch)) return false;
+    if (launch.spec.confinement)
+        if (const char* failed = confine(*launch.spec.confinement)) return fail(launch, failed);
+    // A change of credentials takes it back.
+    if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
+    // If we died before that call, nobody will send it.
+    if (::getppid() != launch.parent) return errno = ESRCH, fail(launch, "find the parent");
+    return true;
 }
 
 int child_main(void* argument) {
@@ -137,7 +141,10 @@ std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
     int pidfd = -1;
     const BlockedSignals blocked;  // a handler of ours must not run in the child's memory, ours
     const int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
+    const int dumpable = ::prctl(PR_GET_DUMPABLE);
     const pid_t pid = ::clone(child_main, stack.data() + stack.size(), flags, &launch, &pidfd);
+    // A child that changed its user has marked the memory that it shared with us.
+    if (dumpable == 1) ::prctl(PR_SET_DUMPABLE, 1);
     if (pid < 0) throw Failure(fmt::format("start '{}': {}", name, reason(errno)));
     UniqueFd owned{pidfd};
     if (launch.failed_call != nullptr) {

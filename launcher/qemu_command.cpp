@@ -38,6 +38,9 @@ void add_machine(Command& command, const QemuSpec& spec) {
     command.add("-smp", std::to_string(spec.cpus));
     command.add("-m", fmt::format("{}M", spec.memory_mib));
     command.add("-display", "none");
+    if (spec.sandbox)
+        command.add("-sandbox",
+                    "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     command.add("-S");  // the supervisor says when the CPUs run
 }
 

@@ -55,6 +55,7 @@ struct QemuSpec {
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;
     std::string append;
+    bool sandbox = true;             ///< QEMU's own filter of system calls
     std::vector<std::string> extra;  ///< the user's own, last
 };
 

@@ -10,6 +10,7 @@
 #include "launcher/background.h"
 #include "launcher/cloud_init.h"
 #include "launcher/commands.h"
+#include "launcher/confinement.h"
 #include "launcher/definition.h"
 #include "launcher/events.h"
 #include "launcher/failure.h"
@@ -17,6 +18,7 @@
 #include "launcher/json_text.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
+#include "launcher/privilege.h"
 #include "launcher/readiness.h"
 #include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
@@ -51,6 +53,10 @@ netns::NetworkPlan join_or_plan(netns::NetworkSpec& spec, PreparedRun& prepared)
     if (prepared.seat && prepared.seat->joined()) {
         const auto& plan = *prepared.seat->joined();
         if (prepared.options.vm.net) netns::check_same(spec, plan);
+        const auto wanted = prepared.options.vm.uplink;
+        if (wanted != Uplink::automatic && plan.uplink && plan.uplink->kind != spec.uplink)
+            throw netns::Error(fmt::format("uplink {}", to_string(wanted)),
+                               fmt::format("the group's is {}", to_string(plan.uplink->kind)));
         spec.mode = plan.mode;
         return plan;
     }
@@ -227,10 +233,12 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
+    prepared.privileged = host.privileged;
     const auto accel = choose_accel(vm.accel, vm.accel == Accel::tcg ? KvmFacts{} : read_kvm());
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (auto& volume : vm.volumes) volume = resolve_volume(volume);
+    if (vm.qemu_user) prepared.qemu_account = as_account(*vm.qemu_user, host.privileged);
     if (!options.dry_run) {
         if (options.timings_file) check_writable("--timings", *options.timings_file);
         if (options.result_file) check_writable("--result", *options.result_file);
@@ -238,13 +246,16 @@ PreparedRun prepare(const RunOptions& options, bool created) {
 
     const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
     const auto name = options.name.value_or(id_name(vm.image, id));
+    prepared.id = id;
     open_disk(prepared, definition);
     open_drives(prepared);
     if (!options.dry_run) bind_ports(prepared);
     if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
     VmPlan network;
-    if (const auto spec = network_spec(vm, name, id)) plan_network(*spec, prepared, network);
+    const auto uplink = choose_uplink(vm.uplink, host.privileged);
+    if (const auto spec = network_spec(vm, name, id, uplink))
+        plan_network(*spec, prepared, network);
     const bool vhost = network.network && !netns::open_vhost(1).empty();
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
@@ -329,6 +340,20 @@ int finish(const RunOptions& options, const RunResult& result, const Timings& ti
     return result.exit_status;
 }
 
+/// Where this process lacks the privilege for what the VM needs.
+void gain_privilege(PreparedRun& prepared, const Report& debug) {
+    prepared.confines = true;
+    if (prepared.privileged) return;
+    const bool joins = prepared.seat && prepared.seat->joined();
+    try {
+        enter_user_namespace(joins ? prepared.seat->space() : -1, debug);
+    } catch (const Failure& failure) {
+        if (prepared.plan.network || !prepared.plan.volumes.empty()) throw;
+        prepared.confines = false;
+        debug(fmt::format("QEMU sees the host's files: {}", failure.what()));
+    }
+}
+
 /// `audit` may be null.
 RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Background& background,
                  Audit* audit) {
@@ -339,6 +364,7 @@ RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Back
     }
     if (audit != nullptr) audit->expect(prepared.plan);
     const auto said = reports(options, prepared.plan.name, timings, background);
+    gain_privilege(prepared, said.debug);
     auto result = supervise(std::move(prepared), timings, said);
     timings.add("total", timings.exec(), Clock::now());
     if (!result.message.empty()) say("qvm: " + result.message);
@@ -419,6 +445,7 @@ int create(const CreateOptions& options) {
     if (vm.user_data) (void)read_user_data(*vm.user_data);
     for (const auto& drive : vm.drives) (void)open_drive(drive);
     for (const auto& volume : vm.volumes) (void)resolve_volume(volume);
+    if (vm.qemu_user) (void)as_account(*vm.qemu_user, has_capabilities());
     Definition definition;
     definition.vm = vm;
     make_absolute(definition.vm);

@@ -211,7 +211,12 @@ class Supervisor final : public Controlled {
             for (auto& fd : network_->take_vhost()) devices.push_back(std::move(fd));
         for (std::size_t i = 0; i < devices.size(); ++i)
             spec.inherit.push_back({devices[i].get(), numbers.first_drive + static_cast<int>(i)});
+        if (network_ && !run_.qemu_account) spec.network_namespace = network_->space().fd();
         debug(shell_text(spec.argv));
+        // Where it is may be behind a link that it does not see.
+        if (const auto program = find_program(spec.argv.front()))
+            spec.argv.front() = std::filesystem::weakly_canonical(*program);
+        spec.confinement = confinement_of_qemu(spec.argv.front());
         qemu_.start(std::move(spec));
         state_.qemu_pid = qemu_.child->pid();
         monitor_.emplace(context_.get_executor(), qmp.ours.release());
@@ -222,6 +227,28 @@ class Supervisor final : public Controlled {
             firmware_.assign(asio::local::stream_protocol{}, firmware.ours.get());
             (void)firmware.ours.release();
         });
+    }
+
+    /// QEMU sees the system's software and what it is given, and nothing else of the host.
+    Confinement confinement_of_qemu(const std::filesystem::path& program) {
+        if (run_.qemu_account) return *run_.qemu_account;
+        Confinement confinement;
+        if (!run_.confines) return confinement;
+        confinement.mount_point = directory_.path();
+        std::vector<std::filesystem::path> files;
+        for (const auto& file : {run_.plan.qemu.kernel, run_.plan.qemu.initrd})
+            if (!file.empty()) files.emplace_back(file);
+        std::vector<std::string> devices{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"};
+        if (run_.plan.qemu.kvm) devices.emplace_back("/dev/kvm");
+        confinement.root = root_for(program, files, devices);
+        confinement.own_network = run_.options.vm.net_or_default().mode == NetOption::Mode::none;
+        // A user's right to /dev/kvm is of the user's own id, and of no other.
+        if (run_.privileged || !run_.plan.qemu.kvm)
+            confinement.uid =
+                throw_away_id(static_cast<std::uint32_t>(std::stoul(run_.id, nullptr, 16)));
+        confinement.gid = confinement.uid.value_or(0);
+        if (run_.privileged) confinement.groups = groups_of(devices);
+        return confinement;
     }
 
     void publish_ports() {
@@ -244,9 +271,16 @@ class Supervisor final : public Controlled {
         std::function<void(const std::string&)> cannot;
         // A guest that runs can do without it for a while.
         if (!is_running()) cannot = [this](const std::string& why) { end(status::failed, why); };
-        names_.emplace(context_.get_executor(), *run_.plan.network, network_->space(),
-                       std::move(dns), directory, guests, reports_.debug, reports_.note,
-                       std::move(cannot));
+        const KeptProcess::Handlers handlers{reports_.debug, reports_.note, std::move(cannot)};
+        const auto& plan = *run_.plan.network;
+        names_.emplace(context_.get_executor(), plan, network_->space(), std::move(dns), directory,
+                       guests, handlers);
+        if (!plan.uplink || plan.uplink->kind != netns::UplinkKind::pasta) return;
+        constexpr int space = 3;
+        SpawnSpec pasta;
+        pasta.argv = netns::pasta_command(plan, space);
+        pasta.inherit = {{network_->space().fd(), space}};
+        pasta_.emplace(context_.get_executor(), std::move(pasta), handlers);
     }
 
     [[nodiscard]] std::vector<netns::GuestPlan> all_guests() const {
@@ -1093,6 +1127,7 @@ class Supervisor final : public Controlled {
             qemu_.child->signal(SIGKILL);
         }
         if (names_) names_->stop();
+        if (pasta_) pasta_->stop();
         forwards_.reset();
         if (commands_) commands_->guest_is_gone("the VM ended");
         // What the host can see of the network goes while QEMU is on its way out.
@@ -1170,6 +1205,7 @@ class Supervisor final : public Controlled {
     std::optional<netns::Network> network_;
     std::optional<netns::PortForwards> forwards_;
     std::optional<NameService> names_;
+    std::optional<KeptProcess> pasta_;  ///< the uplink, where it is that
     Process qemu_{context_.get_executor()};
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;

@@ -31,9 +31,13 @@ struct PreparedRun {
     Directories directories;
     std::optional<ImageFile> image;
     std::vector<ImageFile> drives;
-    UniqueFd overlay;     ///< of a VM that was created; else one is made that goes with it
-    bool named = false;   ///< by `qvm create`
-    std::string created;  ///< RFC 3339, UTC
+    UniqueFd overlay;    ///< of a VM that was created; else one is made that goes with it
+    bool named = false;  ///< by `qvm create`
+    std::optional<Confinement> qemu_account;  ///< of --qemu-user
+    bool confines = false;                    ///< QEMU has namespaces of its own
+    bool privileged = false;                  ///< else the VM's namespaces are in a user namespace
+    std::string id;                           ///< of this life, eight hexadecimal digits
+    std::string created;                      ///< RFC 3339, UTC
     netns::Claims claims;
     netns::RouteSocket host;
     std::optional<GroupSeat> seat;         ///< its directory goes with the last member's

@@ -345,6 +345,17 @@ std::string_view to_string(Accel accel) {
     return accel == Accel::kvm ? "kvm" : "tcg";
 }
 
+std::string_view to_string(Uplink uplink) {
+    if (uplink == Uplink::automatic) return "auto";
+    return uplink == Uplink::veth ? "veth" : "pasta";
+}
+
+Uplink parse_uplink(std::string_view text) {
+    for (const auto uplink : {Uplink::automatic, Uplink::veth, Uplink::pasta})
+        if (text == to_string(uplink)) return uplink;
+    throw Failure("is not an uplink", "uplinks are auto, veth and pasta");
+}
+
 Accel parse_accel(std::string_view text) {
     for (const auto accel : {Accel::automatic, Accel::kvm, Accel::tcg})
         if (text == to_string(accel)) return accel;

@@ -92,6 +92,11 @@ enum class Accel { automatic, kvm, tcg };
 Accel parse_accel(std::string_view text);
 std::string_view to_string(Accel accel);
 
+/// What --uplink says: "auto", "veth" or "pasta".
+enum class Uplink { automatic, veth, pasta };
+Uplink parse_uplink(std::string_view text);
+std::string_view to_string(Uplink uplink);
+
 /// Reads one option's value, and says which option it was when the value is bad.
 template <typename Parse>
 auto value_of(std::string_view option, const std::string& text, Parse parse) {

@@ -72,9 +72,14 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     plan.volumes = options.volumes;
     for (std::size_t i = 0; i < plan.volumes.size(); ++i) qemu.volumes.push_back(volume_tag(i));
     qemu.nic = make_nic(options, network, guest, vhost);
-    if (options.kernel) qemu.kernel = options.kernel->string();
-    if (options.initrd) qemu.initrd = options.initrd->string();
+    // QEMU starts elsewhere.
+    const auto path = [](const std::filesystem::path& file) {
+        return std::filesystem::absolute(file).lexically_normal().string();
+    };
+    if (options.kernel) qemu.kernel = path(*options.kernel);
+    if (options.initrd) qemu.initrd = path(*options.initrd);
     if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
+    qemu.sandbox = !options.qemu_user;
     qemu.extra = options.qemu_args;
     return plan;
 }
@@ -88,11 +93,12 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
 }
 
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
-                                               const std::string& id) {
+                                               const std::string& id, netns::UplinkKind uplink) {
     const auto net = options.net_or_default();
     if (net.mode == NetOption::Mode::user || net.mode == NetOption::Mode::none) return std::nullopt;
     netns::NetworkSpec spec;
     spec.mode = to_netns(net.mode);
+    spec.uplink = uplink;
     spec.subnet = net.subnet;
     spec.address = net.address;
     spec.mac = net.mac;

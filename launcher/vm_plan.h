@@ -46,7 +46,7 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format);
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
-                                               const std::string& id);
+                                               const std::string& id, netns::UplinkKind uplink);
 
 /// A name for a VM that was given none: the image's, made a host name, and `suffix`.
 std::string default_name(const std::optional<std::filesystem::path>& image,

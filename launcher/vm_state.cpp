@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "netns/user_namespace.h"
 
 namespace qvm {
 
@@ -41,7 +42,10 @@ json::object net_json(const VmState& state) {
     if (state.guest->host_address) net["host_address"] = state.guest->host_address->to_string();
     net["mtu"] = state.network->mtu;
     net["id"] = state.network->id;
-    if (state.network->uplink) net["host_link"] = state.network->uplink->host_link;
+    if (const auto& uplink = state.network->uplink) {
+        net["uplink"] = to_string(uplink->kind);
+        if (!uplink->host_link.empty()) net["host_link"] = uplink->host_link;
+    }
     return net;
 }
 
@@ -152,6 +156,7 @@ UniqueFd open_namespace(const std::filesystem::path& run, const LivingVm& vm) {
     if (!fd)
         throw Failure(fmt::format("open the namespace '{}': {}", path,
                                   std::generic_category().message(error)));
+    netns::join_user_namespace(fd.get());
     return fd;
 }
 

@@ -67,7 +67,8 @@ int index_towards(nl_sock* socket, const ip::address_v4& address) {
     if (!destination) throw Error(find_step, ENOMEM);
     rtnl_route* raw = nullptr;
     const int error = rtnl_route_lookup(socket, destination.get(), &raw);
-    if (error == -NLE_NOMEM) throw Error(find_step, ENOBUFS);
+    // libnl has one name for both, and leaves what sendmsg(2) said.
+    if (error == -NLE_NOMEM) throw Error(find_step, errno == ENOMEM ? ENOMEM : ENOBUFS);
     if (error < 0 || raw == nullptr) return 0;
     const std::unique_ptr<rtnl_route, Deleter<rtnl_route_put>> route{raw};
     auto* hop = rtnl_route_nexthop_n(route.get(), 0);

@@ -25,11 +25,15 @@ constexpr int most_bind_tries = 250;
 constexpr const char* tap_names = "tap%d";  // of guests that share a bridge
 constexpr const char* bridge_mac = "52:54:00:00:00:01";
 
+bool has_veth(const NetworkPlan& plan) {
+    return plan.uplink && plan.uplink->kind == UplinkKind::veth;
+}
+
 /// The LAN without its guests: the bridge where there is one, and the uplink.
 std::vector<Request> inside_requests(const NetworkPlan& plan, int host_namespace) {
     std::vector<Request> requests;
     requests.push_back(set_up("lo", loopback_index));
-    if (plan.uplink)
+    if (has_veth(plan))
         requests.push_back(add_veth(inner_link_name, inner_link_index, plan.uplink->host_link,
                                     host_namespace, plan.mtu));
     if (!plan.bridged) return requests;
@@ -43,7 +47,7 @@ std::vector<Request> address_requests(const NetworkPlan& plan, int tap_index) {
     requests.push_back(
         add_address(lan_interface(plan), lan_index, plan.own_address, plan.subnet.prefix_length()));
     if (plan.bridged) requests.push_back(set_up(bridge_name, bridge_index));
-    if (!plan.uplink) return requests;
+    if (!has_veth(plan)) return requests;
     const bool flat = plan.mode == Mode::flat;
     if (!flat)
         requests.push_back(add_address(inner_link_name, inner_link_index,
@@ -83,7 +87,7 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
       forwarding_directory_(forwarding_directory),
       uplink_(plan.uplink),
       space_(create_space(plan, guest, namespace_ready)) {
-    if (uplink_) build_uplink();
+    if (has_veth(plan)) build_uplink();
 }
 
 Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
@@ -93,7 +97,7 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<Un
       uplink_(plan.uplink),
       space_(std::move(shared.at(0))) {
     space_.run([&] { add_tap(plan, guest); });
-    if (!uplink_) return;
+    if (!has_veth(plan)) return;
     host_rules_.emplace(std::move(shared.at(1)));
     std::move(shared.begin() + 2, shared.end(), std::back_inserter(joined_));
     host_link_index_ = interface_index(uplink_->host_link);
@@ -124,7 +128,7 @@ Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
 /// What the host needs and what does not wait for the veth: rules name it before it is there.
 void Network::prepare_host(const NetworkPlan& plan) {
     if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
-    if (plan.uplink && !plan.uplink->interface.empty())
+    if (has_veth(plan) && !plan.uplink->interface.empty())
         lease_forwarding(plan.uplink->interface, ForwardingLease::default_patience);
 }
 
@@ -191,6 +195,8 @@ std::vector<Request> Network::host_requests() const {
 
 UplinkState Network::look_at_host() const {
     UplinkState state;
+    if (const auto found = find_uplink(host_)) state.outwards = found->interface;
+    if (uplink_->kind == UplinkKind::pasta) return state;
     const auto index = ::if_nametoindex(uplink_->host_link.c_str());
     if (index == 0 && errno != ENODEV) throw Error("look for the VM's link", errno);
     state.link_exists = index == static_cast<unsigned>(host_link_index_);
@@ -202,7 +208,6 @@ UplinkState Network::look_at_host() const {
     };
     if (look_inwards(uplink_->inner_address) && uplink_->guests)
         look_inwards(uplink_->guests->broadcast());  // the /31 is at its beginning
-    if (const auto found = find_uplink(host_)) state.outwards = found->interface;
     return state;
 }
 
@@ -221,8 +226,10 @@ void Network::repair_host_end() {
 }
 
 std::string Network::follow_host() {
-    if (host_link_index_ == 0) return {};
+    const bool pasta = uplink_ && uplink_->kind == UplinkKind::pasta;
+    if (host_link_index_ == 0 && !pasta) return {};
     auto state = look_at_host();
+    if (pasta) return trouble_of(*uplink_, state);
     if (state.link_exists && state.inwards != uplink_->host_link) {
         repair_host_end();
         state = look_at_host();

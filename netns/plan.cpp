@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <sstream>
 
 #include "netns/error.h"
 
@@ -23,7 +22,8 @@ constexpr std::string_view host_link_prefix = "qvm-";
 constexpr std::size_t id_length = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
 constexpr unsigned widest_link = 24;     // prefix of a shared network's host addresses
-constexpr unsigned most_queues = 256;    // MAX_TAP_QUEUES of the kernel
+constexpr const char* pasta_mac = "52:54:00:00:00:02";
+constexpr unsigned most_queues = 256;  // MAX_TAP_QUEUES of the kernel
 
 // Where a VPN routes the first, the second is still free.
 const std::array<ip::network_v4, 2> default_pools{ip::make_network_v4("10.213.0.0/16"),
@@ -167,7 +167,7 @@ ip::address_v4 choose_address(const NetworkPlan& plan, const std::vector<GuestPl
 
 std::optional<ip::address_v4> host_address_of(const NetworkPlan& plan,
                                               const ip::address_v4& guest) {
-    if (!plan.uplink) return std::nullopt;
+    if (!plan.uplink || plan.uplink->kind == UplinkKind::pasta) return std::nullopt;
     if (plan.mode == Mode::flat) return guest;
     const auto& guests = plan.uplink->guests;
     if (!guests) return plan.uplink->inner_address;
@@ -191,10 +191,19 @@ bool looks_like_mac(std::string_view mac) {
     return true;
 }
 
-UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const Claims& claims) {
+/// Nobody but pasta and the namespace see these addresses.
+UplinkPlan plan_pasta(const NetworkPlan& plan) {
+    UplinkPlan uplink;
+    uplink.kind = UplinkKind::pasta;
+    const auto& pool = overlap(plan.subnet, default_pools[0]) ? default_pools[1] : default_pools[0];
+    uplink.host_address = nth(pool, 0);
+    uplink.inner_address = nth(pool, 1);
+    return uplink;
+}
+
+UplinkPlan plan_veth(const NetworkPlan& plan, const HostNetwork& host, const Claims& claims) {
     UplinkPlan uplink;
     uplink.host_link = std::string{host_link_prefix} + plan.id;
-    if (host.uplink) uplink.interface = host.uplink->interface;
     if (plan.mode == Mode::flat) {
         if (!host.uplink)
             throw Error("find the uplink", "the host has no route to the outside for 'flat'");
@@ -210,6 +219,10 @@ UplinkPlan plan_uplink(const NetworkPlan& plan, const HostNetwork& host, const C
     return uplink;
 }
 
+std::string joined(const std::vector<std::string>& words) {
+    return fmt::format("{}", fmt::join(words, " "));
+}
+
 }  // namespace
 
 void check_mac(const std::string& mac) {
@@ -222,12 +235,17 @@ void check_mac(const std::string& mac) {
 
 Claims claim_networks(const NetworkSpec& spec, const HostNetwork& host) {
     Claims claims;
-    if (spec.mode == Mode::nat) claims.link = claim_link(spec, host);
+    if (spec.mode == Mode::nat && spec.uplink == UplinkKind::veth)
+        claims.link = claim_link(spec, host);
     if (spec.mode == Mode::flat) claims.subnet = claim_flat_subnet(spec, host);
     return claims;
 }
 
 NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Claims& claims) {
+    const bool pasta = spec.mode == Mode::nat && spec.uplink == UplinkKind::pasta;
+    if (pasta && spec.pool)
+        throw Error(fmt::format("pool {}", spec.pool->to_string()),
+                    "goes with the veth uplink, and here it is pasta");
     NetworkPlan plan;
     plan.mode = spec.mode;
     plan.id = spec.id;
@@ -237,7 +255,9 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     plan.gateway = nth(plan.subnet, 1);
     plan.own_address = spec.mode == Mode::flat ? nth(plan.subnet, 2) : plan.gateway;
     plan.bridged = spec.shared || spec.mode == Mode::flat;
-    if (spec.mode != Mode::isolated) plan.uplink = plan_uplink(plan, host, claims);
+    if (spec.mode == Mode::isolated) return plan;
+    plan.uplink = pasta ? plan_pasta(plan) : plan_veth(plan, host, claims);
+    if (host.uplink) plan.uplink->interface = host.uplink->interface;
     return plan;
 }
 
@@ -273,6 +293,9 @@ void check_same(const NetworkSpec& spec, const NetworkPlan& plan) {
         throw Error(fmt::format("mtu {}", *spec.mtu),
                     fmt::format("the group's network has {}", plan.mtu));
     const auto link = plan.uplink ? plan.uplink->guests : std::nullopt;
+    if (spec.pool && !link)
+        throw Error(fmt::format("pool {}", spec.pool->to_string()),
+                    "goes with the veth uplink, which the group has not");
     if (spec.pool && link && !overlap(*spec.pool, *link))
         throw Error(fmt::format("pool {}", spec.pool->to_string()),
                     fmt::format("the group's host addresses are {}", link->to_string()));
@@ -287,25 +310,30 @@ std::string_view to_string(Mode mode) {
     return mode == Mode::flat ? "flat" : "nat";
 }
 
+std::string_view to_string(UplinkKind kind) {
+    return kind == UplinkKind::veth ? "veth" : "pasta";
+}
+
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest) {
     if (plan.mode != Mode::nat) return std::nullopt;
     const auto& uplink = plan.uplink.value();
     using namespace nft;
-    const Rule to_guest =
-        uplink.guests ? Rule{InputInterface{inner_link_name}, DestinationNetwork{*uplink.guests},
-                             DnatPrefix{{plan.subnet.network(), uplink.guests->prefix_length()}}}
-                      : Rule{InputInterface{inner_link_name},
-                             DestinationNetwork{{uplink.inner_address, 32}}, Dnat{guest.address}};
-    return Table{
-        .name = "qvm",
-        .chains = {
-            {Chain::Hook::prerouting_nat, {to_guest}},
-            {Chain::Hook::postrouting_nat,
-             {{OutputInterface{inner_link_name}, SourceNetwork{plan.subnet}, Masquerade{}}}}}};
+    Table table{.name = "qvm",
+                .chains = {{Chain::Hook::postrouting_nat,
+                            {{OutputInterface{inner_link_name}, SourceNetwork{plan.subnet},
+                              Masquerade{}}}}}};
+    if (uplink.kind == UplinkKind::pasta) return table;
+    Rule to_guest = uplink.guests
+                        ? Rule{InputInterface{inner_link_name}, DestinationNetwork{*uplink.guests},
+                               DnatPrefix{{plan.subnet.network(), uplink.guests->prefix_length()}}}
+                        : Rule{InputInterface{inner_link_name},
+                               DestinationNetwork{{uplink.inner_address, 32}}, Dnat{guest.address}};
+    table.chains.insert(table.chains.begin(), {Chain::Hook::prerouting_nat, {std::move(to_guest)}});
+    return table;
 }
 
 std::optional<nft::Table> host_table(const NetworkPlan& plan) {
-    if (!plan.uplink) return std::nullopt;
+    if (!plan.uplink || plan.uplink->kind == UplinkKind::pasta) return std::nullopt;
     const auto& uplink = *plan.uplink;
     using namespace nft;
     const SourceNetwork ours{plan.mode == Mode::flat ? plan.subnet
@@ -334,6 +362,8 @@ bool is_of_another_network(std::string_view name, std::string_view own) {
 }
 
 std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
+    const std::string no_way = "the host has no route to the outside: neither has the guest";
+    if (uplink.kind == UplinkKind::pasta) return state.outwards ? "" : no_way;
     if (!state.link_exists)
         return fmt::format("the VM's link '{}' is not there any more: the guest is cut off",
                            uplink.host_link);
@@ -345,8 +375,37 @@ std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
         return fmt::format(
             "the host's routes lead what is for {} to '{}' and not to '{}': the guest is cut off",
             address, *state.inwards, uplink.host_link);
-    if (!state.outwards) return "the host has no route to the outside: neither has the guest";
-    return {};
+    return state.outwards ? "" : no_way;
+}
+
+std::vector<std::string> pasta_command(const NetworkPlan& plan, int space) {
+    const auto& uplink = plan.uplink.value();
+    return {
+        "pasta",
+        "--foreground",
+        "--quiet",
+        "--stderr",
+        "--config-net",
+        "--netns-only",  // it is root of the namespace already, or of the host
+        "--runas=0",
+        fmt::format("--netns=/proc/self/fd/{}", space),
+        "--no-netns-quit",
+        fmt::format("--ns-ifname={}", inner_link_name),
+        // Nothing is to be learned from the host's interfaces, which may change, or not be there.
+        "--interface=lo",
+        "--ipv4-only",
+        fmt::format("--address={}", uplink.inner_address.to_string()),
+        fmt::format("--netmask={}", uplink.prefix_length),
+        fmt::format("--gateway={}", uplink.host_address.to_string()),
+        fmt::format("--mac-addr={}", pasta_mac),
+        fmt::format("--mtu={}", plan.mtu),
+        // The host's own services are not the guests', nor the guests' the host's.
+        "--no-map-gw",
+        "--tcp-ports=none",
+        "--udp-ports=none",
+        "--tcp-ns=none",
+        "--udp-ns=none",
+    };
 }
 
 std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory) {
@@ -412,20 +471,21 @@ std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& gues
     add("create a network namespace");
     add(fmt::format("inside: add TAP {} (vnet_hdr, queues {}){}", tap_name, guest.queues,
                     plan.bridged ? "" : " with " + own));
-    if (plan.uplink)
+    const bool veth = plan.uplink && plan.uplink->kind == UplinkKind::veth;
+    if (veth)
         add(fmt::format("inside: add veth {}, its peer {} on the host", inner_link_name,
                         plan.uplink->host_link));
     if (plan.bridged)
         add(fmt::format("inside: add bridge {} with {}, ports: {}{}", bridge_name, own, tap_name,
                         plan.mode == Mode::flat ? fmt::format(", {}", inner_link_name) : ""));
-    if (plan.mode == Mode::nat)
+    if (veth && plan.mode == Mode::nat)
         add(fmt::format("inside: address {}/{} on {}", plan.uplink->inner_address.to_string(),
                         plan.uplink->prefix_length, inner_link_name));
-    if (plan.uplink)
+    if (veth)
         add(fmt::format("inside: default route via {}", plan.uplink->host_address.to_string()));
     add("inside: IPv4 forwarding on");
     if (auto table = inner_table(plan, guest)) add("inside: " + nft::to_text(*table));
-    if (plan.uplink) {
+    if (veth) {
         add(fmt::format("host: address {}/{} on {}", plan.uplink->host_address.to_string(),
                         plan.uplink->prefix_length, plan.uplink->host_link));
         if (plan.uplink->guests)
@@ -437,9 +497,8 @@ std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& gues
     }
     auto files = "dhcp-hosts: " + dhcp_hosts({guest}) + "hosts: " + dns_hosts(plan, {guest});
     files.pop_back();
-    std::ostringstream dnsmasq;
-    for (const auto& word : dnsmasq_command(plan, ".")) dnsmasq << ' ' << word;
-    add("inside: run" + dnsmasq.str() + "\n" + files);
+    add("inside: run " + joined(dnsmasq_command(plan, ".")) + "\n" + files);
+    if (plan.uplink && !veth) add("host: run " + joined(pasta_command(plan, 3)));
     return steps;
 }
 

@@ -19,9 +19,19 @@ enum class Mode { isolated, nat, flat };
 /// "isolated", "nat" or "flat".
 std::string_view to_string(Mode mode);
 
+/// How the namespace is joined to the outside.
+enum class UplinkKind {
+    veth,   ///< a pair whose other end is the host's, which forwards: needs privilege there
+    pasta,  ///< pasta(1), which opens the guests' connections anew from the host's namespace
+};
+
+/// "veth" or "pasta".
+std::string_view to_string(UplinkKind kind);
+
 /// What the user asked for. Unset members are the plan's to choose.
 struct NetworkSpec {
     Mode mode = Mode::nat;
+    UplinkKind uplink = UplinkKind::veth;  ///< of nat
     std::optional<boost::asio::ip::network_v4> subnet;
     std::optional<boost::asio::ip::address_v4> address;  ///< the guest's
     std::optional<std::string> mac;                      ///< the guest's, as aa:bb:cc:dd:ee:ff
@@ -33,11 +43,12 @@ struct NetworkSpec {
     bool shared = false;     ///< more guests may join: a bridge, and a host address for each
 };
 
-/// The veth pair between host and namespace, and the host's side of it.
+/// The namespace's way to the outside: a veth pair and the host's side of it, or pasta.
 struct UplinkPlan {
-    std::string host_link;  ///< the host end's name
+    UplinkKind kind = UplinkKind::veth;
+    std::string host_link;  ///< veth: the host end's name
     std::string interface;  ///< the host's own way out at the start; empty where there was none
-    boost::asio::ip::address_v4 host_address;
+    boost::asio::ip::address_v4 host_address;   ///< the namespace's router
     boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
     unsigned prefix_length = 31;
     /// A shared nat network's guests as the host sees them, one to one with the subnet's first
@@ -112,7 +123,7 @@ const char* lan_interface(const NetworkPlan& plan);
 
 /// The namespace's own rules; nothing where it does not route.
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
-/// The host's rules; nothing without an uplink.
+/// The host's rules; nothing without a veth.
 std::optional<nft::Table> host_table(const NetworkPlan& plan);
 
 /// Whether a link or a table of this name is of a network of ours other than `own`, an id. Pure.
@@ -120,6 +131,10 @@ bool is_of_another_network(std::string_view name, std::string_view own);
 
 /// Why the guests do not reach the outside in this state, for people; empty where they do. Pure.
 std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state);
+
+/// pasta's command line, for a namespace that it has a descriptor of as number `space`. It makes
+/// inner_link_name there, with the plan's addresses and the default route. See pasta(1).
+std::vector<std::string> pasta_command(const NetworkPlan& plan, int space);
 
 /// dnsmasq's command line, to be run inside the namespace. It reads the guests from two files,
 /// `dhcp-hosts` and `hosts` in `directory`, and again on SIGHUP.

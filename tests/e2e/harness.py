@@ -13,6 +13,7 @@
 main() runs the file again inside namespaces of its own (network, mount, PID), where PlayedHost
 makes the host that the tests see. Every test compares that host before and after."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -37,6 +38,13 @@ QVM = os.environ.get("QVM", "")
 DEMO = os.environ.get("QVM_DEMO", "")
 DEBIAN = os.environ.get("QVM_DEBIAN", "")  # for the tests that require its fixture
 
+ROOTLESS = bool(os.environ.get("QVM_E2E_ROOTLESS"))
+FLAT = "nat" if ROOTLESS else "flat"  # a third kind of network, for who may have one
+USER_NAME = played_host.USER_NAME if ROOTLESS else "root"  # whose qvm is
+NETS = ("isolated", "nat", FLAT)
+AS_USER = ["setpriv", f"--reuid={played_host.USER}", f"--regid={played_host.USER}", "--init-groups",
+           "--inh-caps=-all", "--"]
+
 STARTED = "guest started"  # what the boot sectors print
 
 
@@ -58,6 +66,11 @@ TALK = boot_sector(b"\xeb\x12",  # jmp to 0x7c27
                                  "ba0406 b80020 ef f4 ebfd"), 20000)
 
 host = None  # the PlayedHost, once main() has made it
+
+
+def needs_root(why):
+    """A test, or a class of them, that a user without privilege cannot have."""
+    return unittest.skipIf(ROOTLESS, why)
 
 
 class Test(unittest.TestCase):
@@ -119,6 +132,7 @@ class Test(unittest.TestCase):
     def copy_of_demo(self, format, name):
         path = host.files / name
         self.tool("qemu-img", "convert", "-O", format, DEMO, path)
+        host.give(path)
         return path
 
     def start(self, *options, before=(), **more):
@@ -286,7 +300,40 @@ def main():
         _skip(f"cannot play a host: {error}")
     os.environ.update(QVM_RUN_DIR=str(host.run), QVM_CACHE_DIR=str(host.cache),
                       QVM_DATA_DIR=str(host.data))
+    if ROOTLESS:
+        _become_user()
     unittest.main(module="__main__", verbosity=2)
+
+
+def _become_user():
+    """What the tests call qvm is, from now on, qvm as a user without privilege. The tests themselves
+    stay root: it is they who play the host."""
+    global QVM, DEBIAN
+    host.add_user()
+    os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    if os.path.exists(DEBIAN):
+        DEBIAN = host.bind(DEBIAN, "debian.qcow2")
+    Test.demo = host.bind(DEMO, "demo.qcow2")
+    wrapper = host.base / "qvm-as-user"
+    wrapper.write_text(f"#!/bin/sh\nexec {' '.join(AS_USER)} {host.bind(QVM, 'qvm')} \"$@\"\n")
+    wrapper.chmod(0o755)
+    QVM = str(wrapper)
+    _own_what_is_made()
+
+
+def _own_what_is_made():
+    """Files that the tests make are that user's, and it still is root who makes them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.setfsgid(played_host.USER)
+    libc.setfsuid(played_host.USER)
+    # Which takes some capabilities away (capabilities(7)); they are still permitted.
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3
+    data = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    data[0], data[3] = data[1], data[4]  # effective = permitted
+    if libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _enter():

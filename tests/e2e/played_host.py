@@ -4,6 +4,7 @@ uplink to another namespace that plays the internet. Nothing of it outlives this
 import os
 import pathlib
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -15,6 +16,9 @@ ADDRESS = "203.0.113.2"  # TEST-NET-3 and TEST-NET-2 of RFC 5737: routed nowhere
 ROUTER = "203.0.113.1"
 SERVICE = "198.51.100.7"
 SERVICE_NAME = "service.example"
+USER = 7301  # of the user without privilege, and of its group
+USER_NAME = "qvm-e2e"
+FIRST_SUBID = 700000  # of the ids that are that user's, too (subuid(5))
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -34,6 +38,7 @@ def sysctl(name, value):
 class PlayedHost:
     def __init__(self, base):
         self.base = pathlib.Path(base)
+        self.owner = 0
         subprocess.run(["mount", "-t", "tmpfs", "e2e", base], check=True, timeout=20)
         self.base.chmod(0o755)
         self.run, self.data, self.cache, self.cwd, self.files = (
@@ -81,6 +86,50 @@ class PlayedHost:
             time.sleep(0.02)
         raise RuntimeError("the uplink does not come up")
 
+    def add_user(self):
+        """An account that only this mount namespace knows. What qvm writes to is that user's."""
+        home = self._directory("home")
+        for file, line in (("passwd", f"{USER_NAME}:x:{USER}:{USER}::{home}:/bin/sh"),
+                           ("group", f"{USER_NAME}:x:{USER}:"),
+                           ("subuid", f"{USER_NAME}:{FIRST_SUBID}:65536"),
+                           ("subgid", f"{USER_NAME}:{FIRST_SUBID}:65536")):
+            path = pathlib.Path("/etc", file)
+            if path.exists():
+                self._mount_over(path, path.read_text() + line + "\n")
+        self.owner = USER
+        for path in (home, self.run, self.data, self.cache, self.cwd, self.files):
+            self.give(path)
+        os.environ["HOME"] = str(home)
+        # As distributions have them.
+        sysctl("net.ipv4.ping_group_range", "0 2147483647")
+        tun = self.base / "tun"
+        os.mknod(tun, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
+        tun.chmod(0o666)
+        subprocess.run(["mount", "--bind", str(tun), "/dev/net/tun"], check=True, timeout=20)
+
+    def give(self, path):
+        """To the user that qvm runs as."""
+        os.chown(path, self.owner, self.owner)
+
+    def id_of(self, number):
+        """Whose that is on the host, what a guest's user of that number makes in a volume."""
+        if self.owner == 0:
+            return number
+        return FIRST_SUBID + number - 1 if number > 0 else self.owner
+
+    def _mount_over(self, path, text):
+        copy = self.base / path.name
+        copy.write_text(text)
+        subprocess.run(["mount", "--bind", str(copy), str(path)], check=True, timeout=20)
+
+    def bind(self, path, name):
+        """Another name for a file, by which everybody can read it."""
+        other = self.base / f"{name}.bound"
+        other.touch()
+        subprocess.run(["mount", "--bind", "-o", "ro", str(path), str(other)], check=True,
+                       timeout=20)
+        return str(other)
+
     def set_mtu(self, mtu):
         ip("link", "set", "wan0", "mtu", str(mtu), pid=self.internet.pid)
         ip("link", "set", UPLINK, "mtu", str(mtu))
@@ -88,10 +137,7 @@ class PlayedHost:
 
     def _serve_names(self):
         """As systemd-resolved does: a stub that only the host itself can reach."""
-        resolv_conf = self.base / "resolv.conf"
-        resolv_conf.write_text("nameserver 127.0.0.53\n")
-        target = os.path.realpath("/etc/resolv.conf")
-        subprocess.run(["mount", "--bind", str(resolv_conf), target], check=True, timeout=20)
+        self._mount_over(pathlib.Path("/etc/resolv.conf").resolve(), "nameserver 127.0.0.53\n")
         self.stub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.stub.bind(("127.0.0.53", 53))
         threading.Thread(target=self._answer_names, daemon=True).start()

@@ -54,7 +54,7 @@ class Clean(Audit):
     """The host is as it was, and the exit status is the guest's."""
 
     def test_every_mode(self):
-        for net in ("isolated", "nat", "flat", "user", "none"):
+        for net in (*harness.NETS, "user", "none"):
             with self.subTest(net):
                 done = self.run_audited("--net", net)
                 self.assert_clean(done.returncode, done.stderr)
@@ -92,12 +92,12 @@ class Clean(Audit):
     def test_side_by_side(self):
         """None takes another's coming and going for its own, nor forwarding that another has on."""
         guests = [self.start(*self.options("--net", net, life=0.3 + 0.2 * number))
-                  for number, net in enumerate(("nat", "flat", "nat", "isolated", "flat", "nat"))]
+                  for number, net in enumerate(2 * ("nat", harness.FLAT, "isolated"))]
         for guest in guests:
             self.assert_clean(guest.wait(), guest.err.text)
 
     def test_others_that_are_killed(self):
-        name = self.detach("--net", "flat", "-m", "64M", self.hang)
+        name = self.detach("--net", harness.FLAT, "-m", "64M", self.hang)
         guest = self.start_audited("--net", "nat")
         os.kill(self.supervisor_of(name), signal.SIGKILL)
         status, stderr = self.ended(guest)
@@ -114,7 +114,7 @@ class Clean(Audit):
         self.succeed("kill", name)
 
     def test_the_last_of_a_group(self):
-        name = self.detach("--net", "flat", "--group", "lab", "-m", "64M", self.hang)
+        name = self.detach("--net", harness.FLAT, "--group", "lab", "-m", "64M", self.hang)
         last = self.start_audited("--group", "lab")
         self.succeed("kill", name)
         status, stderr = self.ended(last)

@@ -244,7 +244,8 @@ class Verbs(harness.Test):
                     for line in lines[1:]]
             self.assertEqual([row[:2] for row in rows],
                              [["a", "running"], ["box", "stopped"], ["long-name-of-a-vm", "running"]])
-            self.assertEqual(rows[2][2:5], ["nat", "192.168.26.10", "10.213.0.1"])
+            self.assertEqual(rows[2][2:5], ["nat", "192.168.26.10",
+                                             "-" if harness.ROOTLESS else "10.213.0.1"])
             self.assertRegex(rows[2][5], r"^127\.0\.0\.1:\d+->80, 127\.0\.0\.1:\d+->53/udp$")
             for row in rows:
                 self.assertEqual(row[6], "hang.raw")
@@ -320,7 +321,8 @@ class Verbs(harness.Test):
         self.assertEqual(self.succeed("gc"), "VM 'one'\n")
         self.assertEqual(self.succeed("gc"), "")
         self.assertEqual([vm["name"] for vm in self.ps()], ["two"])
-        self.assertIn("uplink0/forwarding = 1", self.diff())
+        if not harness.ROOTLESS:
+            self.assertIn("uplink0/forwarding = 1", self.diff())
         os.kill(self.supervisor_of("two"), signal.SIGKILL)
         time.sleep(0.5)
         with self.subTest("two at once"):
@@ -329,7 +331,7 @@ class Verbs(harness.Test):
                 self.assertEqual((sweeper.wait(), sweeper.err.text), (0, ""))
             told = "".join(sweeper.out.text for sweeper in sweepers)
             self.assertEqual(told.count("VM 'two'"), 1)
-            self.assertEqual(told.count("forwarding of 'uplink0'"), 1)
+            self.assertEqual(told.count("forwarding of 'uplink0'"), 0 if harness.ROOTLESS else 1)
         self.assert_host_as_before(2)
 
     def test_gc_is_not_fooled(self):

@@ -112,6 +112,7 @@ class ShortLives(KillPoints):
     def test_nat(self):
         self.try_points("--net", "nat", "-p", "0:80", "-p", "0:53/udp")
 
+    @harness.needs_root("flat needs root")
     def test_flat(self):
         self.try_points("--net", "flat")
 
@@ -136,7 +137,7 @@ class ShortLives(KillPoints):
         """The time that it takes; killed when all is there."""
         times = []
         before = picture.Picture(self.host)
-        for net in ("isolated", "nat", "flat") * 3:
+        for net in 3 * harness.NETS:
             started = self.start("-q", "-m", "64M", "--net", net, "--name", "web", self.hang)
             started.out.expect(harness.STARTED, 60)
             start = time.monotonic()
@@ -194,7 +195,7 @@ class LongerLives(KillPoints):
 
     def test_clients_and_a_stop(self):
         """Requests over the control socket, the last of them a stop that the guest does not
-        heed; in the background, flat."""
+        heed; in the background."""
         def ask(process, name):
             client = self.connect(process, lambda: qmp_client.Client(
                 self.host.run / name / "control.sock", negotiate=False))
@@ -208,7 +209,7 @@ class LongerLives(KillPoints):
 
         def life(point, slot):
             name = f"asked{slot}"
-            return self.at_call(point, "kill", "run", "-q", "-d", "-m", "64M", "--net", "flat",
+            return self.at_call(point, "kill", "run", "-q", "-d", "-m", "64M", "--net", harness.FLAT,
                                 "--name", name, self.hang, forked=True,
                                 meanwhile=lambda process: ask(process, name))
         self.try_sample(life, 0)

@@ -262,6 +262,7 @@ class FailingCalls(calls.Test):
     def test_nat(self):
         self.try_points("--net", "nat", "-p", "0:80")
 
+    @harness.needs_root("flat needs root")
     def test_flat(self):
         self.try_points("--net", "flat")
 

@@ -27,6 +27,7 @@ class DryRun(harness.Test):
         self.assertRegex(plan, r"(?m)^qemu:\nqemu-system-x86_64 ")
         self.assertRegex(plan, r"-netdev tap,id=net0,fd=\d+ ")
 
+    @harness.needs_root("the uplink is a veth for root only")
     def test_nat(self):
         plan = self.plan("--net", "nat,subnet=10.9.8.0/24")
         self.assertRegex(plan, r"host: address 10\.213\.0\.0/31 on qvm-\w+\n")
@@ -36,6 +37,14 @@ class DryRun(harness.Test):
         self.assertIn("10.9.8.1/24", plan)
         self.assertIn(",10.9.8.10,", plan)
 
+    def test_nat_by_pasta(self):
+        plan = self.plan("--net", "nat,subnet=10.9.8.0/24", "--uplink", "pasta")
+        self.assertRegex(plan, r"host: run pasta .*--netns=/proc/self/fd/3 .*--no-map-gw")
+        self.assertNotRegex(plan, r"veth|host: (address|IPv4|table)")
+        self.assertIn("masquerade", plan)
+        self.assertIn(",10.9.8.10,", plan)
+
+    @harness.needs_root("the uplink is a veth for root only")
     def test_pool_avoids_what_the_host_routes(self):
         played_host.ip("route", "add", "10.213.0.0/30", "via", played_host.ROUTER)
         self.addCleanup(played_host.ip, "route", "del", "10.213.0.0/30")

@@ -17,7 +17,7 @@ ECHO = 7  # the guest's port
 HASH = 81  # of all that came, once the client has said that it is all
 LOCAL = "127.0.0.1"
 MANY = 500  # connections
-SEVERAL = ("isolated", "nat", "flat", "user")
+SEVERAL = tuple(dict.fromkeys((*harness.NETS, "user")))
 
 # A program for the guest, whose busybox can neither UDP nor a queue of connections. It forks; one
 # of the two is a UDP echo server at port 7, and the other accepts TCP connections there and forks

@@ -32,7 +32,7 @@ ALONE = 5  # every fifth
 SWEEP = 5  # waves between two comparisons of everything
 GONE = 20  # seconds
 COMMAND = 60
-NETS = ("isolated", "nat", "flat", "group")
+NETS = (*harness.NETS, "group")
 OUTLIVED = "dnsmasq killed"  # what a guest is to survive
 
 

@@ -1,12 +1,15 @@
 """nat, flat, user and none: what the guest reaches, and how it is seen from there."""
 
 import json
+import os
+import signal
 import socket
 import struct
 import subprocess
 import time
 
 import harness
+import picture
 import played_host
 from played_host import ADDRESS, SERVICE, SERVICE_NAME
 
@@ -77,16 +80,59 @@ class Uplink(harness.Test):
         for vm, host_address in ((first, "10.213.0.1"), (second, "10.213.0.3")):
             self.assert_own_network(vm, MTU)
             self.assert_reaches_outside(vm)
-            self.assert_host_reaches(vm, host_address, 7000)
+            if not harness.ROOTLESS:
+                self.assert_host_reaches(vm, host_address, 7000)
             # A full packet passes.
             self.assertEqual(vm.sh(f"ping -c 1 -W 5 -s {MTU - 28} {SERVICE}")[1], 0)
-        self.assertEqual(len(host_links()), 2)
+        links = 0 if harness.ROOTLESS else 1  # for each
+        self.assertEqual(len(host_links()), 2 * links)
         self.power_off(first)
-        self.assertEqual(len(host_links()), 1)  # at once
+        self.assertEqual(len(host_links()), links)  # at once
         self.assert_reaches_outside(second)
         self.power_off(second)
         self.assertEqual(host_links(), [])
 
+    def test_pasta(self):
+        """Nothing of the host is changed, and its end is a new beginning."""
+        vm = self.boot("--net", "nat", "--uplink", "pasta", "--name", "box", "-p", "0:7000", self.demo)
+        vm.name = "box"
+        self.assert_own_network(vm, 1500)
+        self.assert_reaches_outside(vm)
+        net = json.loads(self.succeed("inspect", "box"))[0]["net"]
+        self.assertEqual((net["uplink"], net["host_address"]), ("pasta", None))
+        changed = [name for name in ("links", "addresses", "routes", "nft ruleset", "sysctls")
+                   if picture.difference_to(self.before, self.host, 0, [name])]
+        self.assertEqual(changed, [])
+        time.sleep(1)  # so that it was up
+        for number in (signal.SIGKILL, signal.SIGTERM):
+            old = vm.child("passt")  # which is what it executes
+            os.kill(old, number)
+            vm.err.expect("qvm: pasta died: [^\n]*; it is started again\n", 10)
+            self.wait_until(lambda: vm.child("passt") != old)
+            self.wait_until(lambda: vm.sh(f"wget -q -O - http://{SERVICE}/")[1] == 0)
+            time.sleep(1.2)
+        self.assert_reaches_outside(vm)
+        # Nothing of the host's own is open to the guest.
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            for address in ("10.213.0.0", "10.213.0.1", "127.0.0.1"):
+                self.assertNotEqual(vm.sh(f"nc -w 2 {address} {port} </dev/null 2>&1")[1], 0)
+        self.power_off(vm)
+
+    def test_uplinks_that_are_not_to_be_had(self):
+        self.assert_refused(self.qvm("run", "--net", "nat", "--uplink", "wifi", self.hang),
+                            "--uplink 'wifi': is not an uplink", hint="veth")
+        self.assert_refused(self.qvm("run", "--net", "isolated", "--uplink", "pasta", self.hang),
+                            "--uplink pasta: goes with --net nat only")
+        self.assert_refused(self.qvm("run", "--net", "nat,pool=10.9.0.0/16", "--uplink", "pasta",
+                                     self.hang), "pool 10.9.0.0/16: goes with the veth uplink")
+        if harness.ROOTLESS:
+            self.assert_refused(self.qvm("run", "--net", "nat", "--uplink", "veth", self.hang),
+                                "--uplink veth: needs root", hint="pasta")
+            self.assert_refused(self.qvm("run", "--net", "flat", self.hang),
+                                "--net flat: needs root", hint="nat")
+
+    @harness.needs_root("flat needs root")
     def test_flat(self):
         vm = self.boot("--net", "flat", "--name", "box", self.demo)
         self.assert_own_network(vm, 1500)

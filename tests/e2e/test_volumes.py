@@ -25,6 +25,7 @@ class Volumes(detached.Test):
     def setUp(self):
         super().setUp()
         self.directory = tempfile.mkdtemp(dir=self.host.files)
+        self.host.give(self.directory)
         self.addCleanup(shutil.rmtree, self.directory)
 
     def in_guest(self, command, *volumes):
@@ -37,6 +38,7 @@ class Volumes(detached.Test):
 
     def test_both_ways(self):
         os.mkdir(self.path("with space"))
+        self.host.give(self.path("with space"))
         with open(self.path("with space/in"), "w") as file:
             file.write("from the host\n")
         done = self.in_guest("cd /a/b; cat in; echo 'from the guest' >out; ln -s in link; chmod 751 .; "
@@ -46,7 +48,8 @@ class Volumes(detached.Test):
         with open(self.path("with space/out")) as file:
             self.assertEqual(file.read(), "from the guest\n")
         status = os.stat(self.path("with space/out"))
-        self.assertEqual((status.st_uid, status.st_gid, status.st_mode & 0o777), (12, 34, 0o644))
+        self.assertEqual((status.st_uid, status.st_gid, status.st_mode & 0o777),
+                         (self.host.id_of(12), self.host.id_of(34), 0o644))
         self.assertEqual(os.readlink(self.path("with space/link")), "in")
         self.assertEqual(os.stat(self.path("with space/large")).st_size, 1000000)
         self.assertEqual(os.stat(self.path("with space")).st_mode & 0o777, 0o751)

@@ -14,8 +14,8 @@ HostFacts able() {
             .has_dnsmasq = true,
             .has_qemu_img = true,
             .has_virtiofsd = true,
-            .may_make_namespaces = true,
-            .tun_problem = {}};
+            .has_pasta = true,
+            .privileged = true};
 }
 
 VmOptions with(NetOption::Mode mode) {
@@ -55,15 +55,29 @@ TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
     CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
 }
 
-TEST_CASE("volumes need root, with any network") {
-    auto options = with(NetOption::Mode::none);
-    options.volumes = {parse_volume(".:/src")};
+TEST_CASE("the uplink is pasta where there is no privilege, or where it was asked for") {
+    CHECK(choose_uplink(Uplink::automatic, true) == netns::UplinkKind::veth);
+    CHECK(choose_uplink(Uplink::automatic, false) == netns::UplinkKind::pasta);
+    CHECK(choose_uplink(Uplink::pasta, true) == netns::UplinkKind::pasta);
+    CHECK(choose_uplink(Uplink::veth, true) == netns::UplinkKind::veth);
+}
+
+TEST_CASE("what needs root says so, and a dry run needs none") {
     auto host = able();
-    CHECK(std::string{failure_of(options, host).what()}.empty());
-    host.may_make_namespaces = false;
-    CHECK(std::string{failure_of(options, host).what()} ==
-          "--volume: virtiofsd's sandbox needs root");
-    CHECK(std::string{failure_of(options, host, true).what()}.empty());
+    host.privileged = false;
+    for (const auto mode : {NetOption::Mode::nat, NetOption::Mode::isolated, NetOption::Mode::none})
+        CHECK(std::string{failure_of(with(mode), host).what()}.empty());
+    const auto flat = with(NetOption::Mode::flat);
+    CHECK_THAT(failure_of(flat, host).what(), Catch::StartsWith("--net flat: needs root"));
+    CHECK(std::string{failure_of(flat, host, true).what()}.empty());
+    auto veth = with(NetOption::Mode::nat);
+    veth.uplink = Uplink::veth;
+    CHECK_THAT(failure_of(veth, host).what(), Catch::StartsWith("--uplink veth: needs root"));
+    CHECK(std::string{failure_of(veth, able()).what()}.empty());
+
+    host.has_pasta = false;
+    CHECK(failure_of(with(NetOption::Mode::nat), host).hint() == "apt-get install passt");
+    CHECK(std::string{failure_of(with(NetOption::Mode::isolated), host).what()}.empty());
 }
 
 TEST_CASE("the CPU is the host's, less what its KVM refuses") {
@@ -90,14 +104,10 @@ TEST_CASE("what the host cannot do is said, with the remedy") {
     CHECK(failure_of(nat, host).hint() == "apt-get install qemu-system-x86");
 
     host = able();
-    host.may_make_namespaces = false;
-    CHECK(std::string{failure_of(nat, host).what()} ==
-          "--net nat: creating a network namespace needs root");
-    CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());
-    CHECK(std::string{failure_of(nat, host, true).what()}.empty());
-
-    host = able();
-    host.tun_problem = "No such file or directory";
+    host.tun_error = EACCES;
+    CHECK(failure_of(nat, host).hint() == "chmod 0666 /dev/net/tun");
+    host.tun_error = ENOENT;
+    CHECK(failure_of(nat, host).hint() == "modprobe tun");
     CHECK(std::string{failure_of(nat, host).what()} ==
           "open '/dev/net/tun': No such file or directory");
     CHECK(std::string{failure_of(with(NetOption::Mode::none), host).what()}.empty());

@@ -31,6 +31,7 @@ TEST_CASE("the whole command of a plain VM") {
     -smp 1 \
     -m 1024M \
     -display none \
+    -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny \
     -S \
     -chardev socket,id=qmp,fd=3 \
     -mon chardev=qmp,mode=control \

@@ -17,24 +17,24 @@ TEST_CASE("a name is made of the image's") {
 TEST_CASE("modes without a namespace have no network plan") {
     VmOptions options;
     options.net = parse_net("user");
-    CHECK(!network_spec(options, "web", "1"));
+    CHECK(!network_spec(options, "web", "1", netns::UplinkKind::veth));
     options.net = parse_net("none");
-    CHECK(!network_spec(options, "web", "1"));
+    CHECK(!network_spec(options, "web", "1", netns::UplinkKind::veth));
     options.net = parse_net("flat,mtu=1400");
-    const auto spec = network_spec(options, "web", "1");
+    const auto spec = network_spec(options, "web", "1", netns::UplinkKind::veth);
     REQUIRE(spec);
     CHECK(spec->mode == netns::Mode::flat);
     CHECK(spec->mtu == 1400U);
     CHECK(spec->guest_name == "web");
     CHECK(!spec->shared);
     options.group = "lab";
-    CHECK(network_spec(options, "web", "1")->shared);
+    CHECK(network_spec(options, "web", "1", netns::UplinkKind::veth)->shared);
 }
 
 TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
     VmOptions options;
     options.net = parse_net("isolated");
-    auto spec = network_spec(options, "web", "1a2b3c4d").value();
+    auto spec = network_spec(options, "web", "1a2b3c4d", netns::UplinkKind::veth).value();
     const auto network = netns::make_plan(spec, {}, {});
     const auto plan = make_vm_plan(options, {}, "web", ImageFacts{"qcow2", 1 << 20},
                                    Writes::throw_away, network, make_guest(spec, network), false);

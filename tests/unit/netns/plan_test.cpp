@@ -103,6 +103,41 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
 })");
 }
 
+TEST_CASE("nat by pasta: nothing of the host's, and the same network for the guest") {
+    auto spec = spec_of(Mode::nat);
+    spec.uplink = UplinkKind::pasta;
+    const auto host = host_with({"10.213.0.0/16"});
+    const auto claims = claim_networks(spec, host);
+    CHECK(!claims.link);
+    const auto plan = make_plan(spec, host, claims);
+    CHECK(plan.subnet.to_string() == "192.168.26.0/24");
+    CHECK(plan.mtu == 1400);
+    REQUIRE(plan.uplink);
+    CHECK(plan.uplink->interface == "eth0");
+    CHECK(!host_table(plan));
+    const auto guest = make_guest(spec, plan);
+    CHECK(guest.address.to_string() == "192.168.26.10");
+    CHECK(!guest.host_address);
+    CHECK(nft::to_text(inner_table(plan, guest).value()).find("dnat") == std::string::npos);
+    CHECK(nft::to_text(inner_table(plan, guest).value()).find("masquerade") != std::string::npos);
+
+    const auto command = pasta_command(plan, 7);
+    CHECK(has(command, "--netns=/proc/self/fd/7"));
+    CHECK(has(command, "--address=10.213.0.1"));
+    CHECK(has(command, "--gateway=10.213.0.0"));
+    CHECK(has(command, "--mtu=1400"));
+    CHECK(has(command, "--no-map-gw"));
+
+    UplinkState state;
+    CHECK(trouble_of(*plan.uplink, state) ==
+          "the host has no route to the outside: neither has the guest");
+    state.outwards = "eth0";
+    CHECK(trouble_of(*plan.uplink, state).empty());
+
+    spec.subnet = ip::make_network_v4("10.213.0.0/24");
+    CHECK(plan_of(spec).uplink->inner_address.to_string() == "172.29.0.1");
+}
+
 TEST_CASE("other networks are known by their names") {
     CHECK(is_of_another_network("qvm-0123abcd", ""));
     CHECK(is_of_another_network("qvm-0123abcd", "0123abce"));
