@@ -193,11 +193,11 @@ void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
 
 }  // namespace
 
-void check_header(int fd, bool trust_backing) {
+void check_header(int fd) {
     constexpr std::uint64_t external_data_file = 1u << 2;  // an incompatible feature
     regular_file_size(fd);
     const auto bytes = read_at(fd, 0, 80);
-    if (trust_backing || bytes.size() < 80 || !bytes.starts_with(qcow2_magic)) return;
+    if (bytes.size() < 80 || !bytes.starts_with(qcow2_magic)) return;
     if (big_endian(bytes, 4, 4) >= 3 && big_endian(bytes, 72, 8) & external_data_file) {
         throw Error("it names a data file, and a guest could have written that");
     }

@@ -8,8 +8,8 @@ namespace qvm::images {
 
 /// To be called before anything of QEMU's looks at the file: throws Error if it is not a regular
 /// file, or has a qcow2 header that names an external data file, which `qemu-img info` opens
-/// (CVE-2024-4467), unless `trust_backing`. `fd` is borrowed, open for reading; its offset stays.
-void check_header(int fd, bool trust_backing);
+/// (CVE-2024-4467). `fd` is borrowed, open for reading; its offset stays.
+void check_header(int fd);
 
 /// Throws Error if what the file holds is not what `info` says: a raw disk has whole sectors of
 /// 512 bytes, is no archive and no qcow2, and, unless the guest gets its kernel from outside

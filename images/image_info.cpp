@@ -78,6 +78,7 @@ ImageInfo parse_probe(std::string_view text) {
     info.virtual_size = size_at(root, "virtual-size");
     info.actual_size = root.contains("actual-size") ? size_at(root, "actual-size") : 0;
     info.backing_file = string_at(root, "backing-filename");
+    info.backing_format = string_at(root, "backing-filename-format");
     info.data_file = string_at(specific, "data-file");
     info.encrypted = flag_at(root, "encrypted");
     info.dirty = flag_at(root, "dirty-flag");
@@ -105,17 +106,15 @@ void check_image(const ImageInfo& info, bool trust_backing) {
     }
     if (info.encrypted) throw Error("encrypted images are not supported");
     if (info.virtual_size == 0) throw Error("not a disk image: it is empty");
-    for (const auto& [kind, name] :
-         {std::pair{"backing file", info.backing_file}, std::pair{"data file", info.data_file}}) {
-        if (name.empty()) continue;
-        if (name.starts_with("json:")) {
-            throw Error(std::string("its ") + kind + " is a block device description (json:)");
-        }
-        if (!trust_backing) {
-            throw Error(std::string("it names a ") + kind + ", " + printable(name) +
-                        ", and a guest could have written that");
-        }
-    }
+    const auto names = [](const char* kind, const std::string& name) {
+        return Error(std::string("it names a ") + kind + ", " + printable(name) +
+                     ", and a guest could have written that");
+    };
+    if (!info.data_file.empty()) throw names("data file", info.data_file);
+    if (info.backing_file.empty()) return;
+    if (info.backing_file.starts_with("json:"))
+        throw Error("its backing file is a block device description (json:)");
+    if (!trust_backing) throw names("backing file", info.backing_file);
 }
 
 }  // namespace qvm::images

@@ -15,6 +15,7 @@ struct ImageInfo {
     std::uint64_t virtual_size = 0;  ///< bytes that the guest sees
     std::uint64_t actual_size = 0;   ///< bytes on the host's disk
     std::string backing_file{};      ///< as it stands in the image; empty if there is none
+    std::string backing_format{};    ///< likewise
     std::string data_file{};         ///< external data file, likewise
     bool encrypted = false;
     bool dirty = false;    ///< not closed properly; QEMU repairs it when it opens it for writing
@@ -37,7 +38,7 @@ std::string probe_failure(std::string_view stderr_text);
 /// Throws Error, with the first reason against it, if the image is not one that a guest may be
 /// given: a format other than qcow2 and raw, encryption, no size, or files of the host that it
 /// names. Those a guest can name itself, by writing a qcow2 header into its raw disk; with
-/// `trust_backing` a backing file and a data file are let through, but never a "json:" name.
+/// `trust_backing` a backing file is let through, but never a "json:" name, nor a data file.
 void check_image(const ImageInfo& info, bool trust_backing);
 
 }  // namespace qvm::images

@@ -35,9 +35,17 @@ constexpr std::uint32_t first_unused_id = 0x70000000;
 constexpr std::uint32_t unused_ids = 0x10000000;
 
 // Where distributions have programs, libraries and firmware. Nothing of it is anybody's own.
-constexpr std::array<const char*, 11> system_paths{
-    "/usr",   "/bin",       "/sbin",      "/lib",           "/lib32",           "/lib64",
-    "/libx32", "/nix/store", "/gnu/store", "/etc/ld.so.cache", "/etc/alternatives"};
+constexpr std::array<const char*, 11> system_paths{"/usr",
+                                                   "/bin",
+                                                   "/sbin",
+                                                   "/lib",
+                                                   "/lib32",
+                                                   "/lib64",
+                                                   "/libx32",
+                                                   "/nix/store",
+                                                   "/gnu/store",
+                                                   "/etc/ld.so.cache",
+                                                   "/etc/alternatives"};
 
 bool is_within(const fs::path& path, const fs::path& directory) {
     const auto relative = path.lexically_relative(directory);
@@ -192,7 +200,8 @@ std::vector<MappedIds> parse_id_map(std::string_view text) {
 
 std::optional<uid_t> throw_away_id(std::uint32_t vm, const std::vector<MappedIds>& uids,
                                    const std::vector<MappedIds>& gids) {
-    if (is_mapped(uids, first_unused_id, unused_ids) && is_mapped(gids, first_unused_id, unused_ids))
+    if (is_mapped(uids, first_unused_id, unused_ids) &&
+        is_mapped(gids, first_unused_id, unused_ids))
         return first_unused_id + vm % unused_ids;
     // The upper half of the largest range: accounts, if there are any, have the low ids.
     MappedIds best;
@@ -263,7 +272,8 @@ std::vector<RootEntry> root_for(const fs::path& program, const std::vector<fs::p
     for (const char* path : system_paths) add_if_uncovered(path, entry_of);
     add_if_uncovered(home_of(program), entry_of);
     for (const auto& file : files)
-        add_if_uncovered(file, [](const fs::path& path) { return std::optional{entry_of_file(path)}; });
+        add_if_uncovered(file,
+                         [](const fs::path& path) { return std::optional{entry_of_file(path)}; });
     for (const auto& device : devices)
         entries.push_back({Kind::device, fs::path{device}.relative_path().string(), device});
     return with_directories(entries);

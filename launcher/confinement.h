@@ -39,7 +39,7 @@ struct Confinement {
     std::optional<uid_t> uid;  ///< unset: ours
     gid_t gid = 0;
     std::optional<std::vector<gid_t>> groups{};  ///< beside it, for a uid that is set; unset: ours
-    bool keep_capabilities = false;  ///< of root; others have none
+    bool keep_capabilities = false;              ///< of root; others have none
 };
 
 /// Ids of a user namespace, as in /proc/PID/uid_map.
@@ -51,8 +51,8 @@ struct MappedIds {
 std::vector<MappedIds> parse_id_map(std::string_view text);
 
 /// A user and group id that nobody else has, for the VM with this id: of those that no system gives
-/// to anybody, or, where they are not mapped, of those that are. Nothing where all that is mapped is
-/// root. Pure.
+/// to anybody, or, where they are not mapped, of those that are. Nothing where all that is mapped
+/// is root. Pure.
 std::optional<uid_t> throw_away_id(std::uint32_t vm, const std::vector<MappedIds>& uids,
                                    const std::vector<MappedIds>& gids);
 
@@ -62,8 +62,8 @@ std::vector<RootEntry> root_for(const std::filesystem::path& program,
                                 const std::vector<std::filesystem::path>& files,
                                 const std::vector<std::string>& devices);
 
-/// The ids of a VM's QEMU in the user namespace that this process is in; see throw_away_id(). Throws
-/// Failure.
+/// The ids of a VM's QEMU in the user namespace that this process is in; see throw_away_id().
+/// Throws Failure.
 std::optional<uid_t> throw_away_id(std::uint32_t vm);
 
 /// The groups that may use these devices of the host, where not everybody may.

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include <system_error>
+#include <utility>
 
 #include "images/contents.h"
 #include "images/error.h"
@@ -103,7 +104,7 @@ ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, 
                     Check check) {
     auto image = open_unused(what, path, writes);
     try {
-        images::check_header(image.fd.get(), trust_backing);
+        images::check_header(image.fd.get());
         const auto info = probe(path);
         images::check_image(info, trust_backing);
         check(image.fd.get(), info);
@@ -116,13 +117,45 @@ ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, 
     return image;
 }
 
+/// Opens what `image`, at `path`, says is beneath it. A format that an image notes is taken at its
+/// word: a guest may have written a qcow2 header into the raw disk that is meant.
+void open_backing(ImageFile& image, const fs::path& path, std::string name, std::string format) {
+    constexpr std::size_t most_backing = 100;
+    const std::string what = "open backing file";
+    for (auto below = path; !name.empty();) {
+        if (image.backing.size() == most_backing)
+            throw Failure(fmt::format("open image '{}': there are more than {} files beneath it",
+                                      path.string(), most_backing));
+        below = below.parent_path() / std::exchange(name, {});
+        ImageFile opened;
+        if (format == "raw") {
+            opened = open_unused(what, below, false);
+            opened.facts.format = format;
+        } else {
+            opened = open_disk(what, below, false, true, [&](int, const images::ImageInfo& info) {
+                if (!format.empty() && info.format != format)
+                    throw images::Error("is no " + format);
+                name = info.backing_file;
+                format = info.backing_format;
+            });
+        }
+        image.facts.backing.push_back(opened.facts.format);
+        image.backing.push_back(std::move(opened.fd));
+    }
+}
+
 }  // namespace
 
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
-    return open_disk("open image", path, persist, trust_backing,
-                     [&](int fd, const images::ImageInfo& info) {
-                         images::check_contents(fd, info, has_kernel);
-                     });
+    std::string name, format;
+    auto image = open_disk("open image", path, persist, trust_backing,
+                           [&](int fd, const images::ImageInfo& info) {
+                               images::check_contents(fd, info, has_kernel);
+                               name = info.backing_file;
+                               format = info.backing_format;
+                           });
+    open_backing(image, path, std::move(name), std::move(format));
+    return image;
 }
 
 ImageFile open_drive(const DriveOption& drive) {

@@ -12,11 +12,13 @@ namespace qvm {
 struct ImageFile {
     UniqueFd fd;  ///< read-only, or read-write where it is written to
     ImageFacts facts;
-    std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
+    std::vector<UniqueFd> backing{};  ///< read-only, in the order of facts.backing
+    std::uint64_t modified = 0;       ///< when its contents last changed, ns since the epoch
 };
 
-/// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. Throws
-/// Failure that names the path as the user did.
+/// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. With
+/// `trust_backing` the files that it names as beneath it are opened, too. Throws Failure that names
+/// the path as the user did.
 ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
                      bool trust_backing);
 

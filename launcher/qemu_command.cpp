@@ -63,14 +63,15 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-device", "pvpanic-pci");
 }
 
-/// The image's own node. Unless it is trusted, it has no backing file whatever it says of itself,
-/// also if somebody exchanged it since it was looked at; null can be said in JSON only.
-std::string image_node(const std::string& format, bool trust_backing, const std::string& name,
-                       bool read_only) {
+/// An image's own node. It has `backing`, a node's name, beneath it (empty: nothing) whatever it
+/// says of itself, also if somebody exchanged it since it was looked at; null can be said in JSON
+/// only.
+std::string image_node(const std::string& format, const std::string& backing,
+                       const std::string& name, bool read_only) {
     const auto* access = read_only ? R"("read-only":true)" : R"("discard":"unmap")";
-    const auto* backing = format == "qcow2" && !trust_backing ? R"(,"backing":null)" : "";
+    const auto beneath = backing.empty() ? "null" : fmt::format(R"("{}")", backing);
     return fmt::format(R"({{"driver":"{}","node-name":"{}","file":"{}-file",{}{}}})", format, name,
-                       name, access, backing);
+                       name, access, format == "qcow2" ? R"(,"backing":)" + beneath : "");
 }
 
 /// A descriptor as a node that QEMU opens like a file (qemu(1), "-add-fd").
@@ -80,11 +81,34 @@ void add_file(Command& command, int fd, int set, const std::string& name, bool r
                                          name, set, read_only ? "read-only=on" : "discard=unmap"));
 }
 
+constexpr int first_drive_set = 3;  // after the image's and the overlay's
+
+std::string backing_name(std::size_t number) {
+    return fmt::format("backing{}", number);
+}
+
+std::string beneath(const QemuDisk& disk) {
+    return disk.backing.empty() ? "" : backing_name(0);
+}
+
+/// What is beneath the image, the farthest first: each is there before the one that needs it.
+void add_backing(Command& command, const std::vector<std::string>& formats, int first_fd,
+                 int first_set) {
+    for (auto i = formats.size(); i-- > 0;) {
+        const auto name = backing_name(i);
+        const int number = static_cast<int>(i);
+        add_file(command, first_fd + number, first_set + number, name, true);
+        command.add(
+            "-blockdev",
+            image_node(formats[i], i + 1 < formats.size() ? backing_name(i + 1) : "", name, true));
+    }
+}
+
 /// The image underneath, read-only, and the overlay that takes the writes. Both are descriptors:
 /// QEMU opens no path, and the format of each is fixed (qapi/block-core.json, BlockdevOptions).
 void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fds) {
     add_file(command, fds.base, 1, "base", true);
-    command.add("-blockdev", image_node(disk.format, disk.trust_backing, "base", true));
+    command.add("-blockdev", image_node(disk.format, beneath(disk), "base", true));
     add_file(command, fds.overlay, 2, "disk", false);
     // What is thrown away need not survive a power cut: flushes are left out.
     command.add("-blockdev", fmt::format("driver=qcow2,node-name=disk,file=disk-file,backing=base,"
@@ -95,7 +119,7 @@ void add_overlaid_disk(Command& command, const QemuDisk& disk, const QemuFds& fd
 void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds& fds) {
     if (disk.persist) {
         add_file(command, fds.base, 1, "disk", false);
-        command.add("-blockdev", image_node(disk.format, disk.trust_backing, "disk", false));
+        command.add("-blockdev", image_node(disk.format, beneath(disk), "disk", false));
     } else {
         add_overlaid_disk(command, disk, fds);
     }
@@ -104,12 +128,11 @@ void add_disk(Command& command, const QemuDisk& disk, bool boots, const QemuFds&
 }
 
 void add_drives(Command& command, const std::vector<QemuDrive>& drives, const QemuFds& fds) {
-    constexpr int first_set = 3;
     for (int i = 0; i < static_cast<int>(drives.size()); ++i) {
         const auto& drive = drives[static_cast<std::size_t>(i)];
         const auto name = fmt::format("drive{}", i);
-        add_file(command, fds.first_drive + i, first_set + i, name, drive.read_only);
-        command.add("-blockdev", image_node(drive.format, false, name, drive.read_only));
+        add_file(command, fds.first_drive + i, first_drive_set + i, name, drive.read_only);
+        command.add("-blockdev", image_node(drive.format, "", name, drive.read_only));
         command.add("-device", fmt::format("virtio-blk-pci,drive={}{}", name,
                                            drive.serial.empty() ? "" : ",serial=" + drive.serial));
     }
@@ -162,9 +185,12 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     Command command{"qemu-system-x86_64"};
     add_machine(command, spec);
     add_channels(command, fds);
+    const int drives = static_cast<int>(spec.drives.size());
+    const auto backing = spec.disk ? spec.disk->backing : std::vector<std::string>{};
+    add_backing(command, backing, fds.first_drive + drives, first_drive_set + drives);
     if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
     add_drives(command, spec.drives, fds);
-    const int first_volume = fds.first_drive + static_cast<int>(spec.drives.size());
+    const int first_volume = fds.first_drive + drives + static_cast<int>(backing.size());
     add_volumes(command, spec.volumes, first_volume);
     if (spec.nic) add_nic(command, *spec.nic, first_volume + static_cast<int>(spec.volumes.size()));
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);

@@ -17,7 +17,8 @@ struct QemuFds {
     int firmware = 6;  ///< what SeaBIOS says of itself
     int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
     int overlay = 8;
-    int first_drive = 9;  ///< one for each; then come volumes, the TAP's queues, and vhost's
+    /// One for each; then come the files beneath the image, volumes, the TAP's queues, and vhost's.
+    int first_drive = 9;
 };
 
 struct QemuNic {
@@ -29,10 +30,10 @@ struct QemuNic {
 };
 
 struct QemuDisk {
-    std::string format;          ///< "qcow2" or "raw"
-    bool persist = false;        ///< the image itself is written to
-    bool keep = false;           ///< what is written outlives QEMU
-    bool trust_backing = false;  ///< QEMU may open the files that the image names
+    std::string format;                  ///< "qcow2" or "raw"
+    bool persist = false;                ///< the image itself is written to
+    bool keep = false;                   ///< what is written outlives QEMU
+    std::vector<std::string> backing{};  ///< formats of the files beneath it, the nearest first
 };
 
 /// A disk beside the one that boots.

@@ -264,10 +264,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         prepared.plan.qemu.drives.push_back(
             drive_plan(vm.drives[i], prepared.drives[i].facts.format));
     add_seed(prepared, id);
-    // Last, so that an error stands alone.
-    if (!accel.why_not_kvm.empty())
-        warn(options, fmt::format("no KVM here ({}): QEMU's TCG runs the guest, much slower",
-                                  accel.why_not_kvm));
+    prepared.why_not_kvm = accel.why_not_kvm;
     return prepared;
 }
 
@@ -340,6 +337,12 @@ int finish(const RunOptions& options, const RunResult& result, const Timings& ti
     return result.exit_status;
 }
 
+void tell_of_tcg(const PreparedRun& prepared) {
+    if (prepared.why_not_kvm.empty()) return;
+    warn(prepared.options, fmt::format("no KVM here ({}): QEMU's TCG runs the guest, much slower",
+                                       prepared.why_not_kvm));
+}
+
 /// Where this process lacks the privilege for what the VM needs.
 void gain_privilege(PreparedRun& prepared, const Report& debug) {
     prepared.confines = true;
@@ -359,12 +362,14 @@ RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Back
                  Audit* audit) {
     auto prepared = prepare(options, created);
     if (options.dry_run) {
+        tell_of_tcg(prepared);
         print(describe(prepared.plan));
         return {};
     }
     if (audit != nullptr) audit->expect(prepared.plan);
     const auto said = reports(options, prepared.plan.name, timings, background);
     gain_privilege(prepared, said.debug);
+    tell_of_tcg(prepared);  // late, so that an error stands alone
     auto result = supervise(std::move(prepared), timings, said);
     timings.add("total", timings.exec(), Clock::now());
     if (!result.message.empty()) say("qvm: " + result.message);

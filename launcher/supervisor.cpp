@@ -37,6 +37,7 @@
 #include "launcher/events.h"
 #include "launcher/exec_service.h"
 #include "launcher/failure.h"
+#include "launcher/firewall.h"
 #include "launcher/flag.h"
 #include "launcher/guest_ports.h"
 #include "launcher/guest_process.h"
@@ -164,6 +165,25 @@ class Supervisor final : public Controlled {
                                                        : "overlay"}};
     }
 
+    /// Whether the host forwards what the guest sends is tried: its firewall may be anybody's.
+    void try_uplink() {
+        auto& plan = *run_.plan.network;
+        const auto obstacle = network_->probe(plan);
+        if (!obstacle) return;
+        const auto text = describe(*obstacle);
+        const bool may_change =
+            plan.mode == netns::Mode::nat && run_.options.vm.uplink == Uplink::automatic;
+        if (!may_change || !find_program("pasta")) return problem("firewall", text);
+        reports_.note(text + "; so pasta is the uplink");
+        network_.reset();
+        netns::take_pasta(plan, *run_.plan.guest);
+        network_.emplace(plan, *run_.plan.guest, netns::Claims{}, run_.host,
+                         run_.directories.forwarding());
+        state_.network = plan;
+        state_.guest = run_.plan.guest;
+        save_state();
+    }
+
     void set_up_network() {
         const auto& plan = *run_.plan.network;
         const auto start = Clock::now();
@@ -174,6 +194,7 @@ class Supervisor final : public Controlled {
         } else {
             network_.emplace(plan, *run_.plan.guest, std::move(run_.claims), run_.host, leases,
                              [&] { ready = Clock::now(); });
+            try_uplink();
             timings_.add("namespace", start, ready);
         }
         timings_.add("network", std::max(start, ready), Clock::now());
@@ -204,6 +225,8 @@ class Supervisor final : public Controlled {
         // After this function QEMU is the only holder of TAP and overlay: its end is theirs.
         std::vector<UniqueFd> devices;
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
+        if (run_.image)
+            for (auto& fd : run_.image->backing) devices.push_back(std::move(fd));
         for (auto& socket : volumes_.start(directory_.path())) devices.push_back(std::move(socket));
         if (network_)
             for (auto& fd : network_->take_tap()) devices.push_back(std::move(fd));

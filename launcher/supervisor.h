@@ -38,6 +38,7 @@ struct PreparedRun {
     bool privileged = false;                  ///< else the VM's namespaces are in a user namespace
     std::string id;                           ///< of this life, eight hexadecimal digits
     std::string created;                      ///< RFC 3339, UTC
+    std::string why_not_kvm;                  ///< where one would expect it
     netns::Claims claims;
     netns::RouteSocket host;
     std::optional<GroupSeat> seat;         ///< its directory goes with the last member's

@@ -67,7 +67,7 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
         qemu.disk = QemuDisk{.format = image->format,
                              .persist = writes == Writes::image,
                              .keep = writes != Writes::throw_away,
-                             .trust_backing = options.trust_backing};
+                             .backing = image->backing};
     if (image) plan.disk_size = disk_size(options.disk_mib, image->virtual_size);
     plan.volumes = options.volumes;
     for (std::size_t i = 0; i < plan.volumes.size(); ++i) qemu.volumes.push_back(volume_tag(i));

@@ -17,7 +17,8 @@ namespace qvm {
 /// What a run needs to know of its image.
 struct ImageFacts {
     std::string format;
-    std::uint64_t virtual_size = 0;  ///< bytes
+    std::uint64_t virtual_size = 0;      ///< bytes
+    std::vector<std::string> backing{};  ///< formats of the files beneath it, the nearest first
 };
 
 /// A run, decided: values only. --dry-run prints it, Supervisor carries it out.

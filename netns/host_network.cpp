@@ -55,10 +55,6 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     });
 }
 
-// A root name server (a.root-servers.net): outside for everybody, while networks that nobody has
-// (RFC 5737) are often given routes to nowhere.
-const auto outside = ip::make_address_v4("198.41.0.4");
-
 /// The interface's index; 0 where a packet would not leave (RTM_GETROUTE).
 int index_towards(nl_sock* socket, const ip::address_v4& address) {
     const auto bytes = address.to_bytes();
@@ -94,6 +90,12 @@ std::optional<Uplink> describe(int index) {
 
 }  // namespace
 
+ip::address_v4 outside_address() {
+    // A root name server (a.root-servers.net): outside for everybody, while networks that nobody
+    // has (RFC 5737) are often given routes to nowhere.
+    return ip::make_address_v4("198.41.0.4");
+}
+
 HostNetwork read_host_network(RouteSocket& socket) {
     HostNetwork host;
     add_addresses(socket.get(), host);
@@ -103,7 +105,7 @@ HostNetwork read_host_network(RouteSocket& socket) {
 }
 
 std::optional<Uplink> find_uplink(RouteSocket& socket) {
-    return describe(index_towards(socket.get(), outside));
+    return describe(index_towards(socket.get(), outside_address()));
 }
 
 std::optional<std::string> interface_towards(RouteSocket& socket, const ip::address_v4& address) {

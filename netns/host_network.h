@@ -26,6 +26,9 @@ struct HostNetwork {
 /// Reads the above by netlink, in the namespace of `socket`. Throws Error.
 HostNetwork read_host_network(RouteSocket& socket);
 
+/// An address that is outside for everybody, and to which nothing is sent.
+boost::asio::ip::address_v4 outside_address();
+
 /// The interface by which the host would send a packet to the outside: the kernel's own answer,
 /// which follows policy rules; nothing is sent. Needs no RTNL. Nothing where there is no route.
 std::optional<Uplink> find_uplink(RouteSocket& socket);

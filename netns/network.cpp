@@ -240,6 +240,12 @@ std::string Network::follow_host() {
     return trouble_of(*uplink_, state);
 }
 
+std::optional<Obstacle> Network::probe(const NetworkPlan& plan) {
+    if (!has_veth(plan) || !find_uplink(host_)) return std::nullopt;
+    if (!trace_) trace_.emplace();
+    return probe_forwarding(space_, plan, host_rules_.value(), *trace_);
+}
+
 void Network::detach() noexcept {
     forwarding_.reset();
     if (host_link_index_ == 0) return;

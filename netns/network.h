@@ -12,6 +12,7 @@
 #include "netns/namespace.h"
 #include "netns/nft.h"
 #include "netns/plan.h"
+#include "netns/probe.h"
 #include "netns/route_socket.h"
 #include "netns/tap.h"
 #include "netns/unique_fd.h"
@@ -69,6 +70,10 @@ class Network {
     /// where they do. Throws Error, after which it is to be tried again. Waits for nobody.
     std::string follow_host();
 
+    /// Whether the host forwards what guests send: what ends it. Nothing where it does, or where
+    /// there is no veth or the host has no way to the outside. See probe.h. Throws Error.
+    std::optional<Obstacle> probe(const NetworkPlan& plan);
+
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
     /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
     void detach() noexcept;
@@ -98,6 +103,7 @@ class Network {
     // Kept until the end: closing one soon after a change waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
+    std::optional<nft::TraceSocket> trace_;
     std::vector<UniqueFd> joined_;  ///< another member's claims
     std::optional<ForwardingLease> forwarding_;
     Namespace space_;  ///< last: what is made inside is stored in the members above

@@ -8,6 +8,7 @@
 #include <libnftnl/expr.h>
 #include <libnftnl/rule.h>
 #include <libnftnl/table.h>
+#include <libnftnl/trace.h>
 #include <linux/netfilter.h>
 #include <linux/netfilter/nf_conntrack_common.h>
 #include <linux/netfilter/nf_nat.h>
@@ -19,6 +20,7 @@
 
 #include <array>
 #include <cstring>
+#include <limits>
 
 #include "netns/error.h"
 #include "netns/route_socket.h"
@@ -37,6 +39,8 @@ constexpr std::uint32_t tcp_flags_offset = 13;
 constexpr std::uint8_t tcp_syn = 0x02;
 constexpr std::uint8_t maxseg_option = 2;
 constexpr std::uint32_t maxseg_offset = 2;
+// UDP header: RFC 768.
+constexpr std::uint32_t udp_port_offset = 2;
 constexpr int answer_timeout_ms = 5000;
 
 struct HookFacts {
@@ -49,10 +53,14 @@ struct HookFacts {
 };
 
 const HookFacts& facts(Chain::Hook hook) {
-    static constexpr std::array<HookFacts, 3> table{{
+    constexpr std::int32_t before_raw = -350;
+    constexpr std::int32_t last = std::numeric_limits<std::int32_t>::max();
+    static constexpr std::array<HookFacts, 5> table{{
+        {"prerouting", "filter", "prerouting", "-350", NF_INET_PRE_ROUTING, before_raw},
         {"prerouting", "nat", "prerouting", "dstnat", NF_INET_PRE_ROUTING, -100},
         {"forward", "filter", "forward", "filter", NF_INET_FORWARD, 0},
         {"postrouting", "nat", "postrouting", "srcnat", NF_INET_POST_ROUTING, 100},
+        {"postrouting", "filter", "postrouting", "2147483647", NF_INET_POST_ROUTING, last},
     }};
     return table[static_cast<std::size_t>(hook)];
 }
@@ -75,6 +83,10 @@ struct ToText {
     std::string operator()(const DestinationNetwork& m) const {
         return "ip daddr " + text_of(m.network);
     }
+    std::string operator()(const DestinationPort& m) const {
+        return fmt::format("udp dport {}", m.udp);
+    }
+    std::string operator()(const Trace&) const { return "meta nftrace set 1"; }
     std::string operator()(const Established&) const { return "ct state established,related"; }
     std::string operator()(const ClampMss&) const {
         return "tcp flags syn tcp option maxseg size set rt mtu";
@@ -178,10 +190,27 @@ struct ToExpressions {
         const std::uint32_t zero = 0;
         compare(NFT_CMP_NEQ, &zero, sizeof zero);
     }
-    void operator()(const ClampMss&) const {
+    void protocol(std::uint8_t number) const {
         load_meta(NFT_META_L4PROTO);
-        const std::uint8_t tcp = IPPROTO_TCP;
-        compare(NFT_CMP_EQ, &tcp, sizeof tcp);
+        compare(NFT_CMP_EQ, &number, sizeof number);
+    }
+    void operator()(const DestinationPort& m) const {
+        protocol(IPPROTO_UDP);
+        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, udp_port_offset, sizeof m.udp);
+        const std::uint16_t port = htons(m.udp);
+        compare(NFT_CMP_EQ, &port, sizeof port);
+    }
+    void operator()(const Trace&) const {
+        const std::uint8_t on = 1;
+        auto* e = add("immediate");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_IMM_DREG, NFT_REG_1);
+        nftnl_expr_set(e, NFTNL_EXPR_IMM_DATA, &on, sizeof on);
+        e = add("meta");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_META_KEY, NFT_META_NFTRACE);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_META_SREG, NFT_REG_1);
+    }
+    void operator()(const ClampMss&) const {
+        protocol(IPPROTO_TCP);
         load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, tcp_flags_offset, 1);
         mask(tcp_syn);
         const std::uint8_t zero = 0;
@@ -385,6 +414,88 @@ void Socket::transact(const std::vector<char>& batch, std::size_t messages,
             --left;
         }
     }
+}
+
+namespace {
+
+using NftTrace = std::unique_ptr<nftnl_trace, Free<nftnl_trace_free>>;
+
+const char* name_of_family(std::uint32_t family) {
+    switch (family) {
+        case NFPROTO_IPV4:
+            return "ip";
+        case NFPROTO_IPV6:
+            return "ip6";
+        case NFPROTO_INET:
+            return "inet";
+        case NFPROTO_NETDEV:
+            return "netdev";
+        case NFPROTO_BRIDGE:
+            return "bridge";
+        default:
+            return "?";
+    }
+}
+
+TraceStep::Verdict verdict_of(std::uint32_t code) {
+    if (code == NF_DROP) return TraceStep::Verdict::dropped;
+    return code == NF_ACCEPT ? TraceStep::Verdict::accepted : TraceStep::Verdict::goes_on;
+}
+
+TraceStep step_of(const nlmsghdr* header) {
+    const auto trace = allocated(NftTrace{nftnl_trace_alloc()});
+    if (nftnl_trace_nlmsg_parse(header, trace.get()) < 0)
+        throw Error("follow a packet through nftables", errno);
+    const auto text = [&](std::uint16_t attribute) {
+        const char* value = nftnl_trace_is_set(trace.get(), attribute)
+                                ? nftnl_trace_get_str(trace.get(), attribute)
+                                : nullptr;
+        return std::string{value != nullptr ? value : ""};
+    };
+    TraceStep step;
+    step.family = name_of_family(nftnl_trace_get_u32(trace.get(), NFTNL_TRACE_FAMILY));
+    step.table = text(NFTNL_TRACE_TABLE);
+    step.chain = text(NFTNL_TRACE_CHAIN);
+    step.packet = nftnl_trace_get_u32(trace.get(), NFTNL_TRACE_ID);
+    const auto type = nftnl_trace_get_u32(trace.get(), NFTNL_TRACE_TYPE);
+    if (type == NFT_TRACETYPE_RULE) {
+        step.rule = nftnl_trace_get_u64(trace.get(), NFTNL_TRACE_RULE_HANDLE);
+        step.verdict = verdict_of(nftnl_trace_get_u32(trace.get(), NFTNL_TRACE_VERDICT));
+    } else if (type == NFT_TRACETYPE_POLICY) {
+        step.verdict = verdict_of(nftnl_trace_get_u32(trace.get(), NFTNL_TRACE_POLICY));
+    }
+    return step;
+}
+
+}  // namespace
+
+void TraceSocket::set_membership(int option) {
+    const int group = NFNLGRP_NFTRACE;
+    check(::setsockopt(socket_.fd(), SOL_NETLINK, option, &group, sizeof group),
+          "listen for traces of nftables");
+}
+
+void TraceSocket::start() {
+    set_membership(NETLINK_ADD_MEMBERSHIP);
+}
+
+void TraceSocket::stop() {
+    set_membership(NETLINK_DROP_MEMBERSHIP);
+}
+
+std::vector<TraceStep> TraceSocket::read(int patience_ms) {
+    const std::string step = "follow a packet through nftables";
+    pollfd readable{socket_.fd(), POLLIN, 0};
+    std::vector<TraceStep> steps;
+    if (check(::poll(&readable, 1, patience_ms), step) == 0) return steps;
+    alignas(nlmsghdr) std::array<char, 16384> buffer;
+    int length =
+        check(static_cast<int>(::recv(socket_.fd(), buffer.data(), buffer.size(), 0)), step);
+    const auto* header = reinterpret_cast<const nlmsghdr*>(buffer.data());
+    for (; mnl_nlmsg_ok(header, length); header = mnl_nlmsg_next(header, &length))
+        if (header->nlmsg_type == (NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_TRACE))
+            steps.push_back(step_of(header));
+    return steps;
 }
 
 }  // namespace qvm::netns::nft

@@ -30,12 +30,19 @@ struct SourceNetwork {
 struct DestinationNetwork {
     boost::asio::ip::network_v4 network;
 };
+/// udp dport
+struct DestinationPort {
+    std::uint16_t udp;
+};
 /// ct state established,related
 struct Established {};
 
 /// tcp flags syn tcp option maxseg size set rt mtu: neither side sends segments that the path's
 /// smallest link does not take, also where nobody hears the routers that say so (RFC 2923).
 struct ClampMss {};
+
+/// meta nftrace set 1: what becomes of the packet is told to every TraceSocket.
+struct Trace {};
 
 /// Verdicts and NAT statements.
 struct Accept {};
@@ -50,12 +57,19 @@ struct DnatPrefix {
 };
 
 using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
-                               Established, ClampMss, Accept, Drop, Masquerade, Dnat, DnatPrefix>;
+                               DestinationPort, Established, ClampMss, Trace, Accept, Drop,
+                               Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
-/// A base chain with policy accept, at the standard priority of its hook.
+/// A base chain with policy accept.
 struct Chain {
-    enum class Hook { prerouting_nat, forward_filter, postrouting_nat };
+    enum class Hook {
+        prerouting_first,  ///< before all others
+        prerouting_nat,
+        forward_filter,
+        postrouting_nat,
+        postrouting_last,  ///< after all others
+    };
     Hook hook;
     std::vector<Rule> rules;
 };
@@ -102,6 +116,35 @@ class Socket {
         void operator()(mnl_socket* socket) const noexcept;
     };
     std::unique_ptr<mnl_socket, Close> socket_;
+};
+
+/// One step of a packet that is traced, as `nft monitor trace` shows them.
+struct TraceStep {
+    enum class Verdict { goes_on, accepted, dropped };
+    std::string family;  ///< "ip", "inet", ...
+    std::string table;
+    std::string chain;
+    std::uint64_t rule = 0;  ///< its handle; 0: the chain's policy
+    Verdict verdict = Verdict::goes_on;
+    std::uint32_t packet = 0;  ///< the same in all steps of one
+};
+
+/// Hears what becomes of traced packets in the namespace of the thread that opened it. To be kept:
+/// as with Socket, its end soon after a change waits for an RCU grace period.
+class TraceSocket {
+  public:
+    /// Listens. Throws Error.
+    void start();
+    /// Listens no more. Throws Error.
+    void stop();
+    /// The steps that come within `patience_ms`, some at least; nothing where none come. Throws
+    /// Error.
+    std::vector<TraceStep> read(int patience_ms);
+
+  private:
+    void set_membership(int option);
+
+    Socket socket_;
 };
 
 }  // namespace qvm::netns::nft

@@ -310,6 +310,13 @@ std::string_view to_string(Mode mode) {
     return mode == Mode::flat ? "flat" : "nat";
 }
 
+void take_pasta(NetworkPlan& plan, GuestPlan& guest) {
+    auto interface = std::move(plan.uplink.value().interface);
+    plan.uplink = plan_pasta(plan);
+    plan.uplink->interface = std::move(interface);
+    guest.host_address.reset();
+}
+
 std::string_view to_string(UplinkKind kind) {
     return kind == UplinkKind::veth ? "veth" : "pasta";
 }
@@ -356,7 +363,8 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
 
 bool is_of_another_network(std::string_view name, std::string_view own) {
     if (!name.starts_with(host_link_prefix)) return false;
-    const auto id = name.substr(host_link_prefix.size());
+    auto id = name.substr(host_link_prefix.size());
+    if (id.ends_with(probe_suffix)) id.remove_suffix(probe_suffix.size());
     return id.size() == id_length &&
            id.find_first_not_of("0123456789abcdef") == std::string_view::npos && id != own;
 }

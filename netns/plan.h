@@ -99,6 +99,8 @@ inline constexpr const char* tap_name = "tap0";  ///< of a guest that is alone
 inline constexpr const char* inner_link_name = "up0";
 /// Where the DNS relay listens inside the namespace, on 127.0.0.1.
 inline constexpr unsigned short dns_relay_port = 5300;
+/// What the name of a table for a probe (see probe.h) ends with.
+inline constexpr std::string_view probe_suffix = "-probe";
 /// The domain of guests' names.
 inline constexpr const char* domain = "qvm";
 
@@ -114,6 +116,9 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
 /// The plan of a guest in that network, where `others` are already. Throws Error.
 GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
                      const std::vector<GuestPlan>& others = {});
+
+/// Changes the plan of a nat network that has no guests yet to one whose uplink is pasta.
+void take_pasta(NetworkPlan& plan, GuestPlan& guest);
 
 /// Throws Error where `spec` asks for a network other than `plan`, which exists.
 void check_same(const NetworkSpec& spec, const NetworkPlan& plan);

@@ -7,7 +7,6 @@ import re
 import harness
 import picture
 
-AT_CALL = os.environ.get("QVM_AT_CALL", "")
 EVERY_POINT = bool(os.environ.get("QVM_EVERY_POINT"))
 GONE = 2  # seconds
 NEVER = 10**6
@@ -29,8 +28,8 @@ class Test(harness.Test):
     def at_call(self, number, action, *words, forked=False):
         """The command that does it."""
         options = ["--forked"] if forked else []
-        return [AT_CALL, str(number), action, self.report, *options, "--", harness.QVM,
-                *map(str, words)]
+        return [*harness.CALLER, harness.AT_CALL, str(number), action, self.report, *options, "--",
+                harness.PROGRAM, *map(str, words)]
 
     def what_was_hit(self):
         """The call's name, or nothing when there were fewer; its number, or how many there were."""

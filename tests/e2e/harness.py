@@ -35,6 +35,9 @@ BASE = "/mnt"  # where this process's own file system is mounted; nobody else se
 INSIDE = "QVM_E2E_INSIDE"
 GONE = 5  # seconds: the kernel takes namespaces back one after another
 QVM = os.environ.get("QVM", "")
+# The same as a program and the words before it, for who puts more words between them.
+PROGRAM, CALLER = QVM, []
+AT_CALL = os.environ.get("QVM_AT_CALL", "")
 DEMO = os.environ.get("QVM_DEMO", "")
 DEBIAN = os.environ.get("QVM_DEBIAN", "")  # for the tests that require its fixture
 
@@ -308,14 +311,18 @@ def main():
 def _become_user():
     """What the tests call qvm is, from now on, qvm as a user without privilege. The tests themselves
     stay root: it is they who play the host."""
-    global QVM, DEBIAN
+    global QVM, PROGRAM, CALLER, AT_CALL, DEBIAN
     host.add_user()
     os.environ["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     if os.path.exists(DEBIAN):
         DEBIAN = host.bind(DEBIAN, "debian.qcow2")
     Test.demo = host.bind(DEMO, "demo.qcow2")
-    wrapper = host.base / "qvm-as-user"
-    wrapper.write_text(f"#!/bin/sh\nexec {' '.join(AS_USER)} {host.bind(QVM, 'qvm')} \"$@\"\n")
+    (host.base / "as-user").mkdir()
+    wrapper = host.base / "as-user" / "qvm"
+    PROGRAM = host.bind(QVM, "qvm")
+    CALLER = AS_USER
+    AT_CALL = host.bind(AT_CALL, "at_call")
+    wrapper.write_text(f"#!/bin/sh\nexec {' '.join(AS_USER)} {PROGRAM} \"$@\"\n")
     wrapper.chmod(0o755)
     QVM = str(wrapper)
     _own_what_is_made()

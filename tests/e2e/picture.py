@@ -41,11 +41,20 @@ def open_files(pid):
     return found
 
 
+def _lsns():
+    for _ in range(5):
+        try:
+            return _lines("lsns", "-t", "net", "-n", "-r", "-o", "NS")
+        except subprocess.CalledProcessError:  # a process went while it was looked at
+            pass
+    raise RuntimeError("lsns fails")
+
+
 def _namespaces():
     """Network namespaces that a process is in, that a descriptor or a mount holds, or that lsns
     or ip finds."""
     found = set(_lines("ip", "netns", "list"))
-    found |= {f"net:[{ns}]" for ns in _lines("lsns", "-t", "net", "-n", "-r", "-o", "NS")}
+    found |= {f"net:[{ns}]" for ns in _lsns()}
     for pid in processes():
         try:
             found.add(os.readlink(f"/proc/{pid}/ns/net"))

@@ -190,6 +190,8 @@ class Found(Audit):
                     rf"\+ sysctl {sysctl} = 1",
                     rf"\+ mount .* {place} .* - tmpfs ghost .*",
                     r"\+ cache directory ghost"]
+        if harness.ROOTLESS:  # who may not read the host's rules
+            expected = [pattern for pattern in expected if "nftables" not in pattern]
         rest = [line for line in lines if not re.fullmatch(of_links, line)]
         self.assertEqual(len(rest), len(expected), "\n".join(rest))
         for line, pattern in zip(rest, expected):

@@ -39,8 +39,8 @@ class KillPoints(harness.Test):
         """Runs qvm so; its exit status, and the call that was hit or (total, None)."""
         report = self.host.files / f"report{next(self.reports)}"
         options = ["--forked"] if forked else []
-        command = [*before, calls.AT_CALL, str(number), action, report, *options, "--", harness.QVM,
-                   *map(str, words)]
+        command = [*before, *harness.CALLER, harness.AT_CALL, str(number), action, report, *options,
+                   "--", harness.PROGRAM, *map(str, words)]
         with subprocess.Popen(command, cwd=self.host.cwd, stdin=stdin, text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             meanwhile(process)

@@ -200,6 +200,7 @@ class Created(harness.Test):
                 small.mkdir(mode=0o700, exist_ok=True)
                 subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k,mode=700",
                                 "small", small], check=True, timeout=20)
+                self.host.give(small)
                 try:
                     env = ["env", f"QVM_DATA_DIR={small}"]
                     done = self.qvm("create", "--name", "box", self.hang, before=env)

@@ -81,6 +81,7 @@ class Doctor(harness.Test):
         found = self.finding(1, "tun")
         self.assertEqual((found["status"], found["remedy"]), ("missing", "modprobe tun"))
 
+    @harness.needs_root("nothing is forwarded without it")
     def test_a_chain_that_drops_is_named(self):
         self.nft("add table ip strict; add chain ip strict through "
                  "{ type filter hook forward priority 0; policy drop; }", "delete table ip strict")
@@ -94,6 +95,7 @@ class Doctor(harness.Test):
         subprocess.run(["sh", "-c", self.finding(0, "firewall")["remedy"]], check=True, timeout=20)
         self.assertEqual(self.finding(0, "firewall")["status"], "ok")
 
+    @harness.needs_root("nothing is forwarded without it")
     def test_docker_is_recognised(self):
         if not shutil.which("iptables"):
             self.skipTest("there is no iptables")
@@ -116,6 +118,7 @@ class Doctor(harness.Test):
         found = self.finding(0, "descriptors", before=["prlimit", "--nofile=1024:1024"])
         self.assertEqual((found["status"], found["found"]), ("warning", "at most 1024"))
 
+    @harness.needs_root("it is taken away here")
     def test_a_sysctl_that_forbids_is_named(self):
         # A user namespace has limits of its own.
         before = ["unshare", "--user", "--map-root-user", "sh", "-c",
@@ -133,6 +136,7 @@ class Doctor(harness.Test):
         self.assertRegex(done.stderr, r"^qvm: write to stdout: ")
 
 
+@harness.needs_root("it is taken away here")
 class WithoutPrivilege(harness.Test):
     """A user with nothing but namespaces of his own."""
 

@@ -80,8 +80,8 @@ class Groups(detached.Test):
             guest.sh("(echo this is $(hostname) | nc -l -p 7000 &)")
             if harness.ROOTLESS:
                 self.assertIsNone(address)
-                said = self.qvm("net", "exec", GROUP, "--", "bash", "-c",
-                                f"cat </dev/tcp/{guest.address}/7000").stdout
+                said = wait_for(lambda: self.qvm("net", "exec", GROUP, "--", "bash", "-c",
+                                                 f"cat </dev/tcp/{guest.address}/7000").stdout)
             else:
                 self.assertTrue(answers_ping(address))
                 said = read_from(address, 7000)

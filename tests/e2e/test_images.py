@@ -3,6 +3,7 @@
 import json
 
 import harness
+import vm
 
 LAST_SECTOR = 64 * 2048 - 1  # of the demo disk, 64 MiB; no file reaches there
 
@@ -75,6 +76,7 @@ class Images(harness.Test):
         raw.write_bytes(b"from the host\n".ljust(1024 * 1024, b"\0"))
         self.tool("qemu-img", "create", "-q", "-f", "qcow2", qcow2, "8M")
         for file in (raw, qcow2):
+            self.host.give(file)
             self.addCleanup(file.unlink)
         files = ["-q", "--net", "none", *self.boot_files()]
 
@@ -119,6 +121,23 @@ class Images(harness.Test):
             vm.out.expect(harness.STARTED, 60)
         for vm in vms:
             self.interrupt(vm)
+
+    def test_what_is_beneath_a_trusted_image(self):
+        """A raw disk below an image below the image; its owner alone may read each."""
+        lowest = self.copy_of_demo("raw", "lowest.raw")
+        middle, top = self.host.files / "middle.qcow2", self.host.files / "top.qcow2"
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", lowest.name, "-F", "raw", middle)
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", middle.name, "-F", "qcow2", top)
+        for path in (lowest, middle, top):
+            path.chmod(0o600)
+            self.host.give(path)
+            self.addCleanup(path.unlink)
+        self.assert_refused(self.qvm("run", "--net", "none", top), "top.qcow2': it names a backing")
+        before = [self.sha256(path) for path in (lowest, middle, top)]
+        done = self.qvm("run", "-q", "--net", "none", "--trust-backing", top, "--", "true",
+                        seconds=vm.BOOT)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual([self.sha256(path) for path in (lowest, middle, top)], before)
 
     def test_kernel_initrd_append(self):
         words = self.boot_files()

@@ -20,7 +20,10 @@ class NetCommands(harness.Test):
         self.assertEqual([(net["name"], net["mode"], net["subnet"]) for net in told],
                          [("lone", "isolated", "10.9.8.0/24"), ("web", "nat", "192.168.26.0/24")])
         self.assertIsNone(told[0]["host_link"])
-        self.assertRegex(told[1]["host_link"], "^qvm-")
+        if harness.ROOTLESS:
+            self.assertIsNone(told[1]["host_link"])
+        else:
+            self.assertRegex(told[1]["host_link"], "^qvm-")
         self.assertEqual([vm["name"] for vm in told[1]["vms"]], ["web"])
         lines = self.succeed("net", "ls").splitlines()
         self.assertEqual([line.split()[0] for line in lines], ["NAME", "lone", "web"])
@@ -34,9 +37,8 @@ class NetCommands(harness.Test):
     def test_exec(self):
         self.detach("--net", "nat", "--name", "web", self.hang)
         run = ("net", "exec", "web", "--")
-        said = self.succeed(*run, "ip", "-o", "addr")
-        self.assertIn("192.168.26.1/24", said)
-        self.assertIn("10.213.0.1/31", said)
+        self.assertIn("192.168.26.1/24", self.succeed(*run, "ip", "-o", "addr"))
+        self.wait_until(lambda: "10.213.0.1/31" in self.succeed(*run, "ip", "-o", "addr"))
         with self.subTest("/sys and resolv.conf are the namespace's; the host's stay"):
             before = os.listdir("/sys/class/net")
             self.assertEqual(set(self.succeed(*run, "ls", "/sys/class/net").split()),

@@ -69,6 +69,7 @@ class DryRun(harness.Test):
         for words in ("-m 2048M", "-smp 3", "-accel tcg", "-device pci-testdev"):
             self.assertIn(words, plan)
 
+    @harness.needs_root("it is taken away here")
     def test_without_privilege(self):
         qvm = self.host.base / "qvm"  # where nobody may run it
         shutil.copy(harness.QVM, qvm)

@@ -41,6 +41,7 @@ class RunCommand(harness.Test):
         for words in ending:
             self.assertIn(words, text)
 
+    @harness.needs_root("/dev/kvm is root's on a host that has no group for it")
     def test_kvm_with_a_cpu_that_it_takes(self):
         """Also one that shows what it refuses; where KVM's guests hang, a boot comes to a time-out."""
         try:

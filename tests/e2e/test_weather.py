@@ -287,6 +287,7 @@ class Weather(harness.Test):
         self.addCleanup(path.rmdir)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M,mode=700", "small", str(path)],
                        check=True, timeout=20)
+        self.host.give(path)
         self.addCleanup(subprocess.run, ["umount", str(path)], check=True, timeout=20)
         return ["env", f"QVM_CACHE_DIR={path}"], path
 

@@ -15,7 +15,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     if (ftruncate(fd, 0) < 0 || pwrite(fd, data, size, 0) != static_cast<ssize_t>(size)) abort();
     for (const auto* format : {"qcow2", "raw"}) {
         try {
-            check_header(fd, false);
+            check_header(fd);
             check_contents(fd, {.format = format, .virtual_size = 512}, false);
         } catch (const Error&) {
         }

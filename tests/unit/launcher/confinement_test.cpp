@@ -48,8 +48,8 @@ TEST_CASE("a file's directories come before it, each once") {
 }
 
 TEST_CASE("the root directory has the system's software and what was named") {
-    const auto entries = root_for("/usr/bin/true", {"/usr/bin/env", QVM_SOURCE_DIR "/README.md"},
-                                  {"/dev/null"});
+    const auto entries =
+        root_for("/usr/bin/true", {"/usr/bin/env", QVM_SOURCE_DIR "/README.md"}, {"/dev/null"});
     CHECK(has(entries, {Kind::bind, "usr", "/usr"}));
     CHECK(has(entries, {Kind::device, "dev/null", "/dev/null"}));
     CHECK(has(entries, {Kind::file, std::string{QVM_SOURCE_DIR "/README.md"}.substr(1),

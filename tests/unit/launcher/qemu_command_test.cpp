@@ -91,10 +91,23 @@ TEST_CASE("drives come before the TAP, and name no other file") {
 )") != std::string::npos);
 }
 
-TEST_CASE("only a trusted image may name its backing file") {
+TEST_CASE("what is beneath the image is a descriptor each, and nothing is beneath the last") {
     auto spec = example();
-    spec.disk->trust_backing = true;
-    CHECK(shell_text(qemu_command(spec)).find("null") == std::string::npos);
+    spec.drives = {{.format = "raw", .read_only = true}};
+    spec.disk->backing = {"qcow2", "raw"};
+    const auto text = shell_text(qemu_command(spec));
+    CHECK(text.find(R"(
+    -add-fd fd=11,set=5 \
+    -blockdev driver=file,node-name=backing1-file,filename=/dev/fdset/5,read-only=on \
+    -blockdev '{"driver":"raw","node-name":"backing1","file":"backing1-file","read-only":true}' \
+    -add-fd fd=10,set=4 \
+    -blockdev driver=file,node-name=backing0-file,filename=/dev/fdset/4,read-only=on \
+    -blockdev '{"driver":"qcow2","node-name":"backing0","file":"backing0-file","read-only":true,"backing":"backing1"}' \
+)") != std::string::npos);
+    CHECK(text.find(
+              R"("node-name":"base","file":"base-file","read-only":true,"backing":"backing0")") !=
+          std::string::npos);
+    CHECK(text.find("tap,id=net0,fd=12") != std::string::npos);
 }
 
 TEST_CASE("several queues and vhost are several descriptors") {

@@ -1,0 +1,91 @@
+#include "netns/probe.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "netns/error.h"
+#include "netns/host_network.h"
+
+namespace qvm::netns {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::uint16_t probe_port = 1;  // tcpmux's (RFC 1078), which is TCP's only
+// The kernel is through with it before sendto() returns, but for a host that is very busy.
+constexpr std::chrono::milliseconds patience{100};
+
+std::string table_name(const UplinkPlan& uplink) {
+    return uplink.host_link + std::string{probe_suffix};
+}
+
+void send_probe(const boost::asio::ip::address_v4& source) {
+    const char* step = "send a probe from the namespace";
+    const UniqueFd socket{check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), step)};
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(source.to_uint());
+    check(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), step);
+    address.sin_addr.s_addr = htonl(outside_address().to_uint());
+    address.sin_port = htons(probe_port);
+    check(static_cast<int>(::sendto(socket.get(), "", 0, 0, reinterpret_cast<sockaddr*>(&address),
+                                    sizeof address)),
+          step);
+}
+
+}  // namespace
+
+nft::Table probe_table(const UplinkPlan& uplink) {
+    using namespace nft;
+    const InputInterface from{uplink.host_link};
+    const DestinationNetwork to{{outside_address(), 32}};
+    const DestinationPort port{probe_port};
+    return Table{.name = table_name(uplink),
+                 .owned = true,
+                 .chains = {{Chain::Hook::prerouting_first, {{from, to, port, Trace{}}}},
+                            {Chain::Hook::postrouting_last, {{from, to, port, Drop{}}}}}};
+}
+
+Fate fate_of(const std::vector<nft::TraceStep>& steps, const UplinkPlan& uplink) {
+    using Verdict = nft::TraceStep::Verdict;
+    const auto own = table_name(uplink);
+    const auto is_own = [&](const auto& step) { return step.table == own; };
+    const auto first = std::find_if(steps.begin(), steps.end(), is_own);
+    if (first == steps.end()) return {};  // others are traced, too
+    for (const auto& step : steps) {
+        if (step.packet != first->packet || step.verdict != Verdict::dropped) continue;
+        if (is_own(step)) return {.reached = true, .obstacle = {}};
+        return {.reached = false,
+                .obstacle = Obstacle{step.family, step.table, step.chain, step.rule}};
+    }
+    return {};
+}
+
+std::optional<Obstacle> probe_forwarding(const Namespace& space, const NetworkPlan& plan,
+                                         nft::Socket& rules, nft::TraceSocket& trace) {
+    const auto& uplink = plan.uplink.value();
+    trace.start();
+    rules.commit(probe_table(uplink));
+    const auto source = plan.mode == Mode::flat ? plan.own_address : uplink.inner_address;
+    space.run([&] { send_probe(source); });
+    std::vector<nft::TraceStep> steps;
+    const auto deadline = Clock::now() + patience;
+    Fate fate;
+    while (!fate.reached && !fate.obstacle) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
+        const auto more = trace.read(static_cast<int>(std::max<long>(left.count(), 0)));
+        if (more.empty()) break;
+        steps.insert(steps.end(), more.begin(), more.end());
+        fate = fate_of(steps, uplink);
+    }
+    trace.stop();
+    rules.remove(table_name(uplink));
+    if (fate.reached) return std::nullopt;
+    return fate.obstacle.value_or(Obstacle{});
+}
+
+}  // namespace qvm::netns

@@ -1,0 +1,59 @@
+#include "netns/probe.h"
+
+#include <catch2/catch.hpp>
+
+using namespace qvm::netns;
+using nft::TraceStep;
+using Verdict = TraceStep::Verdict;
+
+namespace {
+
+const UplinkPlan uplink = [] {
+    UplinkPlan plan;
+    plan.host_link = "qvm-1a2b3c4d";
+    return plan;
+}();
+const TraceStep begin{"ip", "qvm-1a2b3c4d-probe", "prerouting", 2, Verdict::goes_on, 7};
+const TraceStep end{"ip", "qvm-1a2b3c4d-probe", "postrouting", 3, Verdict::dropped, 7};
+const TraceStep ours{"ip", "qvm-1a2b3c4d", "forward", 5, Verdict::accepted, 7};
+const TraceStep policy{"inet", "filter", "forward", 0, Verdict::dropped, 7};
+const TraceStep rule{"inet", "firewalld", "filter_FORWARD", 9, Verdict::dropped, 7};
+
+}  // namespace
+
+TEST_CASE("a probe that comes to the end of its table would have left the host") {
+    CHECK(fate_of({begin, ours, end}, uplink).reached);
+    CHECK(!fate_of({begin, ours, end}, uplink).obstacle);
+}
+
+TEST_CASE("a policy or a rule that drops it is the obstacle, whatever accepted it before") {
+    CHECK(fate_of({begin, ours, policy}, uplink).obstacle == Obstacle{"inet", "filter", "forward", 0});
+    CHECK(fate_of({begin, rule}, uplink).obstacle ==
+          Obstacle{"inet", "firewalld", "filter_FORWARD", 9});
+    CHECK(!fate_of({begin, ours, policy}, uplink).reached);
+}
+
+TEST_CASE("other packets that are traced say nothing") {
+    auto other = policy;
+    other.packet = 8;
+    CHECK(!fate_of({other}, uplink).obstacle);
+    CHECK(fate_of({other, begin, other, end}, uplink).reached);
+    CHECK(!fate_of({begin, other}, uplink).obstacle);
+    CHECK(!fate_of({begin, ours}, uplink).reached);
+}
+
+TEST_CASE("the probe's table begins before all others and ends it after them") {
+    CHECK(nft::to_text(probe_table(uplink)) == R"(table ip qvm-1a2b3c4d-probe {
+    flags owner
+    chain prerouting {
+        type filter hook prerouting priority -350; policy accept;
+        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 udp dport 1 meta nftrace set 1
+    }
+    chain postrouting {
+        type filter hook postrouting priority 2147483647; policy accept;
+        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 udp dport 1 drop
+    }
+})");
+    CHECK(is_of_another_network("qvm-1a2b3c4d-probe", "00000000"));
+    CHECK(!is_of_another_network("qvm-1a2b3c4d-probe", "1a2b3c4d"));
+}
