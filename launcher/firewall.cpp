@@ -50,8 +50,8 @@ std::string describe(const netns::Obstacle& obstacle, std::string_view chain) {
 std::string describe(const netns::Obstacle& obstacle) {
     std::string chain;
     if (!obstacle.table.empty() && find_program("nft"))
-        chain = run_tool({"nft", "-a", "list", "chain", obstacle.family, obstacle.table,
-                          obstacle.chain})
+        chain = run_tool(
+                    {"nft", "-a", "list", "chain", obstacle.family, obstacle.table, obstacle.chain})
                     .out;
     return describe(obstacle, chain);
 }

@@ -9,14 +9,16 @@
 /// What in the host's firewall ends guests' packets, said so that its owner can be asked.
 namespace qvm {
 
-/// From what `nft -a list chain` prints: the rule with that handle; empty where there is none. Pure.
+/// From what `nft -a list chain` prints: the rule with that handle; empty where there is none.
+/// Pure.
 std::string rule_in(std::string_view chain, std::uint64_t handle);
 
 /// Who is known to have such tables and chains: "Docker", "ufw", "firewalld", "libvirt"; empty for
 /// others. `chain` is the chain's text. Pure.
 std::string owner_of(const netns::Obstacle& obstacle, std::string_view chain);
 
-/// "the host's firewall drops what the guest sends: ip filter FORWARD, policy drop (Docker's)". Pure.
+/// "the host's firewall drops what the guest sends: ip filter FORWARD, policy drop (Docker's)".
+/// Pure.
 std::string describe(const netns::Obstacle& obstacle, std::string_view chain);
 /// The same, with the chain's text as nft(8) has it on this host, where that is installed.
 std::string describe(const netns::Obstacle& obstacle);

@@ -37,8 +37,9 @@ TEST_CASE("what drops is named as its owner knows it") {
     CHECK(describe(Obstacle{"ip", "filter", "FORWARD", 0}, docker) ==
           what + "ip filter FORWARD, policy drop (Docker's)");
     CHECK(describe(Obstacle{"inet", "firewalld", "filter_FORWARD", 5}, firewalld) ==
-          what + "inet firewalld filter_FORWARD, rule 'reject with icmpx admin-prohibited' "
-                 "(firewalld's)");
+          what +
+              "inet firewalld filter_FORWARD, rule 'reject with icmpx admin-prohibited' "
+              "(firewalld's)");
     CHECK(describe(Obstacle{"ip", "filter", "ufw-reject-forward", 7}, "") ==
           what + "ip filter ufw-reject-forward, rule with handle 7 (ufw's)");
     CHECK(describe(Obstacle{"inet", "filter", "forward", 0}, "") ==

@@ -27,7 +27,8 @@ TEST_CASE("a probe that comes to the end of its table would have left the host")
 }
 
 TEST_CASE("a policy or a rule that drops it is the obstacle, whatever accepted it before") {
-    CHECK(fate_of({begin, ours, policy}, uplink).obstacle == Obstacle{"inet", "filter", "forward", 0});
+    CHECK(fate_of({begin, ours, policy}, uplink).obstacle ==
+          Obstacle{"inet", "filter", "forward", 0});
     CHECK(fate_of({begin, rule}, uplink).obstacle ==
           Obstacle{"inet", "firewalld", "filter_FORWARD", 9});
     CHECK(!fate_of({begin, ours, policy}, uplink).reached);
