@@ -42,7 +42,7 @@ struct SpawnSpec {
     int stderr_fd = -1;          ///< -1: /dev/null
     int network_namespace = -1;  ///< enters it first; -1: stays in ours
     std::string directory = {};  ///< where it starts; empty: where we are
-    std::optional<Confinement> confinement = {};
+    std::optional<Confinement> confinement = {};  ///< unset: it may what we may
     bool ignore_hangup = false;  ///< SIGHUP is ignored, until it says otherwise itself
 };
 

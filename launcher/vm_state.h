@@ -65,7 +65,8 @@ std::optional<LivingVm> read_vm(const std::filesystem::path& run, const std::str
 /// All that live, by name.
 std::vector<LivingVm> read_vms(const std::filesystem::path& run);
 
-/// A living VM's namespace, by its supervisor's own descriptor of it. Throws Failure.
+/// A living VM's namespace, by its supervisor's own descriptor of it. This process, which must have
+/// one thread, is in the user namespace that owns it then. Throws Failure.
 UniqueFd open_namespace(const std::filesystem::path& run, const LivingVm& vm);
 
 }  // namespace qvm

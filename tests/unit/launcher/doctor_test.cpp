@@ -226,11 +226,11 @@ TEST_CASE("a firewall that drops forwarded packets is named, with the way throug
     using Owner = DroppingChain::Owner;
     CHECK(firewall(Owner::nft) ==
           Finding{"firewall", Status::warning,
-                  "ip filter FORWARD policy drop: ends nat guests' packets",
+                  "ip filter FORWARD policy drop: nat guests have pasta for it",
                   "nft 'insert rule ip filter FORWARD iifname \"qvm-*\" accept; insert rule ip "
                   "filter FORWARD oifname \"qvm-*\" ct state established,related accept'"});
     CHECK(firewall(Owner::docker).found ==
-          "ip filter FORWARD policy drop, as Docker sets it: ends nat guests' packets");
+          "ip filter FORWARD policy drop, as Docker sets it: nat guests have pasta for it");
     CHECK(firewall(Owner::docker).remedy ==
           "iptables -I DOCKER-USER -i qvm-+ -j ACCEPT; iptables -I DOCKER-USER -o qvm-+ "
           "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
