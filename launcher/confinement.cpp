@@ -68,6 +68,16 @@ fs::path home_of(const fs::path& program) {
                : directory;
 }
 
+/// Where a path leads that begins with a link of the root directory, such as /lib.
+fs::path behind_links(const fs::path& path, const std::vector<RootEntry>& entries) {
+    for (const auto& entry : entries) {
+        const auto link = "/" / fs::path{entry.path};
+        if (entry.kind == Kind::link && is_within(path, link) && path != link)
+            return "/" / fs::path{entry.source} / path.lexically_relative(link);
+    }
+    return path;
+}
+
 std::optional<RootEntry> entry_of(const fs::path& path) {
     const auto relative = path.relative_path().string();
     std::error_code error;
@@ -263,7 +273,7 @@ std::vector<RootEntry> root_for(const fs::path& program, const std::vector<fs::p
     std::vector<fs::path> covered;
     const auto add_if_uncovered = [&](const fs::path& path, const auto& make) {
         for (const auto& directory : covered)
-            if (is_within(path, directory)) return;
+            if (is_within(behind_links(path, entries), directory)) return;
         const std::optional<RootEntry> entry = make(path);
         if (!entry) return;
         entries.push_back(*entry);

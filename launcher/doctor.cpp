@@ -213,7 +213,8 @@ std::vector<Finding> judge_firewall(const FirewallFacts& facts, bool privileged)
     if (!privileged) return {{name, Status::ok, "of no matter without root: nothing is forwarded"}};
     std::vector<Finding> findings;
     for (const auto& chain : facts.drops)
-        findings.push_back({name, Status::warning, describe(chain) + ": nat guests have pasta for it",
+        findings.push_back({name, Status::warning,
+                            describe(chain) + ": nat guests have pasta for it",
                             chain_remedy(chain)});
     const auto cannot_tell = [&](const std::string& why, const std::string& remedy) {
         findings.push_back({name, Status::warning, "cannot tell: " + why, remedy});

@@ -37,11 +37,11 @@ struct SpawnSpec {
         int as;
     };
     std::vector<Inherit> inherit = {};
-    int stdin_fd = -1;           ///< -1: /dev/null
-    int stdout_fd = -1;          ///< -1: /dev/null
-    int stderr_fd = -1;          ///< -1: /dev/null
-    int network_namespace = -1;  ///< enters it first; -1: stays in ours
-    std::string directory = {};  ///< where it starts; empty: where we are
+    int stdin_fd = -1;                            ///< -1: /dev/null
+    int stdout_fd = -1;                           ///< -1: /dev/null
+    int stderr_fd = -1;                           ///< -1: /dev/null
+    int network_namespace = -1;                   ///< enters it first; -1: stays in ours
+    std::string directory = {};                   ///< where it starts; empty: where we are
     std::optional<Confinement> confinement = {};  ///< unset: it may what we may
     bool ignore_hangup = false;  ///< SIGHUP is ignored, until it says otherwise itself
 };

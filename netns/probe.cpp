@@ -16,8 +16,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::uint16_t probe_port = 1;  // tcpmux's (RFC 1078), which is TCP's only
-// The kernel is through with it before sendto() returns, but for a host that is very busy.
-constexpr std::chrono::milliseconds patience{100};
+// The kernel is through with it before sendto() returns, but for a host that is very busy, or where
+// it has to ask for the host end's MAC address once more.
+constexpr std::chrono::milliseconds patience{2000};
 
 std::string table_name(const UplinkPlan& uplink) {
     return uplink.host_link + std::string{probe_suffix};
@@ -84,7 +85,8 @@ std::optional<Obstacle> probe_forwarding(const Namespace& space, const NetworkPl
     }
     trace.stop();
     rules.remove(table_name(uplink));
-    if (fate.reached) return std::nullopt;
+    // Of a probe that nobody has seen nothing is known.
+    if (fate.reached || steps.empty()) return std::nullopt;
     return fate.obstacle.value_or(Obstacle{});
 }
 

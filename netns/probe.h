@@ -36,7 +36,7 @@ Fate fate_of(const std::vector<nft::TraceStep>& steps, const UplinkPlan& uplink)
 /// Sends one from `space`, whose uplink is a veth, and follows it on the host, in whose namespace
 /// the calling thread is. `rules` and `trace` (borrowed) are of the host. Returns what ended it;
 /// nothing where it would have left the host, or where the host has no way to the outside. Takes 1
-/// ms; 100 where it vanishes. Throws Error.
+/// ms; 2 s where it vanishes. Throws Error.
 std::optional<Obstacle> probe_forwarding(const Namespace& space, const NetworkPlan& plan,
                                          nft::Socket& rules, nft::TraceSocket& trace);
 

@@ -47,6 +47,14 @@ TEST_CASE("a file's directories come before it, each once") {
                                             {Kind::file, "boot/a/initrd", "/boot/a/initrd"}});
 }
 
+TEST_CASE("what is there by a link is not put there again") {
+    const auto entries = root_for("/usr/bin/true", {"/lib/os-release", "/bin/env"}, {});
+    for (const auto& entry : entries) {
+        CHECK(entry.path != "lib/os-release");
+        CHECK(entry.path != "bin/env");
+    }
+}
+
 TEST_CASE("the root directory has the system's software and what was named") {
     const auto entries =
         root_for("/usr/bin/true", {"/usr/bin/env", QVM_SOURCE_DIR "/README.md"}, {"/dev/null"});
