@@ -62,10 +62,8 @@ bool is_mapped(const std::vector<MappedIds>& ids, std::uint64_t first, std::uint
 fs::path home_of(const fs::path& program) {
     const auto directory = program.parent_path();
     const auto prefix = directory.parent_path();
-    std::error_code ignored;
-    return directory.filename() == "bin" && fs::exists(prefix / "share" / "qemu", ignored)
-               ? prefix
-               : directory;
+    return directory.filename() == "bin" && fs::exists(prefix / "share" / "qemu") ? prefix
+                                                                                  : directory;
 }
 
 /// Where a path leads that begins with a link of the root directory, such as /lib.
@@ -80,18 +78,16 @@ fs::path behind_links(const fs::path& path, const std::vector<RootEntry>& entrie
 
 std::optional<RootEntry> entry_of(const fs::path& path) {
     const auto relative = path.relative_path().string();
-    std::error_code error;
-    const auto status = fs::symlink_status(path, error);
+    const auto status = fs::symlink_status(path);
     if (fs::is_symlink(status))
-        return RootEntry{Kind::link, relative, fs::read_symlink(path, error).string()};
+        return RootEntry{Kind::link, relative, fs::read_symlink(path).string()};
     if (fs::is_directory(status)) return RootEntry{Kind::bind, relative, path.string()};
     if (fs::is_regular_file(status)) return RootEntry{Kind::file, relative, path.string()};
     return std::nullopt;
 }
 
 RootEntry entry_of_file(const fs::path& path) {
-    std::error_code error;
-    const auto permissions = fs::status(path, error).permissions();
+    const auto permissions = fs::status(path).permissions();
     const bool for_all = (permissions & fs::perms::others_read) != fs::perms::none;
     return {for_all ? Kind::file : Kind::copy, path.relative_path().string(), path.string()};
 }

@@ -57,7 +57,8 @@ std::optional<uid_t> throw_away_id(std::uint32_t vm, const std::vector<MappedIds
                                    const std::vector<MappedIds>& gids);
 
 /// The root directory of a program: the system's software, what is installed with `program` (a
-/// canonical path), `files` at their own paths, and devices. Reads the host's directories.
+/// canonical path), `files` at their own paths, and devices. Reads the host's directories. Throws
+/// std::filesystem::filesystem_error.
 std::vector<RootEntry> root_for(const std::filesystem::path& program,
                                 const std::vector<std::filesystem::path>& files,
                                 const std::vector<std::string>& devices);

@@ -55,8 +55,11 @@ Fate fate_of(const std::vector<nft::TraceStep>& steps, const UplinkPlan& uplink)
     using Verdict = nft::TraceStep::Verdict;
     const auto own = table_name(uplink);
     const auto is_own = [&](const auto& step) { return step.table == own; };
-    const auto first = std::find_if(steps.begin(), steps.end(), is_own);
-    if (first == steps.end()) return {};  // others are traced, too
+    // Others are traced, too, and such a packet passes our chains, but none of our rules.
+    const auto first = std::find_if(steps.begin(), steps.end(), [&](const auto& step) {
+        return is_own(step) && step.rule != 0;
+    });
+    if (first == steps.end()) return {};
     for (const auto& step : steps) {
         if (step.packet != first->packet || step.verdict != Verdict::dropped) continue;
         if (is_own(step)) return {.reached = true, .obstacle = {}};

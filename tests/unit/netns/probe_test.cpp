@@ -43,6 +43,15 @@ TEST_CASE("other packets that are traced say nothing") {
     CHECK(!fate_of({begin, ours}, uplink).reached);
 }
 
+TEST_CASE("a probe of another VM, which passes our chains and ends in its own, says nothing") {
+    const TraceStep its_begin{"ip", "qvm-5e6f7a8b-probe", "prerouting", 2, Verdict::goes_on, 8};
+    const TraceStep passes{"ip", "qvm-1a2b3c4d-probe", "prerouting", 0, Verdict::accepted, 8};
+    const TraceStep its_end{"ip", "qvm-5e6f7a8b-probe", "postrouting", 4, Verdict::dropped, 8};
+    CHECK(!fate_of({its_begin, passes, its_end}, uplink).obstacle);
+    CHECK(!fate_of({its_begin, passes, its_end}, uplink).reached);
+    CHECK(fate_of({its_begin, passes, its_end, begin, end}, uplink).reached);
+}
+
 TEST_CASE("the probe's table begins before all others and ends it after them") {
     CHECK(nft::to_text(probe_table(uplink)) == R"(table ip qvm-1a2b3c4d-probe {
     flags owner
