@@ -181,7 +181,7 @@ struct OwnNetwork {
         guest = make_guest(spec, plan);
         network.emplace(plan, guest, std::move(claims), host, directory / "leases");
         std::ofstream{directory / "hosts"} << dns_hosts(plan, {guest});
-        std::ofstream{directory / "dhcp-hosts"} << dhcp_hosts({guest});
+        std::ofstream{directory / "dhcp-hosts"} << dhcp_hosts(plan, {guest});
         tap = network->take_tap();
         vhost = network->take_vhost();
     }

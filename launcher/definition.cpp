@@ -157,6 +157,8 @@ json::object to_json(const VmOptions& options) {
             {"initrd", or_null(options.initrd)},
             {"append", or_null(options.append)},
             {"trust_backing", options.trust_backing},
+            {"allow_host", options.allow_host},
+            {"port_isolation", options.port_isolation},
             {"accel", to_string(options.accel)},
             {"qemu_user", or_null(options.qemu_user)},
             {"qemu_args", json::value_from(options.qemu_args)}};
@@ -185,6 +187,8 @@ VmOptions vm_options_from(const json::object& object) {
     options.initrd = path_of(reader.text("initrd"));
     options.append = reader.text("append");
     options.trust_backing = reader.flag("trust_backing");
+    options.allow_host = reader.flag("allow_host");
+    options.port_isolation = reader.flag("port_isolation");
     if (const auto uplink = reader.text("uplink"))
         options.uplink = parsed("uplink", *uplink, parse_uplink);
     if (const auto accel = reader.text("accel"))

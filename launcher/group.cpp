@@ -58,6 +58,8 @@ json::value to_json(const std::optional<netns::UplinkPlan>& uplink) {
     json::object object{{"kind", to_string(uplink->kind)},
                         {"host_link", uplink->host_link},
                         {"interface", uplink->interface},
+                        {"interface6", uplink->interface6},
+                        {"ipv6", uplink->ipv6},
                         {"host_address", uplink->host_address.to_string()},
                         {"inner_address", uplink->inner_address.to_string()},
                         {"prefix_length", uplink->prefix_length},
@@ -72,6 +74,8 @@ netns::UplinkPlan uplink_from(const json::object& object) {
         uplink.kind = netns::UplinkKind::pasta;
     uplink.host_link = text_of(object, "host_link");
     uplink.interface = text_of(object, "interface");
+    uplink.interface6 = text_of(object, "interface6");
+    uplink.ipv6 = object.at("ipv6").as_bool();
     uplink.host_address = address_of(object, "host_address");
     uplink.inner_address = address_of(object, "inner_address");
     uplink.prefix_length = object.at("prefix_length").to_number<unsigned>();
@@ -83,6 +87,8 @@ netns::UplinkPlan uplink_from(const json::object& object) {
 }  // namespace
 
 std::string to_text(const netns::NetworkPlan& plan) {
+    json::value subnet6;
+    if (plan.subnet6) subnet6 = plan.subnet6->to_string();
     return json::serialize(json::object{{"mode", netns::to_string(plan.mode)},
                                         {"id", plan.id},
                                         {"mtu", plan.mtu},
@@ -90,6 +96,9 @@ std::string to_text(const netns::NetworkPlan& plan) {
                                         {"gateway", plan.gateway.to_string()},
                                         {"own_address", plan.own_address.to_string()},
                                         {"bridged", plan.bridged},
+                                        {"subnet6", std::move(subnet6)},
+                                        {"port_isolation", plan.port_isolation},
+                                        {"allow_host", plan.allow_host},
                                         {"uplink", to_json(plan.uplink)}});
 }
 
@@ -104,6 +113,10 @@ netns::NetworkPlan parse_network_plan(const std::string& text) {
     plan.gateway = address_of(object, "gateway");
     plan.own_address = address_of(object, "own_address");
     plan.bridged = object.at("bridged").as_bool();
+    if (object.at("subnet6").is_string())
+        plan.subnet6 = ip::make_network_v6(text_of(object, "subnet6"));
+    plan.port_isolation = object.at("port_isolation").as_bool();
+    plan.allow_host = object.at("allow_host").as_bool();
     if (const auto* uplink = object.at("uplink").if_object()) plan.uplink = uplink_from(*uplink);
     return plan;
 }

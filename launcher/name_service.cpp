@@ -29,7 +29,7 @@ NameService::NameService(const asio::any_io_executor& executor, const netns::Net
 }
 
 bool NameService::write(const std::vector<netns::GuestPlan>& guests) {
-    const auto leases = netns::dhcp_hosts(guests);
+    const auto leases = netns::dhcp_hosts(plan_, guests);
     if (leases == written_) return false;
     write_file(directory_ / "hosts", netns::dns_hosts(plan_, guests));
     write_file(directory_ / "dhcp-hosts", leases);

@@ -90,6 +90,10 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
     app.add_option("--uplink", texts.uplink,
                    "How nat reaches the outside: auto, veth or pasta [auto]")
         ->type_name("UPLINK");
+    app.add_flag("--port-isolation", options.port_isolation,
+                 "Keep the guests of the group from each other");
+    app.add_flag("--allow-host", options.allow_host,
+                 "Let the guest reach the host itself, by the name host.qvm");
     app.add_option("-p,--publish", texts.publish,
                    "Forward a host port: [HOSTIP:]HOSTPORT:GUESTPORT[/udp]; HOSTIP [127.0.0.1],\n"
                    "HOSTPORT 0: any (repeatable)")
@@ -128,6 +132,9 @@ void check_vm(const std::string& command, const VmOptions& vm) {
                         *vm.group, to_string(mode)));
     if (vm.uplink != Uplink::automatic && mode != NetOption::Mode::nat)
         throw Failure(fmt::format("--uplink {}: goes with --net nat only", to_string(vm.uplink)));
+    if (vm.allow_host && mode != NetOption::Mode::nat)
+        throw Failure("--allow-host: goes with --net nat only");
+    if (vm.port_isolation && !vm.group) throw Failure("--port-isolation: goes with --group only");
     if (!vm.publish.empty() && mode == NetOption::Mode::none)
         throw Failure("--publish: a guest with --net none has no address");
 }

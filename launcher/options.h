@@ -33,6 +33,8 @@ struct VmOptions {
     std::optional<std::filesystem::path> initrd;
     std::optional<std::string> append;
     bool trust_backing = false;
+    bool allow_host = false;
+    bool port_isolation = false;
     Accel accel = Accel::automatic;
     std::optional<std::string> qemu_user;  ///< unset: one that is nobody's
     std::vector<std::string> qemu_args;

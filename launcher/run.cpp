@@ -57,6 +57,10 @@ netns::NetworkPlan join_or_plan(netns::NetworkSpec& spec, PreparedRun& prepared)
         if (wanted != Uplink::automatic && plan.uplink && plan.uplink->kind != spec.uplink)
             throw netns::Error(fmt::format("uplink {}", to_string(wanted)),
                                fmt::format("the group's is {}", to_string(plan.uplink->kind)));
+        if (spec.port_isolation && !plan.port_isolation)
+            throw netns::Error("port isolation", "the group's network has none");
+        if (spec.allow_host && !plan.allow_host)
+            throw netns::Error("allow the host", "the group's network does not");
         spec.mode = plan.mode;
         return plan;
     }

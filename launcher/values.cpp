@@ -94,6 +94,11 @@ ip::address_v4 parse_address(std::string_view text) {
     return address;
 }
 
+bool parse_on_or_off(std::string_view text) {
+    if (text != "on" && text != "off") throw Failure("is neither on nor off");
+    return text == "on";
+}
+
 void set_key(NetOption& net, std::string_view key, std::string_view value) {
     if (key == "subnet")
         net.subnet = parse_network(value);
@@ -107,16 +112,22 @@ void set_key(NetOption& net, std::string_view key, std::string_view value) {
         net.queues = parse_integer<unsigned>(value);
     else if (key == "pool")
         net.pool = parse_network(value);
+    else if (key == "port-security")
+        net.port_security = parse_on_or_off(value);
     else
-        throw Failure("is not a key", "keys are subnet, address, mac, mtu, queues and pool");
+        throw Failure("is not a key",
+                      "keys are subnet, address, mac, mtu, queues, pool and port-security");
 }
 
 /// Keys that a mode has no use for are refused, so that nobody relies on them.
 void check_keys(const NetOption& net) {
     const bool namespaced = net.mode != Mode::user && net.mode != Mode::none;
-    if (!namespaced && (net.subnet || net.address || net.mtu || net.queues != 1))
-        throw Failure(fmt::format("subnet, address, mtu and queues do not go with '{}'",
-                                  to_string(net.mode)));
+    if (!namespaced &&
+        (net.subnet || net.address || net.mtu || net.queues != 1 || !net.port_security))
+        throw Failure(
+            fmt::format("subnet, address, mtu, queues and port-security do not go with "
+                        "'{}'",
+                        to_string(net.mode)));
     if (net.mode == Mode::none && net.mac) throw Failure("mac does not go with 'none'");
     if (net.mode != Mode::nat && net.pool) throw Failure("pool goes with 'nat' only");
 }
@@ -320,6 +331,7 @@ std::string to_string(const NetOption& net) {
     if (net.mtu) text += fmt::format(",mtu={}", *net.mtu);
     if (net.pool) text += ",pool=" + net.pool->to_string();
     if (net.queues != 1) text += fmt::format(",queues={}", net.queues);
+    if (!net.port_security) text += ",port-security=off";
     return text;
 }
 

@@ -32,6 +32,7 @@ struct NetOption {
     std::optional<unsigned> mtu;
     std::optional<boost::asio::ip::network_v4> pool;
     unsigned queues = 1;
+    bool port_security = true;
 };
 NetOption parse_net(std::string_view text);
 

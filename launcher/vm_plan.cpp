@@ -108,6 +108,9 @@ std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const s
     spec.id = id;
     spec.guest_name = name;
     spec.shared = options.group.has_value();
+    spec.port_isolation = options.port_isolation;
+    spec.port_security = net.port_security;
+    spec.allow_host = options.allow_host;
     return spec;
 }
 

@@ -26,8 +26,9 @@ json::value pid_or_null(pid_t pid) {
 
 json::object net_json(const VmState& state) {
     const auto mode = state.vm.net_or_default().mode;
-    json::object net{{"mode", to_string(mode)}, {"subnet", nullptr}, {"gateway", nullptr},
-                     {"address", nullptr},      {"mac", nullptr},    {"host_address", nullptr}};
+    json::object net{{"mode", to_string(mode)}, {"subnet", nullptr},  {"gateway", nullptr},
+                     {"address", nullptr},      {"mac", nullptr},     {"host_address", nullptr},
+                     {"subnet6", nullptr},      {"address6", nullptr}};
     if (mode == NetOption::Mode::user) {  // as QEMU has it: qemu(1), -netdev user
         net["subnet"] = "10.0.2.0/24";
         net["gateway"] = "10.0.2.2";
@@ -39,11 +40,16 @@ json::object net_json(const VmState& state) {
     net["gateway"] = state.network->gateway.to_string();
     net["address"] = state.guest->address.to_string();
     net["mac"] = state.guest->mac;
+    if (const auto address6 = netns::address6_of(*state.network, state.guest->address)) {
+        net["subnet6"] = state.network->subnet6->to_string();
+        net["address6"] = address6->to_string();
+    }
     if (state.guest->host_address) net["host_address"] = state.guest->host_address->to_string();
     net["mtu"] = state.network->mtu;
     net["id"] = state.network->id;
     if (const auto& uplink = state.network->uplink) {
         net["uplink"] = to_string(uplink->kind);
+        net["ipv6"] = uplink->ipv6;
         if (!uplink->host_link.empty()) net["host_link"] = uplink->host_link;
     }
     return net;

@@ -24,19 +24,25 @@ constexpr milliseconds lock_pause{1};
 // With one who is stopped, or slow, in the middle of taking a lease.
 constexpr milliseconds sweep_patience{1000};
 
-std::string setting_path(const std::string& interface) {
-    return fmt::format("/proc/sys/net/ipv4/conf/{}/forwarding", interface);
+using Family = ForwardingLease::Family;
+constexpr std::string_view ipv6_mark = "-ipv6";  // in a lease's name
+
+std::string setting_path(const std::string& interface, Family family) {
+    if (family == Family::ipv4)
+        return fmt::format("/proc/sys/net/ipv4/conf/{}/forwarding", interface);
+    return fmt::format("/proc/sys/net/ipv6/conf/{}/{}", interface,
+                       interface == "all" ? "forwarding" : "force_forwarding");
 }
 
-void write_setting(const std::string& interface, char value) {
-    const auto path = setting_path(interface);
+void write_setting(const std::string& interface, Family family, char value) {
+    const auto path = setting_path(interface, family);
     const auto step = fmt::format("set '{}' to {}", path, value);
     UniqueFd fd{check(::open(path.c_str(), O_WRONLY | O_CLOEXEC), step)};
     check(static_cast<int>(::write(fd.get(), &value, 1)), step);
 }
 
-char read_setting(const std::string& interface) {
-    const auto path = setting_path(interface);
+char read_setting(const std::string& interface, Family family) {
+    const auto path = setting_path(interface, family);
     const auto step = fmt::format("read '{}'", path);
     UniqueFd fd{check(::open(path.c_str(), O_RDONLY | O_CLOEXEC), step)};
     char value = '0';
@@ -51,8 +57,14 @@ std::string namespace_suffix() {
     return fmt::format("@{}", status.st_ino);
 }
 
-std::string lease_name(unsigned index) {
-    return std::to_string(index) + namespace_suffix();
+std::string lease_name(unsigned index, Family family) {
+    return fmt::format("{}{}{}", index, family == Family::ipv6 ? ipv6_mark : "",
+                       namespace_suffix());
+}
+
+Family family_of(const fs::path& lease) {
+    const bool ipv6 = lease.filename().string().find(ipv6_mark) != std::string::npos;
+    return ipv6 ? Family::ipv6 : Family::ipv4;
 }
 
 /// 0 where there is no such interface.
@@ -96,7 +108,8 @@ UniqueFd lock_directory(const fs::path& directory, milliseconds patience) {
 /// then is off for them, too.
 bool host_forwards_since(int fd) {
     char before = '1';
-    return ::pread(fd, &before, 1, 0) == 1 && before == '0' && read_setting("all") == '1';
+    return ::pread(fd, &before, 1, 0) == 1 && before == '0' &&
+           read_setting("all", Family::ipv4) == '1';
 }
 
 /// Puts the setting back and removes the file, if no other lease shares it; whether it did. The
@@ -106,7 +119,10 @@ bool release(const fs::path& file, unsigned index, int fd) {
     if (::flock(fd, LOCK_EX | LOCK_NB) != 0) return false;
     // The interface may be gone by now; then there is nothing to put back.
     const auto interface = name_of(index);
-    if (interface && !host_forwards_since(fd)) write_setting(*interface, '0');
+    const auto family = family_of(file);
+    // force_forwarding is nothing that a host has set by making it a router.
+    if (interface && (family == Family::ipv6 || !host_forwards_since(fd)))
+        write_setting(*interface, family, '0');
     ::unlink(file.c_str());
     ::rmdir(file.parent_path().c_str());  // when it was the last
     return true;
@@ -115,14 +131,18 @@ bool release(const fs::path& file, unsigned index, int fd) {
 }  // namespace
 
 void enable_forwarding(const std::string& interface) {
-    write_setting(interface, '1');
+    write_setting(interface, Family::ipv4, '1');
+}
+
+void enable_forwarding6(const std::string& interface) {
+    write_setting(interface, Family::ipv6, '1');
 }
 
 ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& interface,
-                                 milliseconds patience)
-    : index_(index_of(interface)), file_(directory / lease_name(index_)) {
+                                 milliseconds patience, Family family)
+    : family_(family), index_(index_of(interface)), file_(directory / lease_name(index_, family)) {
     const auto guard = lock_directory(directory, patience);
-    const bool off = read_setting(interface) == '0';
+    const bool off = read_setting(interface, family) == '0';
     // On, and not by a lease: nothing to put back.
     if (!off && !fs::exists(file_)) {
         ::rmdir(directory.c_str());
@@ -133,9 +153,9 @@ ForwardingLease::ForwardingLease(const fs::path& directory, const std::string& i
     check(::flock(lock_.get(), LOCK_SH), step);
     if (!off) return;
     // The file is there before the setting changes, so that a kill in between is swept as well.
-    const char all = read_setting("all");
+    const char all = read_setting("all", family);
     check(static_cast<int>(::pwrite(lock_.get(), &all, 1, 0)), step);
-    write_setting(interface, '1');
+    write_setting(interface, family, '1');
 }
 
 ForwardingLease::~ForwardingLease() {
@@ -149,7 +169,7 @@ ForwardingLease::~ForwardingLease() {
 }
 
 bool ForwardingLease::is_on(const std::string& interface) const {
-    return index_of(interface) == index_ && read_setting(interface) == '1';
+    return index_of(interface) == index_ && read_setting(interface, family_) == '1';
 }
 
 std::vector<std::string> sweep_forwarding(const fs::path& directory) {
@@ -177,7 +197,7 @@ std::vector<std::string> sweep_forwarding(const fs::path& directory) {
 }
 
 bool is_forwarding_leased(const fs::path& directory, const std::string& interface) {
-    const auto file = directory / lease_name(index_of(interface));
+    const auto file = directory / lease_name(index_of(interface), Family::ipv4);
     std::error_code ignored;
     if (!fs::exists(file, ignored)) return false;
     // Leases come and go under this lock alone: nobody takes ours for one.

@@ -12,10 +12,14 @@ namespace qvm::netns {
 /// Switches IPv4 forwarding on in the calling thread's namespace, for an interface that is ours or,
 /// in a namespace that is ours, for "all". Throws Error.
 void enable_forwarding(const std::string& interface = "all");
+/// The same for IPv6; for an interface by force_forwarding (Linux 6.17), which leaves what it makes
+/// of router advertisements as it is. Throws Error.
+void enable_forwarding6(const std::string& interface = "all");
 
-/// IPv4 forwarding of one interface that is not ours, held on while anybody needs it and put back
-/// to what it was after the last one; unless the host itself forwards by then, which it did not
-/// before ("all": what `sysctl net.ipv4.ip_forward` sets, and with it every interface).
+/// IPv4 forwarding (or IPv6 force_forwarding) of one interface that is not ours, held on while
+/// anybody needs it and put back to what it was after the last one; unless the host itself forwards
+/// by then, which it did not before ("all": what `sysctl net.ipv4.ip_forward` sets, and with it
+/// every interface).
 ///
 /// `directory` (made with the first lease, removed with the last) holds one file for every
 /// interface whose setting was changed, by its index since names change, with what the setting of
@@ -25,11 +29,13 @@ void enable_forwarding(const std::string& interface = "all");
 class ForwardingLease {
   public:
     static constexpr std::chrono::milliseconds default_patience{10000};
+    enum class Family { ipv4, ipv6 };
 
     /// Throws Error, also where another process is about to take or give one and does not come to
     /// its end in `patience`. The parent of `directory` must exist.
     ForwardingLease(const std::filesystem::path& directory, const std::string& interface,
-                    std::chrono::milliseconds patience = default_patience);
+                    std::chrono::milliseconds patience = default_patience,
+                    Family family = Family::ipv4);
     ForwardingLease(ForwardingLease&&) = default;
     ForwardingLease& operator=(ForwardingLease&&) = delete;
     ~ForwardingLease();
@@ -39,6 +45,7 @@ class ForwardingLease {
     [[nodiscard]] bool is_on(const std::string& interface) const;
 
   private:
+    Family family_;
     unsigned index_;
     std::filesystem::path file_;
     UniqueFd lock_;  ///< none where forwarding was on already

@@ -1,5 +1,6 @@
 #include "netns/host_network.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <net/if.h>
 #include <netlink/errno.h>
@@ -9,6 +10,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -55,11 +57,42 @@ void add_routes(nl_sock* socket, HostNetwork& host) {
     });
 }
 
+std::unique_ptr<nl_addr, Deleter<nl_addr_put>> to_nl(const ip::address& address) {
+    if (address.is_v4()) {
+        const auto bytes = address.to_v4().to_bytes();
+        return std::unique_ptr<nl_addr, Deleter<nl_addr_put>>{
+            nl_addr_build(AF_INET, bytes.data(), bytes.size())};
+    }
+    const auto bytes = address.to_v6().to_bytes();
+    return std::unique_ptr<nl_addr, Deleter<nl_addr_put>>{
+        nl_addr_build(AF_INET6, bytes.data(), bytes.size())};
+}
+
+std::optional<ip::address> to_address(const nl_addr* address) {
+    if (address == nullptr) return std::nullopt;
+    const auto* bytes = static_cast<const unsigned char*>(nl_addr_get_binary_addr(address));
+    if (nl_addr_get_family(address) == AF_INET) {
+        ip::address_v4::bytes_type v4;
+        std::copy_n(bytes, v4.size(), v4.begin());
+        return ip::address_v4{v4};
+    }
+    if (nl_addr_get_family(address) != AF_INET6) return std::nullopt;
+    ip::address_v6::bytes_type v6;
+    std::copy_n(bytes, v6.size(), v6.begin());
+    return ip::address_v6{v6};
+}
+
+/// What a file of /proc/sys says; nothing where it is not there.
+std::optional<char> read_flag(const char* path) {
+    const UniqueFd fd{::open(path, O_RDONLY | O_CLOEXEC)};
+    char value = 0;
+    if (!fd || ::read(fd.get(), &value, 1) != 1) return std::nullopt;
+    return value;
+}
+
 /// The interface's index; 0 where a packet would not leave (RTM_GETROUTE).
-int index_towards(nl_sock* socket, const ip::address_v4& address) {
-    const auto bytes = address.to_bytes();
-    const std::unique_ptr<nl_addr, Deleter<nl_addr_put>> destination{
-        nl_addr_build(AF_INET, bytes.data(), bytes.size())};
+int index_towards(nl_sock* socket, const ip::address& address) {
+    const auto destination = to_nl(address);
     if (!destination) throw Error(find_step, ENOMEM);
     rtnl_route* raw = nullptr;
     const int error = rtnl_route_lookup(socket, destination.get(), &raw);
@@ -90,10 +123,20 @@ std::optional<Uplink> describe(int index) {
 
 }  // namespace
 
+Ipv6Forwarding read_ipv6_forwarding() {
+    if (read_flag("/proc/sys/net/ipv6/conf/all/forwarding") == '1') return Ipv6Forwarding::on;
+    return read_flag("/proc/sys/net/ipv6/conf/all/force_forwarding") ? Ipv6Forwarding::by_interface
+                                                                     : Ipv6Forwarding::off;
+}
+
 ip::address_v4 outside_address() {
     // A root name server (a.root-servers.net): outside for everybody, while networks that nobody
     // has (RFC 5737) are often given routes to nowhere.
     return ip::make_address_v4("198.41.0.4");
+}
+
+ip::address_v6 outside_address6() {
+    return ip::make_address_v6("2001:503:ba3e::2:30");  // the same
 }
 
 HostNetwork read_host_network(RouteSocket& socket) {
@@ -101,11 +144,35 @@ HostNetwork read_host_network(RouteSocket& socket) {
     add_addresses(socket.get(), host);
     add_routes(socket.get(), host);
     host.uplink = find_uplink(socket);
+    host.has_ipv6 = ::access("/proc/sys/net/ipv6", F_OK) == 0;
+    if (!host.has_ipv6) return host;
+    host.uplink6 = find_uplink6(socket);
+    host.ipv6_forwarding = read_ipv6_forwarding();
     return host;
+}
+
+std::vector<ip::address> read_host_addresses(RouteSocket& socket) {
+    std::vector<ip::address> result;
+    for (const int family : {AF_INET, AF_INET6}) {
+        nl_cache* raw = nullptr;
+        nl_check("read the host's addresses",
+                 [&] { return alloc_address_cache(socket.get(), family, &raw); });
+        for_each<rtnl_addr>(NlCache{raw}, [&](rtnl_addr* each) {
+            const auto address = to_address(rtnl_addr_get_local(each));
+            if (!address || address->is_loopback()) return;
+            if (address->is_v6() && address->to_v6().is_link_local()) return;
+            result.push_back(*address);
+        });
+    }
+    return result;
 }
 
 std::optional<Uplink> find_uplink(RouteSocket& socket) {
     return describe(index_towards(socket.get(), outside_address()));
+}
+
+std::optional<Uplink> find_uplink6(RouteSocket& socket) {
+    return describe(index_towards(socket.get(), outside_address6()));
 }
 
 std::optional<std::string> interface_towards(RouteSocket& socket, const ip::address_v4& address) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/network_v4.hpp>
 #include <optional>
 #include <string>
@@ -16,25 +17,43 @@ struct Uplink {
     unsigned mtu = 1500;  ///< bytes
 };
 
+/// Whether the host passes IPv6 on, as things are.
+enum class Ipv6Forwarding {
+    off,           ///< and to switch it on is a matter of the whole host's: it drops its own RAs
+    by_interface,  ///< force_forwarding can be set for single interfaces (Linux 6.17)
+    on,
+};
+
 /// What a plan must know of the host: the networks that are taken, and the way out.
 struct HostNetwork {
     /// Every address and every route of every table, default routes left out.
     std::vector<boost::asio::ip::network_v4> used;
     std::optional<Uplink> uplink;
+    std::optional<Uplink> uplink6;  ///< for IPv6
+    bool has_ipv6 = false;          ///< the kernel has it
+    Ipv6Forwarding ipv6_forwarding = Ipv6Forwarding::off;
 };
 
 /// Reads the above by netlink, in the namespace of `socket`. Throws Error.
 HostNetwork read_host_network(RouteSocket& socket);
 
-/// An address that is outside for everybody, and to which nothing is sent.
+/// In the calling thread's namespace.
+Ipv6Forwarding read_ipv6_forwarding();
+
+/// Addresses that are outside for everybody, and to which nothing is sent.
 boost::asio::ip::address_v4 outside_address();
+boost::asio::ip::address_v6 outside_address6();
 
 /// The interface by which the host would send a packet to the outside: the kernel's own answer,
 /// which follows policy rules; nothing is sent. Needs no RTNL. Nothing where there is no route.
 std::optional<Uplink> find_uplink(RouteSocket& socket);
+std::optional<Uplink> find_uplink6(RouteSocket& socket);
 /// The same for `address`: the interface's name.
 std::optional<std::string> interface_towards(RouteSocket& socket,
                                              const boost::asio::ip::address_v4& address);
+/// The host's own addresses, those of its loopback and of single links (RFC 4291, section 2.5.6)
+/// left out. Throws Error.
+std::vector<boost::asio::ip::address> read_host_addresses(RouteSocket& socket);
 
 /// Whether two networks have an address in common.
 bool overlap(const boost::asio::ip::network_v4& a, const boost::asio::ip::network_v4& b);

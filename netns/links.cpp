@@ -1,7 +1,9 @@
 #include "netns/links.h"
 
 #include <fmt/format.h>
+#include <linux/if_bridge.h>
 #include <linux/if_link.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <netlink/addr.h>
 #include <netlink/netlink.h>
@@ -98,6 +100,31 @@ Request set_up(const std::string& name, int index, int master, unsigned mtu) {
     return built(error, message, std::move(step));
 }
 
+Request without_link_local(const std::string& name, int index) {
+    auto step = fmt::format("keep '{}' from an address of its own", name);
+    auto change = allocated(Link{rtnl_link_alloc()}, step);
+    rtnl_link_set_ifindex(change.get(), index);
+    rtnl_link_inet6_set_addr_gen_mode(change.get(), IN6_ADDR_GEN_MODE_NONE);
+    nl_msg* message = nullptr;
+    const int error = rtnl_link_build_add_request(change.get(), 0, &message);
+    return built(error, message, std::move(step));
+}
+
+Request isolate_port(const std::string& name, int index) {
+    auto step = fmt::format("isolate port '{}'", name);
+    NlMessage message{nlmsg_alloc_simple(RTM_SETLINK, 0)};
+    ifinfomsg header{};
+    header.ifi_family = AF_BRIDGE;
+    header.ifi_index = index;
+    nlattr* nest = nullptr;
+    if (!message || nlmsg_append(message.get(), &header, sizeof header, NLMSG_ALIGNTO) < 0 ||
+        (nest = nla_nest_start(message.get(), IFLA_PROTINFO | NLA_F_NESTED)) == nullptr ||
+        nla_put_u8(message.get(), IFLA_BRPORT_ISOLATED, 1) < 0)
+        throw Error(step, ENOMEM);
+    nla_nest_end(message.get(), nest);
+    return {std::move(message), std::move(step)};
+}
+
 Request add_address(const std::string& name, int index, const boost::asio::ip::address& address,
                     unsigned prefix_length) {
     auto step = fmt::format("add address {}/{} to '{}'", address.to_string(), prefix_length, name);
@@ -106,21 +133,22 @@ Request add_address(const std::string& name, int index, const boost::asio::ip::a
     auto request = allocated(InterfaceAddress{rtnl_addr_alloc()}, step);
     rtnl_addr_set_ifindex(request.get(), index);
     rtnl_addr_set_local(request.get(), local.get());
+    if (address.is_v6()) rtnl_addr_set_flags(request.get(), IFA_F_NODAD);
     nl_msg* message = nullptr;
     const int error =
         rtnl_addr_build_add_request(request.get(), NLM_F_CREATE | NLM_F_EXCL, &message);
     return built(error, message, std::move(step));
 }
 
-Request add_route(const boost::asio::ip::network_v4& network, int index,
-                  const boost::asio::ip::address_v4& gateway) {
-    const auto what = network.prefix_length() == 0
+Request add_route(const boost::asio::ip::address& network, unsigned prefix_length, int index,
+                  const boost::asio::ip::address& gateway) {
+    const auto what = prefix_length == 0
                           ? "default route"
-                          : fmt::format("route to {}", network.to_string());
+                          : fmt::format("route to {}/{}", network.to_string(), prefix_length);
     auto step = fmt::format("add {} via {}", what, gateway.to_string());
     auto via = to_nl(gateway, step);
-    auto destination = to_nl(network.network(), step);
-    nl_addr_set_prefixlen(destination.get(), network.prefix_length());
+    auto destination = to_nl(network, step);
+    nl_addr_set_prefixlen(destination.get(), static_cast<int>(prefix_length));
     auto route = allocated(Route{rtnl_route_alloc()}, step);
     auto* hop = rtnl_route_nh_alloc();
     if (hop == nullptr) throw Error(step, ENOMEM);

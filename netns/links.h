@@ -1,7 +1,6 @@
 #pragma once
 
 #include <boost/asio/ip/address.hpp>
-#include <boost/asio/ip/network_v4.hpp>
 #include <string>
 
 #include "netns/route_socket.h"
@@ -23,13 +22,21 @@ Request add_bridge(const std::string& name, int index, const std::string& mac, u
 /// it gets that MTU (bytes). `name` is for the error only.
 Request set_up(const std::string& name, int index, int master = 0, unsigned mtu = 0);
 
-/// An address with its prefix length on interface `index`.
+/// Keeps the kernel from giving interface `index` a link-local IPv6 address of its own.
+Request without_link_local(const std::string& name, int index);
+
+/// Keeps what comes in at bridge port `index` from all other ports that are isolated, too.
+Request isolate_port(const std::string& name, int index);
+
+/// An address with its prefix length on interface `index`; one of IPv6 is there at once, without
+/// asking whether others have it (RFC 4862, section 5.4).
 Request add_address(const std::string& name, int index, const boost::asio::ip::address& address,
                     unsigned prefix_length);
 
-/// A route to `network` (0.0.0.0/0: the default route) through `gateway` on interface `index`.
-Request add_route(const boost::asio::ip::network_v4& network, int index,
-                  const boost::asio::ip::address_v4& gateway);
+/// A route to a network (0.0.0.0/0, ::/0: the default route) through `gateway` on interface
+/// `index`.
+Request add_route(const boost::asio::ip::address& network, unsigned prefix_length, int index,
+                  const boost::asio::ip::address& gateway);
 
 /// Deletes an interface; with a veth both ends go.
 Request delete_link(const std::string& name, int index);

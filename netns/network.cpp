@@ -14,12 +14,16 @@
 
 namespace qvm::netns {
 
+namespace ip = boost::asio::ip;
+
 namespace {
 
 // The TAP is the first device of its namespace after lo, and the others are given their indexes.
 constexpr int loopback_index = 1;
 constexpr int inner_link_index = 100;
 constexpr int bridge_index = 101;
+constexpr unsigned uplink_prefix6 = 127;  // RFC 6164
+constexpr unsigned link_prefix6 = 64;
 constexpr std::chrono::milliseconds bind_pause{2};
 constexpr int most_bind_tries = 250;
 constexpr const char* tap_names = "tap%d";  // of guests that share a bridge
@@ -46,6 +50,13 @@ std::vector<Request> address_requests(const NetworkPlan& plan, int tap_index) {
     const int lan_index = plan.bridged ? bridge_index : tap_index;
     requests.push_back(
         add_address(lan_interface(plan), lan_index, plan.own_address, plan.subnet.prefix_length()));
+    if (const auto gateway6 = gateway6_of(plan)) {
+        requests.push_back(without_link_local(lan_interface(plan), lan_index));
+        requests.push_back(
+            add_address(lan_interface(plan), lan_index, *gateway6, plan.subnet6->prefix_length()));
+        requests.push_back(
+            add_address(lan_interface(plan), lan_index, router_link_local(), link_prefix6));
+    }
     if (plan.bridged) requests.push_back(set_up(bridge_name, bridge_index));
     if (!has_veth(plan)) return requests;
     const bool flat = plan.mode == Mode::flat;
@@ -53,8 +64,13 @@ std::vector<Request> address_requests(const NetworkPlan& plan, int tap_index) {
         requests.push_back(add_address(inner_link_name, inner_link_index,
                                        plan.uplink->inner_address, plan.uplink->prefix_length));
     requests.push_back(set_up(inner_link_name, inner_link_index, flat ? bridge_index : 0));
+    requests.push_back(add_route(ip::address_v4::any(), 0, flat ? bridge_index : inner_link_index,
+                                 plan.uplink->host_address));
+    if (!plan.uplink->ipv6) return requests;
+    requests.push_back(add_address(inner_link_name, inner_link_index,
+                                   inner_address6_of(*plan.uplink), uplink_prefix6));
     requests.push_back(
-        add_route({}, flat ? bridge_index : inner_link_index, plan.uplink->host_address));
+        add_route(ip::address_v6::any(), 0, inner_link_index, host_address6_of(*plan.uplink)));
     return requests;
 }
 
@@ -85,16 +101,17 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
     : claims_(std::move(claims)),
       host_(host),
       forwarding_directory_(forwarding_directory),
-      uplink_(plan.uplink),
+      plan_(plan),
       space_(create_space(plan, guest, namespace_ready)) {
     if (has_veth(plan)) build_uplink();
+    close_host();
 }
 
 Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
                  RouteSocket& host, const std::filesystem::path& forwarding_directory)
     : host_(host),
       forwarding_directory_(forwarding_directory),
-      uplink_(plan.uplink),
+      plan_(plan),
       space_(std::move(shared.at(0))) {
     space_.run([&] { add_tap(plan, guest); });
     if (!has_veth(plan)) return;
@@ -104,6 +121,8 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<Un
     // Not by the plan, which is as old as the first member.
     const auto outwards = find_uplink(host_);
     if (outwards) lease_forwarding(outwards->interface, ForwardingLease::default_patience);
+    const auto outwards6 = uplink_->ipv6 ? find_uplink6(host_) : std::nullopt;
+    if (outwards6) lease_forwarding6(outwards6->interface, ForwardingLease::default_patience);
 }
 
 std::vector<int> Network::shared() const {
@@ -128,8 +147,11 @@ Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
 /// What the host needs and what does not wait for the veth: rules name it before it is there.
 void Network::prepare_host(const NetworkPlan& plan) {
     if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
-    if (has_veth(plan) && !plan.uplink->interface.empty())
+    if (!has_veth(plan)) return;
+    if (!plan.uplink->interface.empty())
         lease_forwarding(plan.uplink->interface, ForwardingLease::default_patience);
+    if (plan.uplink->ipv6)
+        lease_forwarding6(plan.uplink->interface6, ForwardingLease::default_patience);
 }
 
 void Network::lease_forwarding(const std::string& interface, std::chrono::milliseconds patience) {
@@ -138,27 +160,58 @@ void Network::lease_forwarding(const std::string& interface, std::chrono::millis
     forwarding_.emplace(std::move(lease));
 }
 
-void Network::build_inside(const NetworkPlan& plan, const GuestPlan& guest,
-                           const Namespace& host_space) {
+void Network::lease_forwarding6(const std::string& interface, std::chrono::milliseconds patience) {
+    if (read_ipv6_forwarding() != Ipv6Forwarding::by_interface) return forwarding6_.reset();
+    ForwardingLease lease{forwarding_directory_, interface, patience,
+                          ForwardingLease::Family::ipv6};
+    forwarding6_.reset();
+    forwarding6_.emplace(std::move(lease));
+}
+
+/// Its rules are there before it can receive anything.
+std::vector<Request> Network::open_port(const NetworkPlan& plan, const GuestPlan& guest) {
     tap_ = open_tap(plan.bridged ? tap_names : tap_name, guest.queues);
     vhost_ = open_vhost(guest.queues);
-    const int tap_index = interface_index(tap_.name);
+    const int index = interface_index(tap_.name);
+    inner_rules_.emplace();
+    if (const auto guard = guard_table(plan, guest, tap_.name)) inner_rules_->commit(*guard);
+    std::vector<Request> requests;
+    if (plan.bridged && plan.subnet6) requests.push_back(without_link_local(tap_.name, index));
+    requests.push_back(set_up(tap_.name, index, plan.bridged ? bridge_index : 0, plan.mtu));
+    if (plan.port_isolation) requests.push_back(isolate_port(tap_.name, index));
+    return requests;
+}
+
+/// The host's addresses come and go.
+void Network::close_host() {
+    if (!closed_table(plan_, {})) return;
+    auto addresses = read_host_addresses(host_);
+    if (addresses == closed_) return;
+    space_.run([&] {
+        if (!inner_rules_) inner_rules_.emplace();
+        inner_rules_->replace(closed_table(plan_, addresses).value());
+    });
+    closed_ = std::move(addresses);
+}
+
+void Network::build_inside(const NetworkPlan& plan, const GuestPlan& guest,
+                           const Namespace& host_space) {
+    auto port = open_port(plan, guest);
+    if (const auto table = inner_table(plan, guest)) inner_rules_->commit(*table);
     auto requests = inside_requests(plan, host_space.fd());
-    requests.push_back(set_up(tap_.name, tap_index, plan.bridged ? bridge_index : 0, plan.mtu));
-    for (auto& request : address_requests(plan, tap_index)) requests.push_back(std::move(request));
+    for (auto& request : port) requests.push_back(std::move(request));
+    for (auto& request : address_requests(plan, interface_index(tap_.name)))
+        requests.push_back(std::move(request));
     RouteSocket inside;
     inside.transact(std::move(requests));
     enable_forwarding();
-    if (auto table = inner_table(plan, guest)) inner_rules_.emplace().commit(*table);
+    if (plan.subnet6) enable_forwarding6();
     if (plan.uplink) dns_ = bind_dns_sockets();
 }
 
 /// Inside a network that is there already.
 void Network::add_tap(const NetworkPlan& plan, const GuestPlan& guest) {
-    tap_ = open_tap(tap_names, guest.queues);
-    vhost_ = open_vhost(guest.queues);
-    std::vector<Request> requests;
-    requests.push_back(set_up(tap_.name, interface_index(tap_.name), bridge_index, plan.mtu));
+    auto requests = open_port(plan, guest);
     RouteSocket inside;
     inside.transact(std::move(requests));
 }
@@ -179,7 +232,13 @@ void Network::bind_dns() {
 void Network::build_uplink() {
     host_link_index_ = interface_index(uplink_->host_link);
     host_.transact(host_requests());
+    enable_host_link();
+}
+
+void Network::enable_host_link() {
     enable_forwarding(uplink_->host_link);
+    if (uplink_->ipv6 && read_ipv6_forwarding() == Ipv6Forwarding::by_interface)
+        enable_forwarding6(uplink_->host_link);
 }
 
 /// What makes the host end the guests' way to the host.
@@ -189,13 +248,19 @@ std::vector<Request> Network::host_requests() const {
                                    uplink_->prefix_length));
     requests.push_back(set_up(uplink_->host_link, host_link_index_));
     if (uplink_->guests)
-        requests.push_back(add_route(*uplink_->guests, host_link_index_, uplink_->inner_address));
+        requests.push_back(add_route(uplink_->guests->network(), uplink_->guests->prefix_length(),
+                                     host_link_index_, uplink_->inner_address));
+    if (uplink_->ipv6)
+        requests.push_back(add_address(uplink_->host_link, host_link_index_,
+                                       host_address6_of(*uplink_), uplink_prefix6));
     return requests;
 }
 
 UplinkState Network::look_at_host() const {
     UplinkState state;
     if (const auto found = find_uplink(host_)) state.outwards = found->interface;
+    if (const auto found = uplink_->ipv6 ? find_uplink6(host_) : std::nullopt)
+        state.outwards6 = found->interface;
     if (uplink_->kind == UplinkKind::pasta) return state;
     const auto index = ::if_nametoindex(uplink_->host_link.c_str());
     if (index == 0 && errno != ENODEV) throw Error("look for the VM's link", errno);
@@ -228,26 +293,36 @@ void Network::repair_host_end() {
 std::string Network::follow_host() {
     const bool pasta = uplink_ && uplink_->kind == UplinkKind::pasta;
     if (host_link_index_ == 0 && !pasta) return {};
+    close_host();
     auto state = look_at_host();
     if (pasta) return trouble_of(*uplink_, state);
     if (state.link_exists && state.inwards != uplink_->host_link) {
         repair_host_end();
         state = look_at_host();
     }
-    if (state.link_exists) enable_forwarding(uplink_->host_link);
+    if (state.link_exists) enable_host_link();
     if (state.outwards && !(forwarding_ && forwarding_->is_on(*state.outwards)))
         lease_forwarding(*state.outwards, std::chrono::milliseconds{0});
+    if (state.outwards6 && !(forwarding6_ && forwarding6_->is_on(*state.outwards6)))
+        lease_forwarding6(*state.outwards6, std::chrono::milliseconds{0});
     return trouble_of(*uplink_, state);
 }
 
 std::optional<Obstacle> Network::probe(const NetworkPlan& plan) {
-    if (!has_veth(plan) || !find_uplink(host_)) return std::nullopt;
+    if (!has_veth(plan)) return std::nullopt;
     if (!trace_) trace_.emplace();
-    return probe_forwarding(space_, plan, host_rules_.value(), *trace_);
+    const auto by = [&](const ip::address& outside) {
+        return probe_forwarding(space_, plan, outside, host_rules_.value(), *trace_);
+    };
+    std::optional<Obstacle> obstacle;
+    if (find_uplink(host_)) obstacle = by(outside_address());
+    if (!obstacle && plan.uplink->ipv6 && find_uplink6(host_)) obstacle = by(outside_address6());
+    return obstacle;
 }
 
 void Network::detach() noexcept {
     forwarding_.reset();
+    forwarding6_.reset();
     if (host_link_index_ == 0) return;
     try {
         // Both wait, and neither for the other.

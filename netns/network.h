@@ -70,8 +70,9 @@ class Network {
     /// where they do. Throws Error, after which it is to be tried again. Waits for nobody.
     std::string follow_host();
 
-    /// Whether the host forwards what guests send: what ends it. Nothing where it does, or where
-    /// there is no veth or the host has no way to the outside. See probe.h. Throws Error.
+    /// Whether the host forwards what guests send, first by IPv4 and then by IPv6: what ends it.
+    /// Nothing where it does, or where there is no veth or the host has no way to the outside. See
+    /// probe.h. Throws Error.
     std::optional<Obstacle> probe(const NetworkPlan& plan);
 
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
@@ -85,9 +86,13 @@ class Network {
                            const std::function<void()>& namespace_ready);
     void prepare_host(const NetworkPlan& plan);
     void lease_forwarding(const std::string& interface, std::chrono::milliseconds patience);
+    void lease_forwarding6(const std::string& interface, std::chrono::milliseconds patience);
     void build_inside(const NetworkPlan& plan, const GuestPlan& guest, const Namespace& host_space);
     void add_tap(const NetworkPlan& plan, const GuestPlan& guest);
+    std::vector<Request> open_port(const NetworkPlan& plan, const GuestPlan& guest);
+    void close_host();
     void build_uplink();
+    void enable_host_link();
     [[nodiscard]] std::vector<Request> host_requests() const;
     [[nodiscard]] UplinkState look_at_host() const;
     void repair_host_end();
@@ -98,14 +103,17 @@ class Network {
     std::vector<UniqueFd> vhost_;
     DnsSockets dns_;
     std::filesystem::path forwarding_directory_;
-    std::optional<UplinkPlan> uplink_;
-    int host_link_index_ = 0;  ///< 0 while there is none
+    NetworkPlan plan_;
+    std::optional<UplinkPlan>& uplink_ = plan_.uplink;
+    std::vector<boost::asio::ip::address> closed_;  ///< what guests of pasta do not reach
+    int host_link_index_ = 0;                       ///< 0 while there is none
     // Kept until the end: closing one soon after a change waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
     std::optional<nft::TraceSocket> trace_;
     std::vector<UniqueFd> joined_;  ///< another member's claims
     std::optional<ForwardingLease> forwarding_;
+    std::optional<ForwardingLease> forwarding6_;
     Namespace space_;  ///< last: what is made inside is stored in the members above
 };
 

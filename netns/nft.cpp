@@ -14,10 +14,13 @@
 #include <linux/netfilter/nf_nat.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <net/ethernet.h>
 #include <net/if.h>
+#include <net/if_arp.h>
 #include <netinet/in.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
@@ -31,16 +34,25 @@ namespace {
 
 // linux/netfilter/nf_tables.h of Debian 12 has it; libnftnl 1.2.4 passes the flags through.
 constexpr std::uint32_t owner_flag = NFT_TABLE_F_OWNER;
-// IPv4 header: RFC 791, section 3.1.
+// IPv4 header: RFC 791, section 3.1; IPv6 header: RFC 8200, section 3.
 constexpr std::uint32_t source_offset = 12;
 constexpr std::uint32_t destination_offset = 16;
+constexpr std::uint32_t source6_offset = 8;
+constexpr std::uint32_t destination6_offset = 24;
+// ICMPv6: RFC 4861, section 4.4.
+constexpr std::uint32_t neighbor_target_offset = 8;
+// Ethernet header (IEEE 802.3), and ARP for IPv4 over it: RFC 826.
+constexpr std::uint32_t ether_source_offset = 6;
+constexpr std::uint32_t arp_sender_mac_offset = 8;
+constexpr std::uint32_t arp_sender_ip_offset = 14;
 // TCP header and its option: RFC 9293, sections 3.1 and 3.2.
 constexpr std::uint32_t tcp_flags_offset = 13;
 constexpr std::uint8_t tcp_syn = 0x02;
 constexpr std::uint8_t maxseg_option = 2;
 constexpr std::uint32_t maxseg_offset = 2;
 // UDP header: RFC 768.
-constexpr std::uint32_t udp_port_offset = 2;
+constexpr std::uint32_t udp_source_offset = 0;
+constexpr std::uint32_t udp_destination_offset = 2;
 constexpr int answer_timeout_ms = 5000;
 
 struct HookFacts {
@@ -55,14 +67,31 @@ struct HookFacts {
 const HookFacts& facts(Chain::Hook hook) {
     constexpr std::int32_t before_raw = -350;
     constexpr std::int32_t last = std::numeric_limits<std::int32_t>::max();
-    static constexpr std::array<HookFacts, 5> table{{
+    static constexpr std::array<HookFacts, 7> table{{
         {"prerouting", "filter", "prerouting", "-350", NF_INET_PRE_ROUTING, before_raw},
         {"prerouting", "nat", "prerouting", "dstnat", NF_INET_PRE_ROUTING, -100},
+        {"input", "filter", "input", "filter", NF_INET_LOCAL_IN, 0},
         {"forward", "filter", "forward", "filter", NF_INET_FORWARD, 0},
         {"postrouting", "nat", "postrouting", "srcnat", NF_INET_POST_ROUTING, 100},
         {"postrouting", "filter", "postrouting", "2147483647", NF_INET_POST_ROUTING, last},
+        {"ingress", "filter", "ingress", "filter", NF_NETDEV_INGRESS, 0},
     }};
     return table[static_cast<std::size_t>(hook)];
+}
+
+const char* name_of(Family family) {
+    return family == Family::inet ? "inet" : "netdev";
+}
+
+std::uint32_t number_of(Family family) {
+    return family == Family::inet ? NFPROTO_INET : NFPROTO_NETDEV;
+}
+
+std::array<std::uint8_t, 6> bytes_of_mac(const std::string& mac) {
+    std::array<std::uint8_t, 6> bytes{};
+    for (std::size_t i = 0; i < bytes.size(); ++i)
+        bytes[i] = static_cast<std::uint8_t>(std::stoul(mac.substr(3 * i, 2), nullptr, 16));
+    return bytes;
 }
 
 // --- text ---------------------------------------------------------------------------------------
@@ -74,17 +103,41 @@ struct ToText {
     std::string operator()(const OutputInterface& m) const {
         return fmt::format("oifname {}\"{}\"", m.negated ? "!= " : "", m.name);
     }
-    static std::string text_of(const boost::asio::ip::network_v4& network) {
-        return network.prefix_length() == 32 ? network.address().to_string() : network.to_string();
+    static std::string text_of(const char* which, const Network& network) {
+        const bool alone = network.prefix_length == (network.address.is_v4() ? 32 : 128);
+        return fmt::format("{} {} {}{}", network.address.is_v4() ? "ip" : "ip6", which,
+                           network.address.to_string(),
+                           alone ? "" : fmt::format("/{}", network.prefix_length));
     }
-    std::string operator()(const SourceNetwork& m) const {
-        return "ip saddr " + text_of(m.network);
-    }
+    std::string operator()(const SourceNetwork& m) const { return text_of("saddr", m.network); }
     std::string operator()(const DestinationNetwork& m) const {
-        return "ip daddr " + text_of(m.network);
+        return text_of("daddr", m.network);
     }
+    std::string operator()(const SourcePort& m) const { return fmt::format("udp sport {}", m.udp); }
     std::string operator()(const DestinationPort& m) const {
         return fmt::format("udp dport {}", m.udp);
+    }
+    std::string operator()(const EtherSource& m) const {
+        return fmt::format("ether saddr {}{}", m.negated ? "!= " : "", m.mac);
+    }
+    std::string operator()(const ArpSender& m) const {
+        const auto text = fmt::format("arp saddr ether {}", m.mac);
+        return m.address ? text + " arp saddr ip " + m.address->to_string() : text;
+    }
+    std::string operator()(const Icmpv6Type& m) const {
+        // As nft(8) names them, from the first that it has a name for on.
+        constexpr std::array names{"nd-router-solicit", "nd-router-advert", "nd-neighbor-solicit",
+                                   "nd-neighbor-advert", "nd-redirect"};
+        constexpr std::uint8_t first = 133;
+        return fmt::format("icmpv6 type {}", names.at(m.type - std::size_t{first}));
+    }
+    std::string operator()(const NeighborTarget& m) const {
+        std::string bits;
+        const auto bytes = m.network.network().to_bytes();
+        for (unsigned i = 0; i < m.network.prefix_length() / 8U; ++i)
+            bits += fmt::format("{:02x}", bytes.at(i));
+        return fmt::format("@th,{},{} {}0x{}", neighbor_target_offset * 8,
+                           m.network.prefix_length(), m.negated ? "!= " : "", bits);
     }
     std::string operator()(const Trace&) const { return "meta nftrace set 1"; }
     std::string operator()(const Established&) const { return "ct state established,related"; }
@@ -93,10 +146,11 @@ struct ToText {
     }
     std::string operator()(const Accept&) const { return "accept"; }
     std::string operator()(const Drop&) const { return "drop"; }
+    std::string operator()(const Reject&) const { return "reject"; }
     std::string operator()(const Masquerade&) const { return "masquerade"; }
-    std::string operator()(const Dnat& s) const { return "dnat to " + s.address.to_string(); }
+    std::string operator()(const Dnat& s) const { return "dnat ip to " + s.address.to_string(); }
     std::string operator()(const DnatPrefix& s) const {
-        return "dnat prefix to " + s.network.to_string();
+        return "dnat ip prefix to " + s.network.to_string();
     }
 };
 
@@ -119,6 +173,7 @@ Object allocated(Object object) {
 /// Appends a statement's expressions to a rule; libnftnl's rule owns them.
 struct ToExpressions {
     nftnl_rule* rule;
+    Family family;
 
     nftnl_expr* add(const char* name) const {
         auto* expression = nftnl_expr_alloc(name);
@@ -133,8 +188,8 @@ struct ToExpressions {
         nftnl_expr_set(e, NFTNL_EXPR_CMP_DATA, data, static_cast<std::uint32_t>(size));
     }
     template <typename Bits>
-    void mask(Bits mask_bytes) const {
-        const Bits zero = 0;
+    void mask(const Bits& mask_bytes) const {
+        const Bits zero{};
         auto* e = add("bitwise");
         nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_SREG, NFT_REG_1);
         nftnl_expr_set_u32(e, NFTNL_EXPR_BITWISE_DREG, NFT_REG_1);
@@ -160,15 +215,39 @@ struct ToExpressions {
         name.copy(padded.data(), padded.size() - 1);
         compare(negated ? NFT_CMP_NEQ : NFT_CMP_EQ, padded.data(), padded.size());
     }
-    void address(std::uint32_t offset, const boost::asio::ip::network_v4& network) const {
-        load_payload(NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
-        if (network.prefix_length() < 32) {
-            std::uint32_t bytes;
-            std::memcpy(&bytes, network.netmask().to_bytes().data(), sizeof bytes);
-            mask(bytes);
+    /// That the packet is of this protocol, as <linux/if_ether.h> numbers them.
+    void ether_type(std::uint16_t type) const {
+        if (family == Family::inet) {
+            load_meta(NFT_META_NFPROTO);
+            const std::uint8_t number = type == ETH_P_IPV6 ? NFPROTO_IPV6 : NFPROTO_IPV4;
+            return compare(NFT_CMP_EQ, &number, sizeof number);
         }
-        const auto bytes = network.network().to_bytes();
-        compare(NFT_CMP_EQ, bytes.data(), bytes.size());
+        load_meta(NFT_META_PROTOCOL);
+        const std::uint16_t number = htons(type);
+        compare(NFT_CMP_EQ, &number, sizeof number);
+    }
+    /// Of the bytes that were loaded, those of the network's prefix.
+    template <typename Bytes>
+    void compare_prefix(const Bytes& bytes, unsigned prefix_length, std::uint32_t op) const {
+        Bytes prefix{};
+        for (std::size_t i = 0; i < prefix.size(); ++i) {
+            const auto bits =
+                std::clamp(static_cast<int>(prefix_length) - 8 * static_cast<int>(i), 0, 8);
+            prefix[i] =
+                static_cast<typename Bytes::value_type>(0xff00U >> static_cast<unsigned>(bits));
+        }
+        if (prefix_length < 8 * prefix.size()) mask(prefix);
+        compare(op, bytes.data(), bytes.size());
+    }
+    void address(std::uint32_t offset, std::uint32_t offset6, const Network& network) const {
+        const auto& any = network.address;
+        ether_type(any.is_v4() ? ETH_P_IP : ETH_P_IPV6);
+        load_payload(NFT_PAYLOAD_NETWORK_HEADER, any.is_v4() ? offset : offset6,
+                     any.is_v4() ? 4 : 16);
+        if (any.is_v4())
+            compare_prefix(any.to_v4().to_bytes(), network.prefix_length, NFT_CMP_EQ);
+        else
+            compare_prefix(any.to_v6().to_bytes(), network.prefix_length, NFT_CMP_EQ);
     }
     void verdict(std::uint32_t value) const {
         auto* e = add("immediate");
@@ -180,8 +259,42 @@ struct ToExpressions {
     void operator()(const OutputInterface& m) const {
         interface(NFT_META_OIFNAME, m.name, m.negated);
     }
-    void operator()(const SourceNetwork& m) const { address(source_offset, m.network); }
-    void operator()(const DestinationNetwork& m) const { address(destination_offset, m.network); }
+    void operator()(const SourceNetwork& m) const {
+        address(source_offset, source6_offset, m.network);
+    }
+    void operator()(const DestinationNetwork& m) const {
+        address(destination_offset, destination6_offset, m.network);
+    }
+    void operator()(const EtherSource& m) const {
+        load_meta(NFT_META_IIFTYPE);
+        const std::uint16_t ethernet = ARPHRD_ETHER;
+        compare(NFT_CMP_EQ, &ethernet, sizeof ethernet);
+        load_payload(NFT_PAYLOAD_LL_HEADER, ether_source_offset, 6);
+        const auto bytes = bytes_of_mac(m.mac);
+        compare(m.negated ? NFT_CMP_NEQ : NFT_CMP_EQ, bytes.data(), bytes.size());
+    }
+    void operator()(const ArpSender& m) const {
+        ether_type(ETH_P_ARP);
+        load_payload(NFT_PAYLOAD_NETWORK_HEADER, arp_sender_mac_offset, 6);
+        const auto bytes = bytes_of_mac(m.mac);
+        compare(NFT_CMP_EQ, bytes.data(), bytes.size());
+        if (!m.address) return;
+        load_payload(NFT_PAYLOAD_NETWORK_HEADER, arp_sender_ip_offset, 4);
+        const auto address = m.address->to_bytes();
+        compare(NFT_CMP_EQ, address.data(), address.size());
+    }
+    void operator()(const Icmpv6Type& m) const {
+        ether_type(ETH_P_IPV6);
+        protocol(IPPROTO_ICMPV6);
+        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, sizeof m.type);
+        compare(NFT_CMP_EQ, &m.type, sizeof m.type);
+    }
+    void operator()(const NeighborTarget& m) const {
+        const auto length = m.network.prefix_length() / 8U;
+        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, neighbor_target_offset, length);
+        const auto bytes = m.network.network().to_bytes();
+        compare(m.negated ? NFT_CMP_NEQ : NFT_CMP_EQ, bytes.data(), length);
+    }
     void operator()(const Established&) const {
         auto* e = add("ct");
         nftnl_expr_set_u32(e, NFTNL_EXPR_CT_KEY, NFT_CT_STATE);
@@ -194,12 +307,14 @@ struct ToExpressions {
         load_meta(NFT_META_L4PROTO);
         compare(NFT_CMP_EQ, &number, sizeof number);
     }
-    void operator()(const DestinationPort& m) const {
+    void udp_port(std::uint32_t offset, std::uint16_t number) const {
         protocol(IPPROTO_UDP);
-        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, udp_port_offset, sizeof m.udp);
-        const std::uint16_t port = htons(m.udp);
+        load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, offset, sizeof number);
+        const std::uint16_t port = htons(number);
         compare(NFT_CMP_EQ, &port, sizeof port);
     }
+    void operator()(const SourcePort& m) const { udp_port(udp_source_offset, m.udp); }
+    void operator()(const DestinationPort& m) const { udp_port(udp_destination_offset, m.udp); }
     void operator()(const Trace&) const {
         const std::uint8_t on = 1;
         auto* e = add("immediate");
@@ -233,6 +348,11 @@ struct ToExpressions {
     }
     void operator()(const Accept&) const { verdict(NF_ACCEPT); }
     void operator()(const Drop&) const { verdict(NF_DROP); }
+    void operator()(const Reject&) const {
+        auto* e = add("reject");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_REJECT_TYPE, NFT_REJECT_ICMPX_UNREACH);
+        nftnl_expr_set_u8(e, NFTNL_EXPR_REJECT_CODE, NFT_REJECT_ICMPX_PORT_UNREACH);
+    }
     void operator()(const Masquerade&) const { add("masq"); }
     void load(std::uint32_t target, const boost::asio::ip::address_v4& value) const {
         const auto bytes = value.to_bytes();
@@ -263,14 +383,14 @@ struct ToExpressions {
 /// Grows a batch message by message; the buffer is far larger than any table of ours.
 class Batch {
   public:
-    Batch() : buffer_(64 * 1024) {
+    explicit Batch(Family family) : family_(number_of(family)), buffer_(64 * 1024) {
         nftnl_batch_begin(end(), sequence_++);
         advance();
     }
 
     /// Starts a message of nf_tables type `type`, to be filled and then closed by advance().
     nlmsghdr* message(std::uint16_t type, std::uint16_t flags) {
-        return nftnl_nlmsg_build_hdr(end(), type, NFPROTO_IPV4,
+        return nftnl_nlmsg_build_hdr(end(), type, static_cast<std::uint16_t>(family_),
                                      static_cast<std::uint16_t>(flags | NLM_F_ACK), sequence_++);
     }
     void advance() { size_ += reinterpret_cast<nlmsghdr*>(end())->nlmsg_len; }
@@ -285,18 +405,27 @@ class Batch {
   private:
     char* end() { return buffer_.data() + size_; }
 
+    std::uint32_t family_;
     std::vector<char> buffer_;
     std::size_t size_ = 0;
     std::uint32_t sequence_ = 0;
 };
 
-void add_table(Batch& batch, const Table& table) {
+void add_table(Batch& batch, const Table& table, std::uint16_t flags = NLM_F_EXCL) {
     const auto object = allocated(NftTable{nftnl_table_alloc()});
-    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
+    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, number_of(table.family));
     nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, table.name.c_str());
     nftnl_table_set_u32(object.get(), NFTNL_TABLE_FLAGS, table.owned ? owner_flag : 0);
-    auto* header = batch.message(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL);
+    auto* header =
+        batch.message(NFT_MSG_NEWTABLE, static_cast<std::uint16_t>(NLM_F_CREATE | flags));
     nftnl_table_nlmsg_build_payload(header, object.get());
+    batch.advance();
+}
+
+void delete_table(Batch& batch, const std::string& name) {
+    const auto object = allocated(NftTable{nftnl_table_alloc()});
+    nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, name.c_str());
+    nftnl_table_nlmsg_build_payload(batch.message(NFT_MSG_DELTABLE, 0), object.get());
     batch.advance();
 }
 
@@ -309,6 +438,8 @@ void add_chain(Batch& batch, const Table& table, const Chain& chain) {
     nftnl_chain_set_u32(object.get(), NFTNL_CHAIN_HOOKNUM, hook.number);
     nftnl_chain_set_s32(object.get(), NFTNL_CHAIN_PRIO, hook.priority);
     nftnl_chain_set_u32(object.get(), NFTNL_CHAIN_POLICY, NF_ACCEPT);
+    if (!chain.device.empty())
+        nftnl_chain_set_str(object.get(), NFTNL_CHAIN_DEV, chain.device.c_str());
     auto* header = batch.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL);
     nftnl_chain_nlmsg_build_payload(header, object.get());
     batch.advance();
@@ -316,13 +447,22 @@ void add_chain(Batch& batch, const Table& table, const Chain& chain) {
 
 void add_rule(Batch& batch, const Table& table, const Chain& chain, const Rule& rule) {
     const auto object = allocated(NftRule{nftnl_rule_alloc()});
-    nftnl_rule_set_u32(object.get(), NFTNL_RULE_FAMILY, NFPROTO_IPV4);
+    nftnl_rule_set_u32(object.get(), NFTNL_RULE_FAMILY, number_of(table.family));
     nftnl_rule_set_str(object.get(), NFTNL_RULE_TABLE, table.name.c_str());
     nftnl_rule_set_str(object.get(), NFTNL_RULE_CHAIN, facts(chain.hook).name);
-    for (const auto& statement : rule) std::visit(ToExpressions{object.get()}, statement);
+    for (const auto& statement : rule)
+        std::visit(ToExpressions{object.get(), table.family}, statement);
     auto* header = batch.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND);
     nftnl_rule_nlmsg_build_payload(header, object.get());
     batch.advance();
+}
+
+void add_with_chains(Batch& batch, const Table& table) {
+    add_table(batch, table);
+    for (const auto& chain : table.chains) {
+        add_chain(batch, table, chain);
+        for (const auto& rule : chain.rules) add_rule(batch, table, chain, rule);
+    }
 }
 
 std::size_t count_messages(const Table& table) {
@@ -334,13 +474,15 @@ std::size_t count_messages(const Table& table) {
 }  // namespace
 
 std::string to_text(const Table& table) {
-    auto text = fmt::format("table ip {} {{\n", table.name);
+    auto text = fmt::format("table {} {} {{\n", name_of(table.family), table.name);
     if (table.owned) text += "    flags owner\n";
     for (const auto& chain : table.chains) {
         const auto& hook = facts(chain.hook);
         text +=
-            fmt::format("    chain {} {{\n        type {} hook {} priority {}; policy accept;\n",
-                        hook.name, hook.type, hook.hook, hook.priority_name);
+            fmt::format("    chain {} {{\n        type {} hook {} {}priority {}; policy accept;\n",
+                        hook.name, hook.type, hook.hook,
+                        chain.device.empty() ? "" : fmt::format("device \"{}\" ", chain.device),
+                        hook.priority_name);
         for (const auto& rule : chain.rules) {
             text += "       ";
             for (const auto& statement : rule) text += ' ' + std::visit(ToText{}, statement);
@@ -352,12 +494,8 @@ std::string to_text(const Table& table) {
 }
 
 std::vector<char> encode(const Table& table) {
-    Batch batch;
-    add_table(batch, table);
-    for (const auto& chain : table.chains) {
-        add_chain(batch, table, chain);
-        for (const auto& rule : chain.rules) add_rule(batch, table, chain, rule);
-    }
+    Batch batch{table.family};
+    add_with_chains(batch, table);
     return batch.finish();
 }
 
@@ -381,17 +519,22 @@ int Socket::fd() const noexcept {
 
 void Socket::commit(const Table& table) {
     transact(encode(table), count_messages(table),
-             fmt::format("create nftables table 'ip {}'", table.name));
+             fmt::format("create nftables table '{} {}'", name_of(table.family), table.name));
+}
+
+void Socket::replace(const Table& table) {
+    Batch batch{table.family};
+    add_table(batch, table, 0);  // so that there is one to delete
+    delete_table(batch, table.name);
+    add_with_chains(batch, table);
+    transact(batch.finish(), 2 + count_messages(table),
+             fmt::format("replace nftables table '{} {}'", name_of(table.family), table.name));
 }
 
 void Socket::remove(const std::string& name) {
-    Batch batch;
-    const auto object = allocated(NftTable{nftnl_table_alloc()});
-    nftnl_table_set_u32(object.get(), NFTNL_TABLE_FAMILY, NFPROTO_IPV4);
-    nftnl_table_set_str(object.get(), NFTNL_TABLE_NAME, name.c_str());
-    nftnl_table_nlmsg_build_payload(batch.message(NFT_MSG_DELTABLE, 0), object.get());
-    batch.advance();
-    transact(batch.finish(), 1, fmt::format("delete nftables table 'ip {}'", name));
+    Batch batch{Family::inet};
+    delete_table(batch, name);
+    transact(batch.finish(), 1, fmt::format("delete nftables table 'inet {}'", name));
 }
 
 void Socket::transact(const std::vector<char>& batch, std::size_t messages,

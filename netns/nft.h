@@ -1,9 +1,13 @@
 #pragma once
 
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/address_v6.hpp>
 #include <boost/asio/ip/network_v4.hpp>
+#include <boost/asio/ip/network_v6.hpp>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -24,15 +28,53 @@ struct OutputInterface {
     std::string name;
     bool negated = false;
 };
+/// Of either family.
+struct Network {
+    Network(const boost::asio::ip::network_v4& network)  // NOLINT: what it is made of is a network
+        : address(network.network()), prefix_length(network.prefix_length()) {}
+    Network(const boost::asio::ip::network_v6& network)  // NOLINT
+        : address(network.network()), prefix_length(network.prefix_length()) {}
+    /// Of that address alone.
+    explicit Network(const boost::asio::ip::address& alone)
+        : address(alone), prefix_length(alone.is_v4() ? 32 : 128) {}
+
+    boost::asio::ip::address address;
+    unsigned prefix_length;
+};
 struct SourceNetwork {
-    boost::asio::ip::network_v4 network;
+    Network network;
 };
 struct DestinationNetwork {
-    boost::asio::ip::network_v4 network;
+    Network network;
+};
+/// udp sport
+struct SourcePort {
+    std::uint16_t udp;
 };
 /// udp dport
 struct DestinationPort {
     std::uint16_t udp;
+};
+/// ether saddr; as aa:bb:cc:dd:ee:ff
+struct EtherSource {
+    std::string mac;
+    bool negated = false;
+};
+/// ether type arp arp saddr ether (and ip, where it is set): who an ARP packet says that it is of
+/// (RFC 826).
+struct ArpSender {
+    std::string mac;
+    std::optional<boost::asio::ip::address_v4> address;
+};
+/// icmpv6 type; one of neighbor discovery (RFC 4861, section 4), 133 to 137
+struct Icmpv6Type {
+    std::uint8_t type;
+};
+/// The target of an ICMPv6 neighbor advertisement (RFC 4861, section 4.4) is in a network, whose
+/// prefix ends with a byte.
+struct NeighborTarget {
+    boost::asio::ip::network_v6 network;
+    bool negated = false;
 };
 /// ct state established,related
 struct Established {};
@@ -47,6 +89,8 @@ struct Trace {};
 /// Verdicts and NAT statements.
 struct Accept {};
 struct Drop {};
+/// reject: the sender hears that the port is unreachable.
+struct Reject {};
 struct Masquerade {};
 struct Dnat {
     boost::asio::ip::address_v4 address;
@@ -56,9 +100,10 @@ struct DnatPrefix {
     boost::asio::ip::network_v4 network;
 };
 
-using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
-                               DestinationPort, Established, ClampMss, Trace, Accept, Drop,
-                               Masquerade, Dnat, DnatPrefix>;
+using Statement =
+    std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork, SourcePort,
+                 DestinationPort, EtherSource, ArpSender, Icmpv6Type, NeighborTarget, Established,
+                 ClampMss, Trace, Accept, Drop, Reject, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept.
@@ -66,17 +111,22 @@ struct Chain {
     enum class Hook {
         prerouting_first,  ///< before all others
         prerouting_nat,
+        input_filter,
         forward_filter,
         postrouting_nat,
         postrouting_last,  ///< after all others
+        ingress,           ///< what a device of the netdev family receives
     };
     Hook hook;
     std::vector<Rule> rules;
+    std::string device{};  ///< of ingress
 };
 
-/// A table of family `ip`.
+enum class Family { inet, netdev };
+
 struct Table {
     std::string name;
+    Family family = Family::inet;
     bool owned = false;  ///< NFT_TABLE_F_OWNER: lives as long as the socket that commits it
     std::vector<Chain> chains;
 };
@@ -101,9 +151,12 @@ class Socket {
     /// Creates the table in one transaction. Throws Error with the table's name.
     void commit(const Table& table);
 
-    /// Deletes a table that this socket committed, in one transaction. The kernel frees it later;
-    /// the end of the socket would wait for that (an RCU grace period), one table after another.
-    /// Throws Error.
+    /// Creates the table, in place of one of that name. Throws Error with the table's name.
+    void replace(const Table& table);
+
+    /// Deletes a table of family inet that this socket committed, in one transaction. The kernel
+    /// frees it later; the end of the socket would wait for that (an RCU grace period), one table
+    /// after another. Throws Error.
     void remove(const std::string& name);
 
     /// Owned by this object. A duplicate keeps the tables as well as the original does.

@@ -23,7 +23,15 @@ constexpr std::size_t id_length = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
 constexpr unsigned widest_link = 24;     // prefix of a shared network's host addresses
 constexpr const char* pasta_mac = "52:54:00:00:00:02";
-constexpr unsigned most_queues = 256;  // MAX_TAP_QUEUES of the kernel
+constexpr unsigned most_queues = 256;     // MAX_TAP_QUEUES of the kernel
+constexpr unsigned smallest_mtu6 = 1280;  // RFC 8200, section 5
+constexpr std::uint16_t dhcp_server_port = 67;
+constexpr std::uint16_t dhcp6_server_port = 547;
+// RFC 4861, section 4.
+constexpr std::uint8_t router_advertisement = 134;
+constexpr std::uint8_t neighbor_solicitation = 135;
+constexpr std::uint8_t neighbor_advertisement = 136;
+constexpr std::uint8_t redirect = 137;
 
 // Where a VPN routes the first, the second is still free.
 const std::array<ip::network_v4, 2> default_pools{ip::make_network_v4("10.213.0.0/16"),
@@ -34,6 +42,24 @@ const ip::network_v4 subnets = ip::make_network_v4("192.168.0.0/16");
 
 ip::address_v4 nth(const ip::network_v4& network, std::uint32_t n) {
     return ip::address_v4{network.network().to_uint() + n};
+}
+
+// A prefix of nobody else's (RFC 4193, section 3.2): the guests' network, and the uplinks' ends,
+// whose IPv4 addresses are their last 32 bits. All are behind NAT, so that each VM can have them.
+const ip::network_v6 subnet6{ip::make_address_v6("fd71:766d:26::"), 64};
+const ip::address_v6 uplinks6 = ip::make_address_v6("fd71:766d:0:1::");
+const ip::network_v6 link_local{ip::make_address_v6("fe80::"), 64};
+
+/// The address with `low` as its last 32 bits.
+ip::address_v6 with_low(const ip::address_v6& address, std::uint32_t low) {
+    auto bytes = address.to_bytes();
+    for (std::size_t i = 0; i < 4; ++i)
+        bytes[15 - i] = static_cast<std::uint8_t>(low >> (8 * i) & 0xff);
+    return ip::address_v6{bytes};
+}
+
+ip::network_v6 only(const ip::address_v6& address) {
+    return {address, 128};
 }
 
 bool is_free(const ip::network_v4& network, const HostNetwork& host) {
@@ -255,9 +281,16 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     plan.gateway = nth(plan.subnet, 1);
     plan.own_address = spec.mode == Mode::flat ? nth(plan.subnet, 2) : plan.gateway;
     plan.bridged = spec.shared || spec.mode == Mode::flat;
+    if (spec.mode != Mode::flat && host.has_ipv6 && plan.mtu >= smallest_mtu6)
+        plan.subnet6 = subnet6;
+    plan.port_isolation = spec.port_isolation;
+    plan.allow_host = spec.allow_host;
     if (spec.mode == Mode::isolated) return plan;
     plan.uplink = pasta ? plan_pasta(plan) : plan_veth(plan, host, claims);
     if (host.uplink) plan.uplink->interface = host.uplink->interface;
+    if (host.uplink6 && plan.subnet6) plan.uplink->interface6 = host.uplink6->interface;
+    plan.uplink->ipv6 =
+        !plan.uplink->interface6.empty() && (pasta || host.ipv6_forwarding != Ipv6Forwarding::off);
     return plan;
 }
 
@@ -278,6 +311,7 @@ GuestPlan make_guest(const NetworkSpec& spec, const NetworkPlan& plan,
     if (guest.queues < 1 || guest.queues > most_queues)
         throw Error(fmt::format("queues {}", guest.queues),
                     fmt::format("must be 1 to {}", most_queues));
+    guest.port_security = spec.port_security;
     guest.host_address = host_address_of(plan, guest.address);
     return guest;
 }
@@ -311,10 +345,33 @@ std::string_view to_string(Mode mode) {
 }
 
 void take_pasta(NetworkPlan& plan, GuestPlan& guest) {
-    auto interface = std::move(plan.uplink.value().interface);
+    const auto before = plan.uplink.value();
     plan.uplink = plan_pasta(plan);
-    plan.uplink->interface = std::move(interface);
+    plan.uplink->interface = before.interface;
+    plan.uplink->interface6 = before.interface6;
+    plan.uplink->ipv6 = !before.interface6.empty();
     guest.host_address.reset();
+}
+
+std::optional<ip::address_v6> gateway6_of(const NetworkPlan& plan) {
+    return plan.subnet6 ? std::optional{with_low(plan.subnet6->address(), 1)} : std::nullopt;
+}
+
+ip::address_v6 router_link_local() {
+    return with_low(link_local.address(), 1);
+}
+
+std::optional<ip::address_v6> address6_of(const NetworkPlan& plan, const ip::address_v4& address) {
+    if (!plan.subnet6) return std::nullopt;
+    return with_low(plan.subnet6->address(), address.to_uint() - plan.subnet.network().to_uint());
+}
+
+ip::address_v6 host_address6_of(const UplinkPlan& uplink) {
+    return with_low(uplinks6, uplink.host_address.to_uint());
+}
+
+ip::address_v6 inner_address6_of(const UplinkPlan& uplink) {
+    return with_low(uplinks6, uplink.inner_address.to_uint());
 }
 
 std::string_view to_string(UplinkKind kind) {
@@ -322,43 +379,117 @@ std::string_view to_string(UplinkKind kind) {
 }
 
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest) {
-    if (plan.mode != Mode::nat) return std::nullopt;
-    const auto& uplink = plan.uplink.value();
     using namespace nft;
-    Table table{.name = "qvm",
-                .chains = {{Chain::Hook::postrouting_nat,
-                            {{OutputInterface{inner_link_name}, SourceNetwork{plan.subnet},
-                              Masquerade{}}}}}};
-    if (uplink.kind == UplinkKind::pasta) return table;
-    Rule to_guest = uplink.guests
-                        ? Rule{InputInterface{inner_link_name}, DestinationNetwork{*uplink.guests},
-                               DnatPrefix{{plan.subnet.network(), uplink.guests->prefix_length()}}}
-                        : Rule{InputInterface{inner_link_name},
-                               DestinationNetwork{{uplink.inner_address, 32}}, Dnat{guest.address}};
-    table.chains.insert(table.chains.begin(), {Chain::Hook::prerouting_nat, {std::move(to_guest)}});
+    Table table{.name = "qvm", .chains = {}};
+    const char* lan = lan_interface(plan);
+    const OutputInterface out{inner_link_name};
+    if (plan.uplink && plan.uplink->kind == UplinkKind::veth && plan.mode == Mode::nat) {
+        const auto& uplink = *plan.uplink;
+        Rule to_guest =
+            uplink.guests
+                ? Rule{InputInterface{inner_link_name}, DestinationNetwork{*uplink.guests},
+                       DnatPrefix{{plan.subnet.network(), uplink.guests->prefix_length()}}}
+                : Rule{InputInterface{inner_link_name},
+                       DestinationNetwork{ip::network_v4{uplink.inner_address, 32}},
+                       Dnat{guest.address}};
+        table.chains.push_back({Chain::Hook::prerouting_nat, {std::move(to_guest)}});
+    }
+    // Who is kept from a neighbour on the bridge is not led to it by the router.
+    if (plan.port_isolation && plan.mode != Mode::flat)
+        table.chains.push_back(
+            {Chain::Hook::forward_filter, {{InputInterface{lan}, OutputInterface{lan}, Drop{}}}});
+    if (plan.mode == Mode::nat) {
+        std::vector<Rule> rules{{out, SourceNetwork{plan.subnet}, Masquerade{}}};
+        if (plan.uplink.value().ipv6)
+            rules.push_back({out, SourceNetwork{plan.subnet6.value()}, Masquerade{}});
+        table.chains.push_back({Chain::Hook::postrouting_nat, std::move(rules)});
+    }
+    if (table.chains.empty()) return std::nullopt;
     return table;
+}
+
+std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& guest,
+                                      const std::string& tap) {
+    if (!guest.port_security) return std::nullopt;
+    using namespace nft;
+    const auto& mac = guest.mac;
+    const auto router = router_link_local();
+    const Icmpv6Type advertises{neighbor_advertisement};
+    std::vector<Rule> rules{
+        {EtherSource{mac, true}, Drop{}},
+        {ArpSender{mac, guest.address}, Accept{}},
+        {ArpSender{mac, ip::address_v4::any()}, Accept{}},  // it asks whether it is alone
+        {SourcePort{dhcp_server_port}, Drop{}},
+        {SourcePort{dhcp6_server_port}, Drop{}},
+        {SourceNetwork{ip::network_v4{guest.address, 32}}, Accept{}},
+        {SourceNetwork{ip::network_v4{ip::address_v4::any(), 32}},
+         DestinationPort{dhcp_server_port}, Accept{}},
+        {Icmpv6Type{router_advertisement}, Drop{}},
+        {Icmpv6Type{redirect}, Drop{}},
+        {advertises, NeighborTarget{only(router)}, Drop{}},
+        {SourceNetwork{only(router)}, Drop{}},
+    };
+    if (const auto own = address6_of(plan, guest.address)) {
+        // With nobody beside it a guest may choose its address; see dnsmasq_command().
+        if (plan.bridged)
+            rules.push_back({advertises, NeighborTarget{*plan.subnet6},
+                             NeighborTarget{only(*own), true}, Drop{}});
+        rules.push_back({SourceNetwork{plan.bridged ? only(*own) : *plan.subnet6}, Accept{}});
+    }
+    // Which address it has on the link is the guest's to choose (RFC 7217).
+    rules.push_back({SourceNetwork{link_local}, Accept{}});
+    rules.push_back({SourceNetwork{only(ip::address_v6::any())}, Accept{}});
+    rules.push_back({Drop{}});
+    return Table{.name = "qvm-" + tap,
+                 .family = Family::netdev,
+                 .owned = true,
+                 .chains = {{Chain::Hook::ingress, std::move(rules), tap}}};
+}
+
+std::optional<nft::Table> closed_table(const NetworkPlan& plan,
+                                       const std::vector<ip::address>& host) {
+    if (!plan.uplink || plan.uplink->kind == UplinkKind::veth || plan.allow_host)
+        return std::nullopt;
+    using namespace nft;
+    std::vector<Rule> rules;
+    for (const auto& address : host)
+        rules.push_back({OutputInterface{inner_link_name},
+                         DestinationNetwork{nft::Network{address}}, Reject{}});
+    return Table{.name = "closed", .chains = {{Chain::Hook::forward_filter, std::move(rules)}}};
 }
 
 std::optional<nft::Table> host_table(const NetworkPlan& plan) {
     if (!plan.uplink || plan.uplink->kind == UplinkKind::pasta) return std::nullopt;
     const auto& uplink = *plan.uplink;
     using namespace nft;
-    const SourceNetwork ours{plan.mode == Mode::flat ? plan.subnet
-                                                     : ip::network_v4{uplink.inner_address, 32}};
+    const bool flat = plan.mode == Mode::flat;
+    std::vector<SourceNetwork> ours{
+        {flat ? plan.subnet : ip::network_v4{uplink.inner_address, 32}}};
+    if (uplink.ipv6) ours.push_back({only(inner_address6_of(uplink))});
     const InputInterface from{uplink.host_link};
     const OutputInterface to{uplink.host_link};
     // Tied to no uplink: it follows whatever route the host takes.
     const OutputInterface elsewhere{uplink.host_link, true};
-    return Table{.name = uplink.host_link,
-                 .owned = true,
-                 .chains = {{Chain::Hook::forward_filter,
-                             {{from, ClampMss{}},
-                              {to, ClampMss{}},
-                              {from, ours, Accept{}},
-                              {from, Drop{}},  // a source made up
-                              {to, Established{}, Accept{}},
-                              {to, Drop{}}}},
-                            {Chain::Hook::postrouting_nat, {{ours, elsewhere, Masquerade{}}}}}};
+    std::vector<Rule> forward{{from, ClampMss{}}, {to, ClampMss{}}};
+    if (plan.port_isolation) forward.push_back({from, to, Drop{}});
+    std::vector<Rule> postrouting;
+    for (const auto& source : ours) {
+        forward.push_back({from, source, Accept{}});
+        postrouting.push_back({source, elsewhere, Masquerade{}});
+    }
+    forward.push_back({from, Drop{}});  // a source made up
+    forward.push_back({to, Established{}, Accept{}});
+    forward.push_back({to, Drop{}});
+    Table table{.name = uplink.host_link, .owned = true, .chains = {}};
+    if (!flat && !plan.allow_host)
+        table.chains.push_back({Chain::Hook::input_filter,
+                                {{from, Established{}, Accept{}},
+                                 {from, Icmpv6Type{neighbor_solicitation}, Accept{}},
+                                 {from, Icmpv6Type{neighbor_advertisement}, Accept{}},
+                                 {from, Reject{}}}});
+    table.chains.push_back({Chain::Hook::forward_filter, std::move(forward)});
+    table.chains.push_back({Chain::Hook::postrouting_nat, std::move(postrouting)});
+    return table;
 }
 
 bool is_of_another_network(std::string_view name, std::string_view own) {
@@ -371,7 +502,11 @@ bool is_of_another_network(std::string_view name, std::string_view own) {
 
 std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
     const std::string no_way = "the host has no route to the outside: neither has the guest";
-    if (uplink.kind == UplinkKind::pasta) return state.outwards ? "" : no_way;
+    const std::string way = state.outwards ? "" : no_way;
+    const auto ways = !way.empty() || !uplink.ipv6 || state.outwards6
+                          ? way
+                          : "the host has no IPv6 route to the outside: neither has the guest";
+    if (uplink.kind == UplinkKind::pasta) return ways;
     if (!state.link_exists)
         return fmt::format("the VM's link '{}' is not there any more: the guest is cut off",
                            uplink.host_link);
@@ -383,12 +518,12 @@ std::string trouble_of(const UplinkPlan& uplink, const UplinkState& state) {
         return fmt::format(
             "the host's routes lead what is for {} to '{}' and not to '{}': the guest is cut off",
             address, *state.inwards, uplink.host_link);
-    return state.outwards ? "" : no_way;
+    return ways;
 }
 
 std::vector<std::string> pasta_command(const NetworkPlan& plan, int space) {
     const auto& uplink = plan.uplink.value();
-    return {
+    std::vector<std::string> command{
         "pasta",
         "--foreground",
         "--quiet",
@@ -399,21 +534,28 @@ std::vector<std::string> pasta_command(const NetworkPlan& plan, int space) {
         fmt::format("--netns=/proc/self/fd/{}", space),
         "--no-netns-quit",
         fmt::format("--ns-ifname={}", inner_link_name),
-        // Nothing is to be learned from the host's interfaces, which may change, or not be there.
-        "--interface=lo",
-        "--ipv4-only",
+        // Nothing is to be learned from the host's interfaces, which may change, or not be there;
+        // but for IPv6 it insists on one with a link-local address.
+        fmt::format("--interface={}", uplink.ipv6 ? uplink.interface6 : "lo"),
         fmt::format("--address={}", uplink.inner_address.to_string()),
         fmt::format("--netmask={}", uplink.prefix_length),
         fmt::format("--gateway={}", uplink.host_address.to_string()),
         fmt::format("--mac-addr={}", pasta_mac),
         fmt::format("--mtu={}", plan.mtu),
-        // The host's own services are not the guests', nor the guests' the host's.
-        "--no-map-gw",
         "--tcp-ports=none",
         "--udp-ports=none",
         "--tcp-ns=none",
         "--udp-ns=none",
     };
+    if (uplink.ipv6) {
+        command.push_back(fmt::format("--address={}", inner_address6_of(uplink).to_string()));
+        command.push_back(fmt::format("--gateway={}", host_address6_of(uplink).to_string()));
+    } else {
+        command.emplace_back("--ipv4-only");
+    }
+    // What is for the gateway reaches the host's own loopback otherwise.
+    if (!plan.allow_host) command.emplace_back("--no-map-gw");
+    return command;
 }
 
 std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory) {
@@ -446,28 +588,57 @@ std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::str
         fmt::format("--domain={}", domain),
         fmt::format("--local=/{}/", domain),
     };
+    if (plan.subnet6) {
+        // A guest that is alone may also make its addresses up itself (SLAAC); beside others it has
+        // the one that it may send from.
+        command.emplace_back("--enable-ra");
+        command.push_back(fmt::format("--dhcp-range={},static{},64,12h",
+                                      plan.subnet6->network().to_string(),
+                                      plan.bridged ? "" : ",slaac"));
+        command.push_back(
+            fmt::format("--dhcp-option=option6:dns-server,[{}]", gateway6_of(plan)->to_string()));
+        // Without a way out it is nobody's default router.
+        constexpr unsigned interval = 600;
+        if (!plan.uplink || !plan.uplink->ipv6)
+            command.push_back(fmt::format("--ra-param={},{},0", lan_interface(plan), interval));
+    }
     if (plan.uplink) command.push_back(fmt::format("--server=127.0.0.1#{}", dns_relay_port));
     return command;
 }
 
-std::string dhcp_hosts(const std::vector<GuestPlan>& guests) {
+std::string dhcp_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests) {
     std::string text;
     // With its domain, since a bare name can be a keyword there ("ignore").
-    for (const auto& guest : guests)
-        text +=
-            fmt::format("{},{},{}.{}\n", guest.mac, guest.address.to_string(), guest.name, domain);
+    for (const auto& guest : guests) {
+        const auto address6 = address6_of(plan, guest.address);
+        text += fmt::format("{},{}{},{}.{}\n", guest.mac, guest.address.to_string(),
+                            address6 ? fmt::format(",[{}]", address6->to_string()) : "", guest.name,
+                            domain);
+    }
     return text;
 }
 
 std::string dns_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests) {
     std::string text;
-    bool gateway_is_free = true;
+    const auto add = [&](const ip::address& address, const std::string& name) {
+        text += fmt::format("{0} {1} {1}.{2}\n", address.to_string(), name, domain);
+    };
+    const auto is_free = [&](const std::string& name) {
+        return std::none_of(guests.begin(), guests.end(),
+                            [&](const auto& guest) { return guest.name == name; });
+    };
     for (const auto& guest : guests) {
-        text += fmt::format("{0} {1} {1}.{2}\n", guest.address.to_string(), guest.name, domain);
-        gateway_is_free = gateway_is_free && guest.name != "gateway";
+        add(guest.address, guest.name);
+        if (const auto address6 = address6_of(plan, guest.address)) add(*address6, guest.name);
     }
-    if (gateway_is_free)
-        text += fmt::format("{} gateway gateway.{}\n", plan.gateway.to_string(), domain);
+    if (is_free("gateway")) {
+        add(plan.gateway, "gateway");
+        if (const auto gateway6 = gateway6_of(plan)) add(*gateway6, "gateway");
+    }
+    if (plan.allow_host && plan.uplink && is_free("host")) {
+        add(plan.uplink->host_address, "host");
+        if (plan.uplink->ipv6) add(host_address6_of(*plan.uplink), "host");
+    }
     return text;
 }
 
@@ -475,11 +646,22 @@ std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& gues
     std::vector<std::string> steps;
     const auto prefix = plan.subnet.prefix_length();
     auto add = [&](std::string step) { steps.push_back(std::move(step)); };
-    const auto own = fmt::format("{}/{}, mtu {}", plan.own_address.to_string(), prefix, plan.mtu);
+    const auto gateway6 = gateway6_of(plan);
+    const auto own =
+        fmt::format("{}/{}{}, mtu {}", plan.own_address.to_string(), prefix,
+                    gateway6 ? fmt::format(" and {}/64", gateway6->to_string()) : "", plan.mtu);
     add("create a network namespace");
     add(fmt::format("inside: add TAP {} (vnet_hdr, queues {}){}", tap_name, guest.queues,
                     plan.bridged ? "" : " with " + own));
+    if (const auto table = guard_table(plan, guest, plan.bridged ? "tap0" : tap_name))
+        add("inside: " + nft::to_text(*table));
     const bool veth = plan.uplink && plan.uplink->kind == UplinkKind::veth;
+    const auto with6 = [&](const ip::address_v4& address, unsigned length, const auto& address6) {
+        return fmt::format("{}/{}{}", address.to_string(), length,
+                           plan.uplink->ipv6
+                               ? fmt::format(" and {}/127", address6(*plan.uplink).to_string())
+                               : "");
+    };
     if (veth)
         add(fmt::format("inside: add veth {}, its peer {} on the host", inner_link_name,
                         plan.uplink->host_link));
@@ -487,23 +669,32 @@ std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& gues
         add(fmt::format("inside: add bridge {} with {}, ports: {}{}", bridge_name, own, tap_name,
                         plan.mode == Mode::flat ? fmt::format(", {}", inner_link_name) : ""));
     if (veth && plan.mode == Mode::nat)
-        add(fmt::format("inside: address {}/{} on {}", plan.uplink->inner_address.to_string(),
-                        plan.uplink->prefix_length, inner_link_name));
+        add(fmt::format(
+            "inside: address {} on {}",
+            with6(plan.uplink->inner_address, plan.uplink->prefix_length, inner_address6_of),
+            inner_link_name));
     if (veth)
-        add(fmt::format("inside: default route via {}", plan.uplink->host_address.to_string()));
-    add("inside: IPv4 forwarding on");
+        add(fmt::format(
+            "inside: default route via {}{}", plan.uplink->host_address.to_string(),
+            plan.uplink->ipv6 ? " and " + host_address6_of(*plan.uplink).to_string() : ""));
+    add(plan.subnet6 ? "inside: IPv4 and IPv6 forwarding on" : "inside: IPv4 forwarding on");
     if (auto table = inner_table(plan, guest)) add("inside: " + nft::to_text(*table));
     if (veth) {
-        add(fmt::format("host: address {}/{} on {}", plan.uplink->host_address.to_string(),
-                        plan.uplink->prefix_length, plan.uplink->host_link));
+        add(fmt::format(
+            "host: address {} on {}",
+            with6(plan.uplink->host_address, plan.uplink->prefix_length, host_address6_of),
+            plan.uplink->host_link));
         if (plan.uplink->guests)
             add(fmt::format("host: route to {} via {}", plan.uplink->guests->to_string(),
                             plan.uplink->inner_address.to_string()));
         add(fmt::format("host: IPv4 forwarding on {}{}{}", plan.uplink->host_link,
                         plan.uplink->interface.empty() ? "" : " and ", plan.uplink->interface));
+        if (plan.uplink->ipv6)
+            add(fmt::format("host: IPv6 forwarding on {} and {}", plan.uplink->host_link,
+                            plan.uplink->interface6));
         add("host: " + nft::to_text(*host_table(plan)));
     }
-    auto files = "dhcp-hosts: " + dhcp_hosts({guest}) + "hosts: " + dns_hosts(plan, {guest});
+    auto files = "dhcp-hosts: " + dhcp_hosts(plan, {guest}) + "hosts: " + dns_hosts(plan, {guest});
     files.pop_back();
     add("inside: run " + joined(dnsmasq_command(plan, ".")) + "\n" + files);
     if (plan.uplink && !veth) add("host: run " + joined(pasta_command(plan, 3)));

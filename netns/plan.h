@@ -1,7 +1,10 @@
 #pragma once
 
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/address_v4.hpp>
+#include <boost/asio/ip/address_v6.hpp>
 #include <boost/asio/ip/network_v4.hpp>
+#include <boost/asio/ip/network_v6.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -38,16 +41,21 @@ struct NetworkSpec {
     std::optional<unsigned> mtu;                         ///< bytes
     std::optional<boost::asio::ip::network_v4> pool;     ///< of the /31s between host and namespace
     unsigned queues = 1;
-    std::string id;          ///< at most 8 characters, unique on the host
-    std::string guest_name;  ///< the guest's host name in DHCP and DNS
-    bool shared = false;     ///< more guests may join: a bridge, and a host address for each
+    std::string id;               ///< at most 8 characters, unique on the host
+    std::string guest_name;       ///< the guest's host name in DHCP and DNS
+    bool shared = false;          ///< more guests may join: a bridge, and a host address for each
+    bool port_isolation = false;  ///< of shared: the guests do not see each other
+    bool port_security = true;    ///< the guest sends as nobody but itself
+    bool allow_host = false;      ///< of nat: the host's own addresses are open to the guests
 };
 
 /// The namespace's way to the outside: a veth pair and the host's side of it, or pasta.
 struct UplinkPlan {
     UplinkKind kind = UplinkKind::veth;
-    std::string host_link;  ///< veth: the host end's name
-    std::string interface;  ///< the host's own way out at the start; empty where there was none
+    std::string host_link;   ///< veth: the host end's name
+    std::string interface;   ///< the host's own way out at the start; empty where there was none
+    std::string interface6;  ///< the same for IPv6
+    bool ipv6 = false;       ///< it leads there for IPv6, too
     boost::asio::ip::address_v4 host_address;   ///< the namespace's router
     boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
     unsigned prefix_length = 31;
@@ -62,6 +70,7 @@ struct GuestPlan {
     boost::asio::ip::address_v4 address;
     std::string mac;
     unsigned queues = 1;
+    bool port_security = true;
     /// Where the host reaches it; none without an uplink, or beyond UplinkPlan::guests.
     std::optional<boost::asio::ip::address_v4> host_address;
 };
@@ -73,6 +82,11 @@ struct NetworkPlan {
     boost::asio::ip::network_v4 subnet;
     boost::asio::ip::address_v4 gateway;      ///< the guests' router
     boost::asio::ip::address_v4 own_address;  ///< the namespace's; DHCP and DNS answer there
+    /// The guests' IPv6 network, whose first address is the namespace's; none of flat, which is the
+    /// host's own Ethernet, and none where the host has no IPv6.
+    std::optional<boost::asio::ip::network_v6> subnet6;
+    bool port_isolation = false;
+    bool allow_host = false;
     /// TAPs are ports of br0. Without it the one TAP has the namespace's address itself: the end of
     /// a bridge holds the kernel's RTNL lock for tens of ms.
     bool bridged = false;
@@ -82,9 +96,10 @@ struct NetworkPlan {
 /// What an uplink needs of the host, as it is just now.
 struct UplinkState {
     bool link_exists = true;
-    boost::asio::ip::address_v4 inner;    ///< the namespace's address, or one of its guests
-    std::optional<std::string> inwards;   ///< the interface towards that
-    std::optional<std::string> outwards;  ///< the interface towards the outside
+    boost::asio::ip::address_v4 inner;       ///< the namespace's address, or one of its guests
+    std::optional<std::string> inwards;      ///< the interface towards that
+    std::optional<std::string> outwards;     ///< the interface towards the outside
+    std::optional<std::string> outwards6{};  ///< the same for IPv6
 };
 
 /// The networks that a plan occupies on the host, kept from other qvm processes.
@@ -126,8 +141,26 @@ void check_same(const NetworkSpec& spec, const NetworkPlan& plan);
 /// The interface with the namespace's own address in the subnet.
 const char* lan_interface(const NetworkPlan& plan);
 
+/// The guests' IPv6 router, its address on their link, which is always the same, and what DHCPv6
+/// gives the guest with that IPv4 address.
+std::optional<boost::asio::ip::address_v6> gateway6_of(const NetworkPlan& plan);
+boost::asio::ip::address_v6 router_link_local();
+std::optional<boost::asio::ip::address_v6> address6_of(const NetworkPlan& plan,
+                                                       const boost::asio::ip::address_v4& address);
+/// The IPv6 addresses of the uplink's ends: as unique on the host as those of IPv4.
+boost::asio::ip::address_v6 host_address6_of(const UplinkPlan& uplink);
+boost::asio::ip::address_v6 inner_address6_of(const UplinkPlan& uplink);
+
 /// The namespace's own rules; nothing where it does not route.
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
+/// What the guest at `tap` may send, of whatever its kernel says that it is; nothing without port
+/// security.
+std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& guest,
+                                      const std::string& tap);
+/// With pasta, which opens connections as the host does: what keeps guests from the host's own
+/// addresses, which these are; nothing where the guests may reach them.
+std::optional<nft::Table> closed_table(const NetworkPlan& plan,
+                                       const std::vector<boost::asio::ip::address>& host);
 /// The host's rules; nothing without a veth.
 std::optional<nft::Table> host_table(const NetworkPlan& plan);
 
@@ -145,7 +178,7 @@ std::vector<std::string> pasta_command(const NetworkPlan& plan, int space);
 /// `dhcp-hosts` and `hosts` in `directory`, and again on SIGHUP.
 std::vector<std::string> dnsmasq_command(const NetworkPlan& plan, const std::string& directory);
 /// What belongs into these files.
-std::string dhcp_hosts(const std::vector<GuestPlan>& guests);
+std::string dhcp_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests);
 std::string dns_hosts(const NetworkPlan& plan, const std::vector<GuestPlan>& guests);
 
 /// The steps that Network takes, a line or more each, for people.

@@ -4,12 +4,15 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <boost/asio/ip/udp.hpp>
 #include <chrono>
 
 #include "netns/error.h"
 #include "netns/host_network.h"
 
 namespace qvm::netns {
+
+namespace ip = boost::asio::ip;
 
 namespace {
 
@@ -24,26 +27,25 @@ std::string table_name(const UplinkPlan& uplink) {
     return uplink.host_link + std::string{probe_suffix};
 }
 
-void send_probe(const boost::asio::ip::address_v4& source) {
+void send_probe(const ip::address& source, const ip::address& outside) {
     const char* step = "send a probe from the namespace";
-    const UniqueFd socket{check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), step)};
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(source.to_uint());
-    check(::bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), step);
-    address.sin_addr.s_addr = htonl(outside_address().to_uint());
-    address.sin_port = htons(probe_port);
-    check(static_cast<int>(::sendto(socket.get(), "", 0, 0, reinterpret_cast<sockaddr*>(&address),
-                                    sizeof address)),
-          step);
+    const int family = outside.is_v4() ? AF_INET : AF_INET6;
+    const UniqueFd socket{check(::socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0), step)};
+    const ip::udp::endpoint from{source, 0};
+    const ip::udp::endpoint to{outside, probe_port};
+    const auto length = [](const auto& endpoint) {
+        return static_cast<socklen_t>(endpoint.size());
+    };
+    check(::bind(socket.get(), from.data(), length(from)), step);
+    check(static_cast<int>(::sendto(socket.get(), "", 0, 0, to.data(), length(to))), step);
 }
 
 }  // namespace
 
-nft::Table probe_table(const UplinkPlan& uplink) {
+nft::Table probe_table(const UplinkPlan& uplink, const ip::address& outside) {
     using namespace nft;
     const InputInterface from{uplink.host_link};
-    const DestinationNetwork to{{outside_address(), 32}};
+    const DestinationNetwork to{Network{outside}};
     const DestinationPort port{probe_port};
     return Table{.name = table_name(uplink),
                  .owned = true,
@@ -70,12 +72,14 @@ Fate fate_of(const std::vector<nft::TraceStep>& steps, const UplinkPlan& uplink)
 }
 
 std::optional<Obstacle> probe_forwarding(const Namespace& space, const NetworkPlan& plan,
-                                         nft::Socket& rules, nft::TraceSocket& trace) {
+                                         const ip::address& outside, nft::Socket& rules,
+                                         nft::TraceSocket& trace) {
     const auto& uplink = plan.uplink.value();
     trace.start();
-    rules.commit(probe_table(uplink));
-    const auto source = plan.mode == Mode::flat ? plan.own_address : uplink.inner_address;
-    space.run([&] { send_probe(source); });
+    rules.commit(probe_table(uplink, outside));
+    ip::address source = plan.mode == Mode::flat ? plan.own_address : uplink.inner_address;
+    if (outside.is_v6()) source = inner_address6_of(uplink);
+    space.run([&] { send_probe(source, outside); });
     std::vector<nft::TraceStep> steps;
     const auto deadline = Clock::now() + patience;
     Fate fate;

@@ -183,8 +183,8 @@ TEST_CASE("nat: the VM's host address leads to the guest") {
     const auto& space = made.network.space();
     oracle::sh(space, "ip addr add 192.168.26.10/32 dev lo");
     // The rule, as nft reads it back.
-    const auto rules = oracle::sh(space, "nft list table ip qvm");
-    CHECK(rules.find("ip daddr 10.213.0.1 dnat to 192.168.26.10") != std::string::npos);
+    const auto rules = oracle::sh(space, "nft list table inet qvm");
+    CHECK(rules.find("ip daddr 10.213.0.1 dnat ip to 192.168.26.10") != std::string::npos);
     oracle::sh(space,
                "socat TCP-LISTEN:22,bind=192.168.26.10,reuseaddr SYSTEM:'echo guest' "
                ">/dev/null 2>&1 & for i in $(seq 100); do ss -ltn | grep -q :22 && exit 0; "
@@ -209,7 +209,7 @@ TEST_CASE("flat: the veth's end is a port of the bridge, and the host end is the
         CHECK(oracle::sh(space, "ip route").find("default via 192.168.26.1 dev br0") !=
               std::string::npos);
         CHECK(oracle::answers(space, "198.51.100.7", "192.168.26.2"));
-        CHECK(oracle::sh("nft list table ip qvm-t1").find("oifname != \"qvm-t1\" masquerade") !=
+        CHECK(oracle::sh("nft list table inet qvm-t1").find("oifname != \"qvm-t1\" masquerade") !=
               std::string::npos);
     }
     CHECK(picture_of_the_host() == before);

@@ -94,7 +94,8 @@ TEST_CASE("--net: the message names the key, the hint names the choices") {
         FAIL("must be refused");
     } catch (const Failure& failure) {
         CHECK(std::string{failure.what()} == "'subnett=10.0.0.0/24' is not a key");
-        CHECK(failure.hint() == "keys are subnet, address, mac, mtu, queues and pool");
+        CHECK(failure.hint() ==
+              "keys are subnet, address, mac, mtu, queues, pool and port-security");
     }
 }
 

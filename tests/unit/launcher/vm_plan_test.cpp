@@ -42,8 +42,9 @@ TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
     CHECK(text.starts_with(
         "network:\n  1. create a network namespace\n"
         "  2. inside: add TAP tap0 (vnet_hdr, queues 1) with 192.168.26.1/24, mtu 1500\n"
-        "  3. inside: IPv4 forwarding on\n"
-        "  4. inside: run dnsmasq "));
+        "  3. inside: table netdev qvm-tap0 {\n"));
+    CHECK(text.find("  4. inside: IPv4 forwarding on\n  5. inside: run dnsmasq ") !=
+          std::string::npos);
     CHECK(text.find("\nqemu:\nqemu-system-x86_64 \\\n") != std::string::npos);
     CHECK(text.find(",mac=52:54:00:a8:1a:0a\n") != std::string::npos);
 }

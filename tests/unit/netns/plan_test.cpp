@@ -75,18 +75,25 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
     CHECK(plan.uplink->prefix_length == 31);
     const auto guest = make_guest(spec_of(Mode::nat), plan);
     CHECK(guest.host_address == plan.uplink->inner_address);
-    CHECK(nft::to_text(*inner_table(plan, guest)) == R"(table ip qvm {
+    CHECK(nft::to_text(*inner_table(plan, guest)) == R"(table inet qvm {
     chain prerouting {
         type nat hook prerouting priority dstnat; policy accept;
-        iifname "up0" ip daddr 10.213.1.1 dnat to 192.168.27.10
+        iifname "up0" ip daddr 10.213.1.1 dnat ip to 192.168.27.10
     }
     chain postrouting {
         type nat hook postrouting priority srcnat; policy accept;
         oifname "up0" ip saddr 192.168.27.0/24 masquerade
     }
 })");
-    CHECK(nft::to_text(*host_table(plan)) == R"(table ip qvm-1a2b3c4d {
+    CHECK(nft::to_text(*host_table(plan)) == R"(table inet qvm-1a2b3c4d {
     flags owner
+    chain input {
+        type filter hook input priority filter; policy accept;
+        iifname "qvm-1a2b3c4d" ct state established,related accept
+        iifname "qvm-1a2b3c4d" icmpv6 type nd-neighbor-solicit accept
+        iifname "qvm-1a2b3c4d" icmpv6 type nd-neighbor-advert accept
+        iifname "qvm-1a2b3c4d" reject
+    }
     chain forward {
         type filter hook forward priority filter; policy accept;
         iifname "qvm-1a2b3c4d" tcp flags syn tcp option maxseg size set rt mtu
@@ -284,7 +291,7 @@ TEST_CASE("shared: a bridge, and a host address for every guest") {
     CHECK(second.address.to_string() == "192.168.26.11");
     CHECK(second.mac != first.mac);
     CHECK(nft::to_text(*inner_table(plan, first))
-              .find("iifname \"up0\" ip daddr 10.213.254.0/24 dnat prefix to 192.168.26.0/24") !=
+              .find("iifname \"up0\" ip daddr 10.213.254.0/24 dnat ip prefix to 192.168.26.0/24") !=
           std::string::npos);
     spec.address = first.address;
     CHECK_THROWS_WITH(make_guest(spec, plan, {first}),
@@ -361,9 +368,108 @@ TEST_CASE(
 
     const auto plan = plan_of(spec_of(Mode::isolated));
     auto guest = make_guest(spec_of(Mode::isolated), plan);
-    CHECK(dhcp_hosts({guest}) == "52:54:00:a8:1a:0a,192.168.26.10,web.qvm\n");
+    CHECK(dhcp_hosts(plan, {guest}) == "52:54:00:a8:1a:0a,192.168.26.10,web.qvm\n");
     CHECK(dns_hosts(plan, {guest}) ==
           "192.168.26.10 web web.qvm\n192.168.26.1 gateway gateway.qvm\n");
     guest.name = "gateway";
     CHECK(dns_hosts(plan, {guest}) == "192.168.26.10 gateway gateway.qvm\n");
+}
+
+TEST_CASE("IPv6: the guests' own network, one to one with IPv4's, and NAT on both sides") {
+    auto host = host_with({});
+    host.has_ipv6 = true;
+    CHECK(plan_of(spec_of(Mode::isolated), host).subnet6);
+    CHECK(!plan_of(spec_of(Mode::flat), host).subnet6);
+    CHECK(!plan_of(spec_of(Mode::nat), host).uplink->ipv6);
+    host.uplink6 = Uplink{.interface = "eth1", .mtu = 1400};
+    CHECK(!plan_of(spec_of(Mode::nat), host).uplink->ipv6);  // it does not forward
+    host.ipv6_forwarding = Ipv6Forwarding::by_interface;
+
+    const auto plan = plan_of(spec_of(Mode::nat), host);
+    REQUIRE(plan.uplink->ipv6);
+    CHECK(plan.uplink->interface6 == "eth1");
+    CHECK(host_address6_of(*plan.uplink).to_string() == "fd71:766d:0:1::ad5:0");
+    CHECK(inner_address6_of(*plan.uplink).to_string() == "fd71:766d:0:1::ad5:1");
+    auto guest = make_guest(spec_of(Mode::nat), plan);
+    CHECK(address6_of(plan, guest.address)->to_string() == "fd71:766d:26::a");
+    const auto inner = nft::to_text(inner_table(plan, guest).value());
+    CHECK(inner.find("oifname \"up0\" ip6 saddr fd71:766d:26::/64 masquerade") !=
+          std::string::npos);
+    const auto outer = nft::to_text(host_table(plan).value());
+    CHECK(outer.find("ip6 saddr fd71:766d:0:1::ad5:1 accept") != std::string::npos);
+    CHECK(outer.find("ip6 saddr fd71:766d:0:1::ad5:1 oifname != \"qvm-1a2b3c4d\" masquerade") !=
+          std::string::npos);
+    CHECK(dhcp_hosts(plan, {guest}) ==
+          "52:54:00:a8:1a:0a,192.168.26.10,[fd71:766d:26::a],web.qvm\n");
+    CHECK(dns_hosts(plan, {guest}).find("fd71:766d:26::a web web.qvm\n") != std::string::npos);
+    CHECK(has(dnsmasq_command(plan, "/dir"), "--dhcp-range=fd71:766d:26::,static,slaac,64,12h"));
+    CHECK(has(dnsmasq_command(plan_of(spec_of(Mode::isolated), host), "/dir"),
+              "--ra-param=tap0,600,0"));
+
+    auto pasta = plan;
+    take_pasta(pasta, guest);
+    CHECK(pasta.uplink->ipv6);
+    const auto command = pasta_command(pasta, 7);
+    CHECK(has(command, "--interface=eth1"));
+    CHECK(has(command, "--address=fd71:766d:0:1::ad5:1"));
+    CHECK(!has(command, "--ipv4-only"));
+
+    host.uplink->mtu = 1000;  // on such links there is none
+    CHECK(!plan_of(spec_of(Mode::nat), host).subnet6);
+}
+
+TEST_CASE("port security: a guest sends as itself, and as no router") {
+    auto host = host_with({});
+    host.has_ipv6 = true;
+    auto spec = spec_of(Mode::isolated);
+    const auto lone = plan_of(spec, host);
+    const auto text = nft::to_text(guard_table(lone, make_guest(spec, lone), "tap0").value());
+    CHECK(text.find("type filter hook ingress device \"tap0\" priority filter") !=
+          std::string::npos);
+    CHECK(text.find("ether saddr != 52:54:00:a8:1a:0a drop") != std::string::npos);
+    CHECK(text.find("ip6 saddr fd71:766d:26::/64 accept") != std::string::npos);
+    CHECK(text.find("icmpv6 type nd-router-advert drop") != std::string::npos);
+    spec.shared = true;
+    const auto group = plan_of(spec, host);
+    const auto shared = nft::to_text(guard_table(group, make_guest(spec, group), "tap3").value());
+    CHECK(shared.find("ip6 saddr fd71:766d:26::a accept") != std::string::npos);
+    CHECK(shared.find("ip6 saddr fd71:766d:26::/64 accept") == std::string::npos);
+    spec.port_security = false;
+    CHECK(!guard_table(group, make_guest(spec, group), "tap0"));
+}
+
+TEST_CASE("port isolation: no way to a neighbour, nor by the router, nor by the host") {
+    auto spec = spec_of(Mode::isolated);
+    spec.shared = true;
+    CHECK(!inner_table(plan_of(spec), guest_of(spec)));
+    spec.port_isolation = true;
+    CHECK(nft::to_text(inner_table(plan_of(spec), guest_of(spec)).value())
+              .find("iifname \"br0\" oifname \"br0\" drop") != std::string::npos);
+    spec.mode = Mode::nat;
+    CHECK(nft::to_text(host_table(plan_of(spec)).value())
+              .find("iifname \"qvm-1a2b3c4d\" oifname \"qvm-1a2b3c4d\" drop") != std::string::npos);
+}
+
+TEST_CASE("the host is closed to guests of nat unless it is allowed, and then has a name") {
+    auto spec = spec_of(Mode::nat);
+    const auto reject = "iifname \"qvm-1a2b3c4d\" reject";
+    CHECK(nft::to_text(host_table(plan_of(spec)).value()).find(reject) != std::string::npos);
+    CHECK(dns_hosts(plan_of(spec), {guest_of(spec)}).find("host") == std::string::npos);
+    CHECK(nft::to_text(host_table(plan_of(spec_of(Mode::flat))).value()).find("reject") ==
+          std::string::npos);
+    const std::vector<ip::address> addresses{ip::make_address("203.0.113.2"),
+                                             ip::make_address("2001:db8::2")};
+    CHECK(!closed_table(plan_of(spec), addresses));
+    spec.uplink = UplinkKind::pasta;
+    const auto closed = nft::to_text(closed_table(plan_of(spec), addresses).value());
+    CHECK(closed.find("oifname \"up0\" ip daddr 203.0.113.2 reject") != std::string::npos);
+    CHECK(closed.find("oifname \"up0\" ip6 daddr 2001:db8::2 reject") != std::string::npos);
+
+    spec.allow_host = true;
+    CHECK(!closed_table(plan_of(spec), addresses));
+    CHECK(!has(pasta_command(plan_of(spec), 7), "--no-map-gw"));
+    spec.uplink = UplinkKind::veth;
+    CHECK(nft::to_text(host_table(plan_of(spec)).value()).find("reject") == std::string::npos);
+    CHECK(dns_hosts(plan_of(spec), {guest_of(spec)}).find("10.213.0.0 host host.qvm\n") !=
+          std::string::npos);
 }

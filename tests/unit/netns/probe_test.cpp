@@ -53,7 +53,7 @@ TEST_CASE("a probe of another VM, which passes our chains and ends in its own, s
 }
 
 TEST_CASE("the probe's table begins before all others and ends it after them") {
-    CHECK(nft::to_text(probe_table(uplink)) == R"(table ip qvm-1a2b3c4d-probe {
+    CHECK(nft::to_text(probe_table(uplink, outside_address())) == R"(table inet qvm-1a2b3c4d-probe {
     flags owner
     chain prerouting {
         type filter hook prerouting priority -350; policy accept;
