@@ -51,7 +51,7 @@ std::vector<Request> address_requests(const NetworkPlan& plan, int tap_index) {
     requests.push_back(
         add_address(lan_interface(plan), lan_index, plan.own_address, plan.subnet.prefix_length()));
     if (const auto gateway6 = gateway6_of(plan)) {
-        requests.push_back(without_link_local(lan_interface(plan), lan_index));
+        if (plan.bridged) requests.push_back(without_link_local(bridge_name, bridge_index));
         requests.push_back(
             add_address(lan_interface(plan), lan_index, *gateway6, plan.subnet6->prefix_length()));
         requests.push_back(
@@ -176,7 +176,7 @@ std::vector<Request> Network::open_port(const NetworkPlan& plan, const GuestPlan
     inner_rules_.emplace();
     if (const auto guard = guard_table(plan, guest, tap_.name)) inner_rules_->commit(*guard);
     std::vector<Request> requests;
-    if (plan.bridged && plan.subnet6) requests.push_back(without_link_local(tap_.name, index));
+    if (plan.subnet6) requests.push_back(without_link_local(tap_.name, index));
     requests.push_back(set_up(tap_.name, index, plan.bridged ? bridge_index : 0, plan.mtu));
     if (plan.port_isolation) requests.push_back(isolate_port(tap_.name, index));
     return requests;

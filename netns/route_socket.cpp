@@ -1,8 +1,10 @@
 #include "netns/route_socket.h"
 
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netlink/attr.h>
 #include <netlink/netlink.h>
+#include <netlink/route/rtnl.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -87,8 +89,9 @@ int alloc_address_cache(nl_sock* socket, int family, nl_cache** result) {
     nl_cache* raw = nullptr;
     if (const int error = nl_cache_alloc_name("route/addr", &raw); error < 0) return error;
     NlCache cache{raw};
-    nl_cache_set_arg1(raw, family);
-    const int error = nl_cache_refill(socket, raw);
+    // nl_cache_refill() asks for all, whatever the cache is told (libnl 3.7).
+    int error = nl_rtgen_request(socket, RTM_GETADDR, family, NLM_F_DUMP);
+    if (error >= 0) error = nl_cache_pickup(socket, raw);
     if (error == 0) *result = cache.release();
     return error;
 }

@@ -2,6 +2,7 @@
 address that it is seen with, and of /taken how much port 9 has taken; port 9 takes whatever comes
 (RFC 863); port 37 says a line every 50 ms for ever."""
 
+import socket
 import socketserver
 import sys
 import threading
@@ -17,7 +18,8 @@ class TellAddress(socketserver.StreamRequestHandler):
         path = (self.rfile.readline().split() + [b"", b""])[1]
         while self.rfile.readline().strip():  # the request's headers
             pass
-        body = f"{taken}\n" if path == b"/taken" else f"you are {self.client_address[0]}\n"
+        seen = self.client_address[0].removeprefix("::ffff:")  # an IPv4 address
+        body = f"{taken}\n" if path == b"/taken" else f"you are {seen}\n"
         self.wfile.write(f"HTTP/1.0 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
 
 
@@ -39,12 +41,13 @@ class Tick(socketserver.BaseRequestHandler):
 
 
 class Server(socketserver.ThreadingTCPServer):
+    address_family = socket.AF_INET6
     allow_reuse_address = True
     daemon_threads = True
 
 
 if __name__ == "__main__":
-    servers = [Server(("0.0.0.0", port), handler)
+    servers = [Server(("::", port), handler)
                for port, handler in ((80, TellAddress), (9, Take), (37, Tick))]
     for server in servers[1:]:
         threading.Thread(target=server.serve_forever, daemon=True).start()

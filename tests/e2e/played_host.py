@@ -16,6 +16,9 @@ ADDRESS = "203.0.113.2"  # TEST-NET-3 and TEST-NET-2 of RFC 5737: routed nowhere
 ROUTER = "203.0.113.1"
 SERVICE = "198.51.100.7"
 SERVICE_NAME = "service.example"
+ADDRESS6 = "2001:db8:1::2"  # RFC 3849
+ROUTER6 = "2001:db8:1::1"
+SERVICE6 = "2001:db8:7::7"
 USER = 7301  # of the user without privilege, and of its group
 USER_NAME = "qvm-e2e"
 FIRST_SUBID = 700000  # of the ids that are that user's, too (subuid(5))
@@ -62,6 +65,7 @@ class PlayedHost:
             raise RuntimeError("the internet did not start")
         other = self.internet.pid
         sysctl("net.ipv4.conf.all.forwarding", 0)
+        sysctl("net.ipv4.ping_group_range", "0 2147483647")  # as distributions do
         sysctl("net.ipv6.conf.default.accept_dad", 0)  # no address is tentative at first
         ip("link", "set", "lo", "up")
         ip("link", "add", UPLINK, "type", "veth", "peer", "name", "wan0", "netns", str(other))
@@ -86,6 +90,20 @@ class PlayedHost:
             time.sleep(0.02)
         raise RuntimeError("the uplink does not come up")
 
+    def add_ipv6(self):
+        other = self.internet.pid
+        ip("address", "add", f"{ROUTER6}/64", "dev", "wan0", "nodad", pid=other)
+        ip("address", "add", f"{SERVICE6}/128", "dev", "lo", "nodad", pid=other)
+        ip("address", "add", f"{ADDRESS6}/64", "dev", UPLINK, "nodad")
+        ip("route", "add", "default", "via", ROUTER6)
+
+    def remove_ipv6(self):
+        other = self.internet.pid
+        ip("-6", "route", "del", "default")
+        ip("address", "del", f"{ADDRESS6}/64", "dev", UPLINK)
+        ip("address", "del", f"{SERVICE6}/128", "dev", "lo", pid=other)
+        ip("address", "del", f"{ROUTER6}/64", "dev", "wan0", pid=other)
+
     def add_user(self):
         """An account that only this mount namespace knows. What qvm writes to is that user's."""
         home = self._directory("home")
@@ -100,11 +118,9 @@ class PlayedHost:
         for path in (home, self.run, self.data, self.cache, self.cwd, self.files):
             self.give(path)
         os.environ["HOME"] = str(home)
-        # As distributions have them.
-        sysctl("net.ipv4.ping_group_range", "0 2147483647")
         tun = self.base / "tun"
         os.mknod(tun, 0o666 | stat.S_IFCHR, os.makedev(10, 200))
-        tun.chmod(0o666)
+        tun.chmod(0o666)  # as distributions have it
         subprocess.run(["mount", "--bind", str(tun), "/dev/net/tun"], check=True, timeout=20)
 
     def give(self, path):

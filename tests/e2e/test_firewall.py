@@ -111,7 +111,7 @@ class Firewall(harness.Test):
     def test_the_probe_leaves_nothing_and_goes_nowhere(self):
         vm = self.start("--net", "nat", self.hang)
         vm.out.expect(harness.STARTED, 60)
-        self.assertRegex("\n".join(self.tables()), r"^table ip qvm-[0-9a-f]{8}$")
+        self.assertRegex("\n".join(self.tables()), r"^table inet qvm-[0-9a-f]{8}$")
         self.interrupt(vm)
 
 

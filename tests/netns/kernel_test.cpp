@@ -71,3 +71,16 @@ TEST_CASE("the calling thread never changes its namespace") {
     CHECK_THROWS_AS(space.run([] { throw std::runtime_error("inside"); }), std::runtime_error);
     CHECK(oracle::sh("readlink /proc/self/ns/net") == before);
 }
+
+TEST_CASE("the host's addresses: each once, of both families, and none that is of one link only") {
+    std::vector<std::string> texts;
+    const auto space = Namespace::create([&] {
+        oracle::sh(
+            "ip link set lo up; ip link add d0 type veth peer name d1; ip link set d0 up;"
+            "ip link set d1 up; ip address add 203.0.113.5/24 dev d0;"
+            "ip address add 2001:db8::5/64 dev d0 nodad");
+        RouteSocket host;
+        for (const auto& address : read_host_addresses(host)) texts.push_back(address.to_string());
+    });
+    CHECK(texts == std::vector<std::string>{"203.0.113.5", "2001:db8::5"});
+}
