@@ -174,7 +174,8 @@ std::vector<Request> Network::open_port(const NetworkPlan& plan, const GuestPlan
     vhost_ = open_vhost(guest.queues);
     const int index = interface_index(tap_.name);
     inner_rules_.emplace();
-    if (const auto guard = guard_table(plan, guest, tap_.name)) inner_rules_->commit(*guard);
+    // A member of a group that has left leaves an empty one of that name behind.
+    if (const auto guard = guard_table(plan, guest, tap_.name)) inner_rules_->replace(*guard);
     std::vector<Request> requests;
     if (plan.subnet6) requests.push_back(without_link_local(tap_.name, index));
     requests.push_back(set_up(tap_.name, index, plan.bridged ? bridge_index : 0, plan.mtu));

@@ -442,7 +442,6 @@ std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& 
     rules.push_back({Drop{}});
     return Table{.name = "qvm-" + tap,
                  .family = Family::netdev,
-                 .owned = true,
                  .chains = {{Chain::Hook::ingress, std::move(rules), tap}}};
 }
 
