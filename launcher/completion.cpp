@@ -43,6 +43,7 @@ std::string modes() {
     std::vector<std::string> words;
     for (const auto mode : {Mode::isolated, Mode::nat, Mode::flat, Mode::user, Mode::none})
         words.emplace_back(to_string(mode));
+    words.emplace_back("bridge=");
     return joined(words);
 }
 

@@ -33,6 +33,9 @@ tcp::endpoint guest_endpoint(NetOption::Mode mode,
                              const std::vector<PublishOption>& published, std::uint16_t port) {
     if (mode == NetOption::Mode::none)
         throw Failure("a guest with --net none has no network", "qvm exec needs none");
+    if (mode == NetOption::Mode::bridge)
+        throw Failure("the address of a guest with --net bridge=IF is its LAN's, not qvm's to know",
+                      "qvm exec needs none");
     if (mode != NetOption::Mode::user) return {address.value_or(asio::ip::address_v4::any()), port};
     for (const auto& way : published)
         if (way.guest_port == port && !way.udp && way.host_address.is_v4())

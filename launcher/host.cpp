@@ -25,10 +25,6 @@ std::uint64_t memory_of_host() {
     return info.totalram * info.mem_unit / (1024 * 1024);
 }
 
-bool needs_namespace(const NetOption& net) {
-    return net.mode != NetOption::Mode::user && net.mode != NetOption::Mode::none;
-}
-
 void check_programs(const VmOptions& options, const HostFacts& host) {
     const auto missing = [](const char* program, const char* package) {
         return Failure(fmt::format("find '{}': it is not installed", program),
@@ -38,7 +34,7 @@ void check_programs(const VmOptions& options, const HostFacts& host) {
     if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
     if (!options.volumes.empty() && !host.has_virtiofsd)
         throw missing("virtiofsd", "qemu-system-common");
-    if (needs_namespace(options.net_or_default()) && !host.has_dnsmasq)
+    if (has_namespace(options.net_or_default().mode) && !host.has_dnsmasq)
         throw missing("dnsmasq", "dnsmasq-base");
     const bool nat = options.net_or_default().mode == NetOption::Mode::nat;
     const auto uplink = choose_uplink(options.uplink, host.privileged);
@@ -123,7 +119,10 @@ void check_host(const VmOptions& options, const HostFacts& host, bool dry_run) {
         throw Failure(fmt::format("--memory: {} MiB is more than this host's {} MiB",
                                   options.memory_mib, host.memory_mib));
     const auto mode = options.net_or_default().mode;
-    if (dry_run || !needs_namespace(options.net_or_default())) return;
+    if (dry_run || (!has_namespace(mode) && mode != NetOption::Mode::bridge)) return;
+    if (!host.privileged && mode == NetOption::Mode::bridge)
+        throw Failure("--net bridge: needs root: the bridge is the host's",
+                      "--net nat needs no root");
     if (!host.privileged && mode == NetOption::Mode::flat)
         throw Failure("--net flat: needs root: it puts the host on the guests' Ethernet",
                       "--net nat needs no root");

@@ -114,10 +114,6 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
         ->type_name("ARG");
 }
 
-bool has_namespace(NetOption::Mode mode) {
-    return mode != NetOption::Mode::user && mode != NetOption::Mode::none;
-}
-
 void check_vm(const std::string& command, const VmOptions& vm) {
     if (!vm.image && !vm.kernel)
         throw Failure(command + ": IMAGE is missing", "qvm " + command + " --help");
@@ -137,6 +133,8 @@ void check_vm(const std::string& command, const VmOptions& vm) {
     if (vm.port_isolation && !vm.group) throw Failure("--port-isolation: goes with --group only");
     if (!vm.publish.empty() && mode == NetOption::Mode::none)
         throw Failure("--publish: a guest with --net none has no address");
+    if (!vm.publish.empty() && mode == NetOption::Mode::bridge)
+        throw Failure("--publish: a guest with --net bridge=IF has an address of its LAN's");
 }
 
 void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {

@@ -85,6 +85,19 @@ void plan_network(netns::NetworkSpec spec, PreparedRun& prepared, VmPlan& plan) 
     }
 }
 
+/// The guest's place on a bridge of the host's.
+void plan_port(const std::string& name, bool vhost, PreparedRun& prepared) {
+    const auto net = prepared.options.vm.net_or_default();
+    try {
+        const auto mtu = netns::read_bridge_mtu(prepared.host, net.bridge);
+        prepared.plan.port =
+            port_plan(net, name, prepared.id, mtu, read_file("/etc/machine-id").value_or(""));
+    } catch (const netns::Error& error) {
+        throw Failure(fmt::format("--net: {}", error.what()));
+    }
+    prepared.plan.qemu.nic = nic_of(*prepared.plan.port, vhost);
+}
+
 /// Bound before anything is created, and held: a port in use is an error now, and nobody can take
 /// it later. QEMU binds those of its user networking itself; these are only tried.
 void bind_ports(PreparedRun& prepared) {
@@ -260,10 +273,12 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto uplink = choose_uplink(vm.uplink, host.privileged);
     if (const auto spec = network_spec(vm, name, id, uplink))
         plan_network(*spec, prepared, network);
-    const bool vhost = network.network && !netns::open_vhost(1).empty();
+    const bool bridge = vm.net_or_default().mode == NetOption::Mode::bridge;
+    const bool vhost = (network.network || bridge) && !netns::open_vhost(1).empty();
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
                                  network.guest, vhost);
+    if (bridge) plan_port(name, vhost, prepared);
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.plan.qemu.drives.push_back(
             drive_plan(vm.drives[i], prepared.drives[i].facts.format));

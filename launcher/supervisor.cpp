@@ -131,6 +131,8 @@ class Supervisor final : public Controlled {
             set_up_network();
             state_.namespace_fd = network_->space().fd();
         }
+        if (run_.plan.port)
+            in_step("join the bridge", [&] { port_.emplace(*run_.plan.port, run_.host); });
         auto overlay = std::move(run_.overlay);
         if (run_.image && !run_.options.persist && !overlay)
             timings_.measure("overlay", [&] {
@@ -153,6 +155,7 @@ class Supervisor final : public Controlled {
         make_absolute(state_.vm);
         state_.network = run_.plan.network;
         state_.guest = run_.plan.guest;
+        state_.port = run_.plan.port;
         state_.ports = state_.vm.publish;
         for (std::size_t i = 0; i < run_.ports.size(); ++i)
             state_.ports[i].host_port = run_.ports[i].port;
@@ -228,10 +231,13 @@ class Supervisor final : public Controlled {
         if (run_.image)
             for (auto& fd : run_.image->backing) devices.push_back(std::move(fd));
         for (auto& socket : volumes_.start(directory_.path())) devices.push_back(std::move(socket));
-        if (network_)
-            for (auto& fd : network_->take_tap()) devices.push_back(std::move(fd));
-        if (network_ && run_.plan.qemu.nic->vhost)
-            for (auto& fd : network_->take_vhost()) devices.push_back(std::move(fd));
+        const auto add_tap = [&](auto& owner) {
+            for (auto& fd : owner->take_tap()) devices.push_back(std::move(fd));
+            if (!run_.plan.qemu.nic->vhost) return;
+            for (auto& fd : owner->take_vhost()) devices.push_back(std::move(fd));
+        };
+        if (network_) add_tap(network_);
+        if (port_) add_tap(port_);
         for (std::size_t i = 0; i < devices.size(); ++i)
             spec.inherit.push_back({devices[i].get(), numbers.first_drive + static_cast<int>(i)});
         if (network_ && !run_.qemu_account) spec.network_namespace = network_->space().fd();
@@ -264,7 +270,8 @@ class Supervisor final : public Controlled {
         std::vector<std::string> devices{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"};
         if (run_.plan.qemu.kvm) devices.emplace_back("/dev/kvm");
         confinement.root = root_for(program, files, devices);
-        confinement.own_network = run_.options.vm.net_or_default().mode == NetOption::Mode::none;
+        const auto mode = run_.options.vm.net_or_default().mode;
+        confinement.own_network = mode == NetOption::Mode::none || mode == NetOption::Mode::bridge;
         // A user's right to /dev/kvm is of the user's own id, and of no other.
         if (run_.privileged || !run_.plan.qemu.kvm)
             confinement.uid =
@@ -1159,6 +1166,7 @@ class Supervisor final : public Controlled {
             if (group_ && group_->leave([this] { leave_group(); })) network_->leave_to_others();
             network_->detach();
         }
+        port_.reset();
         if (!qemu_gone_) {
             gone_.expires_after(grace());
             co_await gone_.async_wait(no_throw);
@@ -1226,6 +1234,7 @@ class Supervisor final : public Controlled {
     VmDirectory directory_;       ///< its end is what others take for ours
     VmState state_;
     std::optional<netns::Network> network_;
+    std::optional<netns::BridgePort> port_;
     std::optional<netns::PortForwards> forwards_;
     std::optional<NameService> names_;
     std::optional<KeptProcess> pasta_;  ///< the uplink, where it is that

@@ -67,17 +67,27 @@ std::optional<double> mebibytes(std::string_view unit) {
     }
 }
 
-constexpr std::array<std::pair<std::string_view, Mode>, 5> modes{{{"isolated", Mode::isolated},
+constexpr std::array<std::pair<std::string_view, Mode>, 6> modes{{{"isolated", Mode::isolated},
                                                                   {"nat", Mode::nat},
                                                                   {"flat", Mode::flat},
                                                                   {"user", Mode::user},
-                                                                  {"none", Mode::none}}};
+                                                                  {"none", Mode::none},
+                                                                  {"bridge", Mode::bridge}}};
 
-Mode parse_mode(std::string_view text) {
-    for (const auto& [name, mode] : modes)
-        if (name == text) return mode;
+/// MODE, or bridge=IF.
+void set_mode(NetOption& net, std::string_view text) {
+    const auto equals = text.find('=');
+    const auto word = text.substr(0, equals);
+    for (const auto& [name, mode] : modes) {
+        const bool named = equals != std::string_view::npos;
+        if (name != word || named != (mode == Mode::bridge)) continue;
+        net.mode = mode;
+        if (named) net.bridge = text.substr(equals + 1);
+        if (named && net.bridge.empty()) throw Failure("bridge= names no interface");
+        return;
+    }
     throw Failure(fmt::format("unknown mode '{}'", text),
-                  "modes are isolated, nat, flat, user and none");
+                  "modes are isolated, nat, flat, user, none and bridge=IF");
 }
 
 ip::network_v4 parse_network(std::string_view text) {
@@ -121,8 +131,9 @@ void set_key(NetOption& net, std::string_view key, std::string_view value) {
 
 /// Keys that a mode has no use for are refused, so that nobody relies on them.
 void check_keys(const NetOption& net) {
-    const bool namespaced = net.mode != Mode::user && net.mode != Mode::none;
-    if (!namespaced &&
+    if (net.mode == Mode::bridge && (net.subnet || net.address))
+        throw Failure("subnet and address are the LAN's to give");
+    if (!has_namespace(net.mode) && net.mode != Mode::bridge &&
         (net.subnet || net.address || net.mtu || net.queues != 1 || !net.port_security))
         throw Failure(
             fmt::format("subnet, address, mtu, queues and port-security do not go with "
@@ -190,7 +201,7 @@ NetOption parse_net(std::string_view text) {
         text.remove_prefix(comma == std::string_view::npos ? text.size() : comma + 1);
         return word;
     };
-    net.mode = parse_mode(next());
+    set_mode(net, next());
     while (!text.empty()) {
         const auto word = next();
         const auto equals = word.find('=');
@@ -203,6 +214,10 @@ NetOption parse_net(std::string_view text) {
     }
     check_keys(net);
     return net;
+}
+
+bool has_namespace(NetOption::Mode mode) {
+    return mode == Mode::isolated || mode == Mode::nat || mode == Mode::flat;
 }
 
 PublishOption parse_publish(std::string_view text) {
@@ -325,6 +340,7 @@ std::string to_string(const WaitForOption& wait_for) {
 
 std::string to_string(const NetOption& net) {
     std::string text{to_string(net.mode)};
+    if (!net.bridge.empty()) text += "=" + net.bridge;
     if (net.subnet) text += ",subnet=" + net.subnet->to_string();
     if (net.address) text += ",address=" + net.address->to_string();
     if (net.mac) text += ",mac=" + *net.mac;

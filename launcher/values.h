@@ -24,7 +24,7 @@ std::chrono::milliseconds parse_duration(std::string_view text);
 
 /// What --net says. MODE[,key=value...]
 struct NetOption {
-    enum class Mode { isolated, nat, flat, user, none };
+    enum class Mode { isolated, nat, flat, user, none, bridge };
     Mode mode = Mode::nat;
     std::optional<boost::asio::ip::network_v4> subnet;
     std::optional<boost::asio::ip::address_v4> address;
@@ -33,6 +33,7 @@ struct NetOption {
     std::optional<boost::asio::ip::network_v4> pool;
     unsigned queues = 1;
     bool port_security = true;
+    std::string bridge{};  ///< the host's, of that mode
 };
 NetOption parse_net(std::string_view text);
 
@@ -84,6 +85,9 @@ std::string to_string(const NetOption& net);
 /// A VM's name is a host name (RFC 1123, one label): letters, digits and '-', at most 63.
 /// Returns it in lower case.
 std::string parse_name(std::string_view text);
+
+/// Whether guests of that mode have a network namespace.
+bool has_namespace(NetOption::Mode mode);
 
 /// "isolated", "nat", ...
 std::string_view to_string(NetOption::Mode mode);

@@ -37,7 +37,8 @@ std::optional<QemuNic> make_nic(const VmOptions& options,
                                 const std::optional<netns::NetworkPlan>& network,
                                 const std::optional<netns::GuestPlan>& guest, bool vhost) {
     const auto net = options.net_or_default();
-    if (net.mode == NetOption::Mode::none) return std::nullopt;
+    if (net.mode == NetOption::Mode::none || net.mode == NetOption::Mode::bridge)
+        return std::nullopt;
     if (network && guest)
         return QemuNic{
             .mac = guest->mac, .mtu = network->mtu, .queues = guest->queues, .vhost = vhost};
@@ -84,6 +85,28 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     return plan;
 }
 
+netns::PortPlan port_plan(const NetOption& net, const std::string& name, const std::string& id,
+                          unsigned mtu, const std::string& machine) {
+    netns::PortPlan port;
+    port.bridge = net.bridge;
+    port.link = netns::host_link_name(id);
+    // FNV-1a, of which three bytes go behind QEMU's prefix.
+    std::uint32_t hash = 2166136261U;
+    for (const char c : machine + "/" + name)
+        hash = (hash ^ static_cast<unsigned char>(c)) * 16777619U;
+    port.mac = net.mac.value_or(fmt::format("52:54:00:{:02x}:{:02x}:{:02x}", hash >> 16 & 0xff,
+                                            hash >> 8 & 0xff, hash & 0xff));
+    netns::check_mac(port.mac);
+    port.mtu = net.mtu.value_or(mtu);
+    port.queues = net.queues;
+    port.port_security = net.port_security;
+    return port;
+}
+
+QemuNic nic_of(const netns::PortPlan& port, bool vhost) {
+    return {.mac = port.mac, .mtu = port.mtu, .queues = port.queues, .vhost = vhost};
+}
+
 QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
     constexpr std::size_t longest = 20;  // VIRTIO_BLK_ID_BYTES
     auto serial = drive.file.stem().string().substr(0, longest);
@@ -95,7 +118,7 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
                                                const std::string& id, netns::UplinkKind uplink) {
     const auto net = options.net_or_default();
-    if (net.mode == NetOption::Mode::user || net.mode == NetOption::Mode::none) return std::nullopt;
+    if (!has_namespace(net.mode)) return std::nullopt;
     netns::NetworkSpec spec;
     spec.mode = to_netns(net.mode);
     spec.uplink = uplink;
@@ -131,13 +154,13 @@ std::string default_name(const std::optional<std::filesystem::path>& image,
 
 std::string describe(const VmPlan& plan) {
     std::string text;
-    if (plan.network) {
-        std::size_t number = 0;
-        text += "network:\n";
-        for (const auto& step : netns::describe(*plan.network, *plan.guest))
-            text += fmt::format("{:>3}. {}\n", ++number, indented(step, 5));
-        text += "\n";
-    }
+    std::vector<std::string> steps;
+    if (plan.network) steps = netns::describe(*plan.network, *plan.guest);
+    if (plan.port) steps = netns::describe(*plan.port);
+    if (!steps.empty()) text += "network:\n";
+    for (std::size_t i = 0; i < steps.size(); ++i)
+        text += fmt::format("{:>3}. {}\n", i + 1, indented(steps[i], 5));
+    if (!steps.empty()) text += "\n";
     if (!plan.volumes.empty()) text += "volumes:\n";
     for (const auto& volume : plan.volumes)
         text += shell_text(virtiofsd_command("virtiofsd", volume, 3)) + "\n";

@@ -9,6 +9,7 @@
 #include "launcher/host.h"
 #include "launcher/options.h"
 #include "launcher/qemu_command.h"
+#include "netns/bridge_port.h"
 #include "netns/host_network.h"
 #include "netns/plan.h"
 
@@ -26,6 +27,7 @@ struct VmPlan {
     std::string name;
     std::optional<netns::NetworkPlan> network;  ///< none for `user` and `none`
     std::optional<netns::GuestPlan> guest;      ///< in that network
+    std::optional<netns::PortPlan> port;        ///< of `bridge`
     QemuSpec qemu;
     std::vector<VolumeOption> volumes;
     std::vector<images::SeedFile> seed;  ///< for the guest's cloud-init: the last of qemu.drives
@@ -40,6 +42,13 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
                     const std::optional<ImageFacts>& image, Writes writes,
                     const std::optional<netns::NetworkPlan>& network,
                     const std::optional<netns::GuestPlan>& guest, bool vhost);
+
+/// The port of a VM with that id on a bridge with that MTU (bytes). Without a MAC that was asked
+/// for it is made from the VM's name and `machine` (machine-id(5)): the same each time, and another
+/// host's VM of that name has another. Pure. Throws std::exception.
+netns::PortPlan port_plan(const NetOption& net, const std::string& name, const std::string& id,
+                          unsigned mtu, const std::string& machine);
+QemuNic nic_of(const netns::PortPlan& port, bool vhost);
 
 /// A --drive whose file is of that format. Pure.
 QemuDrive drive_plan(const DriveOption& drive, const std::string& format);

@@ -34,6 +34,12 @@ json::object net_json(const VmState& state) {
         net["gateway"] = "10.0.2.2";
         net["address"] = "10.0.2.15";
     }
+    if (const auto& port = state.port) {
+        net["bridge"] = port->bridge;
+        net["host_link"] = port->link;
+        net["mac"] = port->mac;
+        net["mtu"] = port->mtu;
+    }
     if (!state.network || !state.guest) return net;
     net["mode"] = netns::to_string(state.network->mode);
     net["subnet"] = state.network->subnet.to_string();

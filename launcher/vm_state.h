@@ -12,6 +12,7 @@
 #include "launcher/definition.h"
 #include "launcher/directories.h"
 #include "launcher/values.h"
+#include "netns/bridge_port.h"
 #include "netns/plan.h"
 #include "netns/unique_fd.h"
 
@@ -31,6 +32,7 @@ struct VmState {
     VmOptions vm = {};
     std::optional<netns::NetworkPlan> network = {};
     std::optional<netns::GuestPlan> guest = {};
+    std::optional<netns::PortPlan> port = {};          ///< on a bridge of the host's
     std::map<std::string, std::string> problems = {};  ///< about what: what; they may pass
     int namespace_fd = -1;                  ///< the supervisor's descriptor of the namespace
     std::vector<PublishOption> ports = {};  ///< as they were really bound

@@ -56,6 +56,20 @@ LinkAddress to_nl(const boost::asio::ip::address& address, const std::string& st
     return allocated(std::move(result), step);
 }
 
+LinkAddress parse_mac(const std::string& mac, const std::string& step) {
+    nl_addr* address = nullptr;
+    if (const int error = nl_addr_parse(mac.c_str(), AF_LLC, &address); error < 0)
+        throw Error(step, fmt::format("MAC '{}': {}", mac, nl_geterror(error)));
+    return LinkAddress{address};
+}
+
+/// What is set in `change` of a link that exists: RTM_NEWLINK without NLM_F_CREATE.
+Request change_request(rtnl_link* change, std::string step) {
+    nl_msg* message = nullptr;
+    const int error = rtnl_link_build_add_request(change, 0, &message);
+    return built(error, message, std::move(step));
+}
+
 }  // namespace
 
 Request add_veth(const std::string& name, int index, const std::string& peer, int peer_namespace,
@@ -76,13 +90,10 @@ Request add_veth(const std::string& name, int index, const std::string& peer, in
 Request add_bridge(const std::string& name, int index, const std::string& mac, unsigned mtu) {
     auto step = fmt::format("add bridge '{}'", name);
     auto link = allocated(Link{rtnl_link_bridge_alloc()}, step);
-    nl_addr* address = nullptr;
-    if (int error = nl_addr_parse(mac.c_str(), AF_LLC, &address); error < 0)
-        throw Error(step, fmt::format("MAC '{}': {}", mac, nl_geterror(error)));
-    const LinkAddress owned{address};
+    const auto address = parse_mac(mac, step);
     rtnl_link_set_name(link.get(), name.c_str());
     rtnl_link_set_ifindex(link.get(), index);
-    rtnl_link_set_addr(link.get(), address);
+    rtnl_link_set_addr(link.get(), address.get());
     rtnl_link_set_mtu(link.get(), mtu);
     return add_request(link.get(), std::move(step));
 }
@@ -94,10 +105,16 @@ Request set_up(const std::string& name, int index, int master, unsigned mtu) {
     rtnl_link_set_flags(change.get(), IFF_UP);
     if (master != 0) rtnl_link_set_master(change.get(), master);
     if (mtu != 0) rtnl_link_set_mtu(change.get(), mtu);
-    // RTM_NEWLINK without NLM_F_CREATE changes an existing link.
-    nl_msg* message = nullptr;
-    const int error = rtnl_link_build_add_request(change.get(), 0, &message);
-    return built(error, message, std::move(step));
+    return change_request(change.get(), std::move(step));
+}
+
+Request set_mac(const std::string& name, int index, const std::string& mac) {
+    auto step = fmt::format("give '{}' a MAC", name);
+    auto change = allocated(Link{rtnl_link_alloc()}, step);
+    const auto address = parse_mac(mac, step);
+    rtnl_link_set_ifindex(change.get(), index);
+    rtnl_link_set_addr(change.get(), address.get());
+    return change_request(change.get(), std::move(step));
 }
 
 Request without_link_local(const std::string& name, int index) {
@@ -105,9 +122,7 @@ Request without_link_local(const std::string& name, int index) {
     auto change = allocated(Link{rtnl_link_alloc()}, step);
     rtnl_link_set_ifindex(change.get(), index);
     rtnl_link_inet6_set_addr_gen_mode(change.get(), IN6_ADDR_GEN_MODE_NONE);
-    nl_msg* message = nullptr;
-    const int error = rtnl_link_build_add_request(change.get(), 0, &message);
-    return built(error, message, std::move(step));
+    return change_request(change.get(), std::move(step));
 }
 
 Request isolate_port(const std::string& name, int index) {

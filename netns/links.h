@@ -22,6 +22,9 @@ Request add_bridge(const std::string& name, int index, const std::string& mac, u
 /// it gets that MTU (bytes). `name` is for the error only.
 Request set_up(const std::string& name, int index, int master = 0, unsigned mtu = 0);
 
+/// Gives interface `index` that MAC.
+Request set_mac(const std::string& name, int index, const std::string& mac);
+
 /// Keeps the kernel from giving interface `index` a link-local IPv6 address of its own.
 Request without_link_local(const std::string& name, int index);
 

@@ -229,7 +229,7 @@ UplinkPlan plan_pasta(const NetworkPlan& plan) {
 
 UplinkPlan plan_veth(const NetworkPlan& plan, const HostNetwork& host, const Claims& claims) {
     UplinkPlan uplink;
-    uplink.host_link = std::string{host_link_prefix} + plan.id;
+    uplink.host_link = host_link_name(plan.id);
     if (plan.mode == Mode::flat) {
         if (!host.uplink)
             throw Error("find the uplink", "the host has no route to the outside for 'flat'");
@@ -250,6 +250,10 @@ std::string joined(const std::vector<std::string>& words) {
 }
 
 }  // namespace
+
+std::string host_link_name(const std::string& id) {
+    return std::string{host_link_prefix} + id;
+}
 
 void check_mac(const std::string& mac) {
     const auto step = fmt::format("mac '{}'", mac);
@@ -408,6 +412,15 @@ std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& 
     return table;
 }
 
+std::vector<nft::Rule> guard_rules(const std::string& mac) {
+    using namespace nft;
+    return {{EtherSource{mac, true}, Drop{}},
+            {SourcePort{dhcp_server_port}, Drop{}},
+            {SourcePort{dhcp6_server_port}, Drop{}},
+            {Icmpv6Type{router_advertisement}, Drop{}},
+            {Icmpv6Type{redirect}, Drop{}}};
+}
+
 std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& guest,
                                       const std::string& tap) {
     if (!guest.port_security) return std::nullopt;
@@ -415,26 +428,23 @@ std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& 
     const auto& mac = guest.mac;
     const auto router = router_link_local();
     const Icmpv6Type advertises{neighbor_advertisement};
-    std::vector<Rule> rules{
-        {EtherSource{mac, true}, Drop{}},
+    auto rules = guard_rules(mac);
+    const std::vector<Rule> own{
         {ArpSender{mac, guest.address}, Accept{}},
         {ArpSender{mac, ip::address_v4::any()}, Accept{}},  // it asks whether it is alone
-        {SourcePort{dhcp_server_port}, Drop{}},
-        {SourcePort{dhcp6_server_port}, Drop{}},
         {SourceNetwork{ip::network_v4{guest.address, 32}}, Accept{}},
         {SourceNetwork{ip::network_v4{ip::address_v4::any(), 32}},
          DestinationPort{dhcp_server_port}, Accept{}},
-        {Icmpv6Type{router_advertisement}, Drop{}},
-        {Icmpv6Type{redirect}, Drop{}},
         {advertises, NeighborTarget{only(router)}, Drop{}},
         {SourceNetwork{only(router)}, Drop{}},
     };
-    if (const auto own = address6_of(plan, guest.address)) {
+    rules.insert(rules.end(), own.begin(), own.end());
+    if (const auto address6 = address6_of(plan, guest.address)) {
         // With nobody beside it a guest may choose its address; see dnsmasq_command().
         if (plan.bridged)
             rules.push_back({advertises, NeighborTarget{*plan.subnet6},
-                             NeighborTarget{only(*own), true}, Drop{}});
-        rules.push_back({SourceNetwork{plan.bridged ? only(*own) : *plan.subnet6}, Accept{}});
+                             NeighborTarget{only(*address6), true}, Drop{}});
+        rules.push_back({SourceNetwork{plan.bridged ? only(*address6) : *plan.subnet6}, Accept{}});
     }
     // Which address it has on the link is the guest's to choose (RFC 7217).
     rules.push_back({SourceNetwork{link_local}, Accept{}});

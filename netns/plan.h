@@ -119,6 +119,9 @@ inline constexpr std::string_view probe_suffix = "-probe";
 /// The domain of guests' names.
 inline constexpr const char* domain = "qvm";
 
+/// The name of the host's link of the network, or VM, with that id.
+std::string host_link_name(const std::string& id);
+
 /// Throws Error unless `mac` is a NIC's own address, written as 52:54:00:12:34:56.
 void check_mac(const std::string& mac);
 
@@ -153,6 +156,9 @@ boost::asio::ip::address_v6 inner_address6_of(const UplinkPlan& uplink);
 
 /// The namespace's own rules; nothing where it does not route.
 std::optional<nft::Table> inner_table(const NetworkPlan& plan, const GuestPlan& guest);
+/// What no guest with that MAC may send, wherever it is: as somebody else on its link, as a router,
+/// as a DHCP server.
+std::vector<nft::Rule> guard_rules(const std::string& mac);
 /// What the guest at `tap` may send, of whatever its kernel says that it is; nothing without port
 /// security.
 std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& guest,

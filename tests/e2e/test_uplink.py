@@ -157,6 +157,62 @@ class Uplink(harness.Test):
         self.assertEqual(host_links(), [])
         self.power_off(vm)
 
+    def bridge(self):
+        """A LAN of the host's, where somebody gives out addresses: the bridge's name."""
+        played_host.ip("link", "add", "br9", "type", "bridge")
+        self.addCleanup(played_host.ip, "link", "del", "br9")
+        played_host.ip("link", "add", "lan0", "type", "veth", "peer", "name", "lan1")
+        self.addCleanup(played_host.ip, "link", "del", "lan0")
+        played_host.ip("link", "set", "lan0", "master", "br9")
+        played_host.ip("address", "add", "10.99.0.1/24", "dev", "br9")
+        played_host.ip("link", "set", "br9", "mtu", "1400", "up")
+        dhcp = subprocess.Popen(["dnsmasq", "--conf-file=/dev/null", "--keep-in-foreground",
+                                 "--pid-file=", "--user=root", "--port=0", "--interface=br9",
+                                 "--bind-interfaces", "--leasefile-ro", "--no-ping",
+                                 "--dhcp-range=10.99.0.10,10.99.0.10"], stderr=subprocess.DEVNULL)
+        self.addCleanup(dhcp.wait)
+        self.addCleanup(dhcp.terminate)
+        return "br9"
+
+    def test_bridge_of_the_host(self):
+        if harness.ROOTLESS:
+            self.assert_refused(self.qvm("run", "--net", "bridge=br9", self.demo), "needs root",
+                                "--net nat needs no root")
+            return
+        bridge = self.bridge()
+        address = self._mac_of(bridge)
+        vm = self.start("--net", f"bridge={bridge}", "--name", "lan", *self.boot_files())
+        vm.wait_for_prompt()
+        self.wait_until(lambda: "inet 10.99.0.10/24" in vm.sh("ip -4 addr show eth0")[0])
+        self.assertIn("mtu 1400 ", vm.sh("ip link show eth0")[0])
+        self.assertTrue(answers_ping("10.99.0.10"))
+        (net,) = [each["net"] for each in self.ps()]
+        self.assertEqual((net["mode"], net["bridge"], net["mac"], net["address"]),
+                         ("bridge", bridge, vm.sh("cat /sys/class/net/eth0/address")[0].strip(),
+                          None))
+        self.assertEqual(self._mac_of(bridge), address)
+        self.assertEqual(host_links(), [net["host_link"]])
+        vm.sh("ip link set eth0 down; ip link set eth0 address 52:54:00:99:99:99;"
+              "ip link set eth0 up; ip route add 10.99.0.1 dev eth0")
+        self.assertNotEqual(vm.sh("ping -c 1 -w 3 10.99.0.1")[1], 0)
+        self.assert_refused(self.qvm("ssh", "lan"), "its LAN's, not qvm's to know")
+        os.kill(self.supervisor_of("lan"), signal.SIGKILL)
+        vm.wait()
+        self.wait_until(lambda: host_links() == [])
+        self.sweep()
+
+    def test_bridge_that_is_none(self):
+        if harness.ROOTLESS:
+            self.skipTest("needs root")
+        for name, why in (("nowhere", "there is no such interface"),
+                          (played_host.UPLINK, "the interface is not a bridge")):
+            self.assert_refused(self.qvm("run", "--net", f"bridge={name}", self.demo),
+                                f"--net: bridge '{name}': {why}")
+
+    def _mac_of(self, link):
+        return json.loads(subprocess.run(["ip", "-j", "link", "show", link], capture_output=True,
+                                         check=True, timeout=20).stdout)[0]["address"]
+
     def test_none(self):
         vm = self.start("--net", "none", *self.boot_files())
         vm.wait_for_prompt()

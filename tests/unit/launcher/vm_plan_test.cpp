@@ -49,6 +49,23 @@ TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
     CHECK(text.find(",mac=52:54:00:a8:1a:0a\n") != std::string::npos);
 }
 
+TEST_CASE("a port on a bridge: a MAC that is the VM's own, and no addresses") {
+    const auto net = parse_net("bridge=br0");
+    const auto port = port_plan(net, "web", "1a2b3c4d", 1400, "0123");
+    CHECK(port.link == "qvm-1a2b3c4d");
+    CHECK(port.mtu == 1400U);
+    CHECK(port.mac == port_plan(net, "web", "99999999", 1500, "0123").mac);
+    CHECK(port.mac != port_plan(net, "db", "1a2b3c4d", 1400, "0123").mac);
+    CHECK(port.mac != port_plan(net, "web", "1a2b3c4d", 1400, "4567").mac);
+    CHECK(port_plan(parse_net("bridge=br0,mac=52:54:00:00:00:07,mtu=9000"), "web", "1", 1500, "")
+              .mac == "52:54:00:00:00:07");
+    const auto text = netns::nft::to_text(netns::guard_table(port).value());
+    CHECK(text.find("ether saddr != " + port.mac + " drop") != std::string::npos);
+    CHECK(text.find("ip saddr") == std::string::npos);
+    CHECK(nic_of(port, false).queues == 1);
+    CHECK(!guard_table(port_plan(parse_net("bridge=br0,port-security=off"), "web", "1", 1500, "")));
+}
+
 TEST_CASE("a MAC is checked in every mode that has one") {
     VmOptions options;
     options.net = parse_net("user,mac=nonsense");
