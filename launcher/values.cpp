@@ -131,8 +131,9 @@ void set_key(NetOption& net, std::string_view key, std::string_view value) {
 
 /// Keys that a mode has no use for are refused, so that nobody relies on them.
 void check_keys(const NetOption& net) {
-    if (net.mode == Mode::bridge && (net.subnet || net.address))
-        throw Failure("subnet and address are the LAN's to give");
+    // A port with another MTU would change the bridge's.
+    if (net.mode == Mode::bridge && (net.subnet || net.address || net.mtu))
+        throw Failure("subnet, address and mtu are the bridge's");
     if (!has_namespace(net.mode) && net.mode != Mode::bridge &&
         (net.subnet || net.address || net.mtu || net.queues != 1 || !net.port_security))
         throw Failure(

@@ -97,7 +97,7 @@ netns::PortPlan port_plan(const NetOption& net, const std::string& name, const s
     port.mac = net.mac.value_or(fmt::format("52:54:00:{:02x}:{:02x}:{:02x}", hash >> 16 & 0xff,
                                             hash >> 8 & 0xff, hash & 0xff));
     netns::check_mac(port.mac);
-    port.mtu = net.mtu.value_or(mtu);
+    port.mtu = mtu;
     port.queues = net.queues;
     port.port_security = net.port_security;
     return port;

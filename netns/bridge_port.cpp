@@ -37,17 +37,15 @@ unsigned read_bridge_mtu(RouteSocket& host, const std::string& bridge) {
 
 std::optional<nft::Table> guard_table(const PortPlan& plan) {
     if (!plan.port_security) return std::nullopt;
-    return nft::Table{
-        .name = plan.link,
-        .family = nft::Family::netdev,
-        .owned = true,
-        .chains = {{nft::Chain::Hook::ingress, guard_rules(plan.mac), plan.link}}};
+    return nft::Table{.name = plan.link,
+                      .family = nft::Family::netdev,
+                      .owned = true,
+                      .chains = {{nft::Chain::Hook::ingress, guard_rules(plan.mac), plan.link}}};
 }
 
 std::vector<std::string> describe(const PortPlan& plan) {
-    std::vector<std::string> steps{
-        fmt::format("host: add TAP {} (vnet_hdr, queues {}), mtu {}", plan.link, plan.queues,
-                    plan.mtu)};
+    std::vector<std::string> steps{fmt::format("host: add TAP {} (vnet_hdr, queues {}), mtu {}",
+                                               plan.link, plan.queues, plan.mtu)};
     if (const auto table = guard_table(plan)) steps.push_back("host: " + nft::to_text(*table));
     steps.push_back(fmt::format("host: make it a port of bridge {}", plan.bridge));
     return steps;

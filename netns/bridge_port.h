@@ -33,8 +33,8 @@ std::optional<nft::Table> guard_table(const PortPlan& plan);
 /// The steps that BridgePort takes, a line or more each, for people.
 std::vector<std::string> describe(const PortPlan& plan);
 
-/// The plan made real, in the calling thread's namespace, which is that of `host`. The TAP goes with
-/// its descriptors, the rules with this object.
+/// The plan made real, in the calling thread's namespace, which is that of `host`. The TAP goes
+/// with its descriptors, the rules with this object.
 class BridgePort {
   public:
     /// Throws Error, and then nothing is left.

@@ -24,7 +24,8 @@ TEST_CASE("--publish as docker has it") {
 
 TEST_CASE("--net is written as it is read") {
     for (const char* text : {"nat", "isolated,subnet=10.1.0.0/24,address=10.1.0.7,mtu=1400",
-                             "nat,mac=52:54:00:00:00:01,pool=10.9.0.0/16,queues=4", "none", "user"})
+                             "nat,mac=52:54:00:00:00:01,pool=10.9.0.0/16,queues=4", "none", "user",
+                             "flat,port-security=off", "bridge=br0", "bridge=br0,queues=2"})
         CHECK(to_string(parse_net(text)) == text);
 }
 

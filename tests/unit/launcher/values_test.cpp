@@ -77,11 +77,31 @@ TEST_CASE("--net: a mode and its keys") {
     CHECK(net.mtu == 1400U);
     CHECK(net.queues == 2U);
     CHECK(net.pool->to_string() == "10.9.0.0/24");
-    for (const char* bad :
-         {"", "bridged", "NAT", "nat,", "nat,,", "nat,subnet", "nat,subnet=", "nat,subnet=1.2.3/24",
-          "nat,subnet=1.2.3.0/33", "nat,subnet=fe80::/64", "nat,mtu=x", "nat,mtu=-1", "nat,mtu=1 ",
-          "nat,what=1", "isolated,pool=10.0.0.0/16", "none,mac=52:54:00:01:02:03",
-          "user,subnet=10.0.0.0/24", "nat,address=1.2.3"}) {
+    for (const char* bad : {"",
+                            "bridged",
+                            "NAT",
+                            "nat,",
+                            "nat,,",
+                            "nat,subnet",
+                            "nat,subnet=",
+                            "nat,subnet=1.2.3/24",
+                            "nat,subnet=1.2.3.0/33",
+                            "nat,subnet=fe80::/64",
+                            "nat,mtu=x",
+                            "nat,mtu=-1",
+                            "nat,mtu=1 ",
+                            "nat,what=1",
+                            "isolated,pool=10.0.0.0/16",
+                            "none,mac=52:54:00:01:02:03",
+                            "user,subnet=10.0.0.0/24",
+                            "nat,address=1.2.3",
+                            "bridge",
+                            "bridge=",
+                            "nat=br0",
+                            "bridge=br0,mtu=1400",
+                            "bridge=br0,address=10.0.0.1",
+                            "none,port-security=off",
+                            "nat,port-security=no"}) {
         INFO(bad);
         if (std::string{bad} == "nat,") continue;  // a trailing comma is let through
         CHECK_THROWS_AS(parse_net(bad), Failure);
