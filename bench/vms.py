@@ -67,8 +67,8 @@ def links():
     return [name for name in os.listdir("/sys/class/net") if name.startswith("qvm-")]
 
 
-def show_head(*more):
-    print(f"{'ms':<44} {'median':>9} {'least':>9} {'most':>9}", *more)
+def show_head(*more, unit="ms"):
+    print(f"{unit:<44} {'median':>9} {'least':>9} {'most':>9}", *more)
 
 
 def show(name, values, first=None):

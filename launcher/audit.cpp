@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
+#include <map>
 #include <sstream>
 #include <thread>
 
@@ -44,19 +45,19 @@ Lines mounts() {
     return lines;
 }
 
-/// Also those that children of ours left to us.
-Lines child_processes() {
+/// By process id, what it runs. Also those that children of ours left to us.
+std::map<std::string, std::string> child_processes() {
     while (::waitpid(-1, nullptr, WNOHANG) > 0) {
     }
-    Lines lines;
+    std::map<std::string, std::string> children_now;
     for (const auto& task : entries_of("/proc/self/task")) {
         std::istringstream children{read_file(task / "children").value_or("")};
         for (std::string pid; children >> pid;) {
-            auto name = read_file(fmt::format("/proc/{}/comm", pid)).value_or("");
-            lines.push_back(fmt::format("{} {}", pid, name.substr(0, name.find('\n'))));
+            const auto name = read_file(fmt::format("/proc/{}/comm", pid)).value_or("");
+            children_now[pid] = name.substr(0, name.find('\n'));
         }
     }
-    return lines;
+    return children_now;
 }
 
 /// The one that lists them is closed by the time it would be read. Without paths: a log that is
@@ -124,7 +125,8 @@ Audit::Audit(Directories directories, const RunOptions& options)
     : directories_(std::move(directories)), name_(options.name), group_(options.vm.group) {
     ::prctl(PR_GET_CHILD_SUBREAPER, &was_subreaper_);
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
-    inherited_ = child_processes();
+    // By id: one that was just forked is about to run something else.
+    for (const auto& [pid, name] : child_processes()) inherited_.insert(pid);
     before_ = look();
 }
 
@@ -159,7 +161,10 @@ netns::HostPicture Audit::look() const {
         throw Failure(fmt::format("--audit: {}", error.what()));
     }
     picture.push_back({"mount", mounts()});
-    picture.push_back({"child process", without(child_processes(), inherited_)});
+    Lines children;
+    for (const auto& [pid, name] : child_processes())
+        if (!inherited_.contains(pid)) children.push_back(fmt::format("{} {}", pid, name));
+    picture.push_back({"child process", std::move(children)});
     picture.push_back({"descriptor", descriptors()});
     picture.push_back({"run directory", left_in_run_directory()});
     picture.push_back({"cache directory", names_in(directories_.cache)});

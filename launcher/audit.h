@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -45,7 +46,8 @@ class Audit {
     std::optional<std::string> group_;    ///< its group's
     std::optional<std::string> network_;  ///< its network's id
     int was_subreaper_ = 0;
-    std::vector<std::string> inherited_;  ///< children of who has become qvm by exec: not its own
+    std::set<std::string>
+        inherited_;  ///< ids of children of who has become qvm by exec: not its own
     netns::HostPicture before_;
 };
 

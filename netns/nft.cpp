@@ -14,6 +14,7 @@
 #include <linux/netfilter/nf_nat.h>
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
+#include <linux/rtnetlink.h>
 #include <net/ethernet.h>
 #include <net/if.h>
 #include <net/if_arp.h>
@@ -69,8 +70,8 @@ const HookFacts& facts(Chain::Hook hook) {
     constexpr std::int32_t last = std::numeric_limits<std::int32_t>::max();
     static constexpr std::array<HookFacts, 7> table{{
         {"prerouting", "filter", "prerouting", "-350", NF_INET_PRE_ROUTING, before_raw},
+        {"mangle", "filter", "prerouting", "mangle", NF_INET_PRE_ROUTING, -150},
         {"prerouting", "nat", "prerouting", "dstnat", NF_INET_PRE_ROUTING, -100},
-        {"input", "filter", "input", "filter", NF_INET_LOCAL_IN, 0},
         {"forward", "filter", "forward", "filter", NF_INET_FORWARD, 0},
         {"postrouting", "nat", "postrouting", "srcnat", NF_INET_POST_ROUTING, 100},
         {"postrouting", "filter", "postrouting", "2147483647", NF_INET_POST_ROUTING, last},
@@ -113,6 +114,7 @@ struct ToText {
     std::string operator()(const DestinationNetwork& m) const {
         return text_of("daddr", m.network);
     }
+    std::string operator()(const LocalDestination&) const { return "fib daddr type local"; }
     std::string operator()(const SourcePort& m) const { return fmt::format("udp sport {}", m.udp); }
     std::string operator()(const DestinationPort& m) const {
         return fmt::format("udp dport {}", m.udp);
@@ -264,6 +266,14 @@ struct ToExpressions {
     }
     void operator()(const DestinationNetwork& m) const {
         address(destination_offset, destination6_offset, m.network);
+    }
+    void operator()(const LocalDestination&) const {
+        auto* e = add("fib");
+        nftnl_expr_set_u32(e, NFTNL_EXPR_FIB_DREG, NFT_REG_1);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+        nftnl_expr_set_u32(e, NFTNL_EXPR_FIB_FLAGS, NFTA_FIB_F_DADDR);
+        const std::uint32_t local = RTN_LOCAL;
+        compare(NFT_CMP_EQ, &local, sizeof local);
     }
     void operator()(const EtherSource& m) const {
         load_meta(NFT_META_IIFTYPE);

@@ -47,6 +47,8 @@ struct SourceNetwork {
 struct DestinationNetwork {
     Network network;
 };
+/// fib daddr type local: the destination is one of the host's own addresses.
+struct LocalDestination {};
 /// udp sport
 struct SourcePort {
     std::uint16_t udp;
@@ -100,18 +102,18 @@ struct DnatPrefix {
     boost::asio::ip::network_v4 network;
 };
 
-using Statement =
-    std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork, SourcePort,
-                 DestinationPort, EtherSource, ArpSender, Icmpv6Type, NeighborTarget, Established,
-                 ClampMss, Trace, Accept, Drop, Reject, Masquerade, Dnat, DnatPrefix>;
+using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
+                               LocalDestination, SourcePort, DestinationPort, EtherSource,
+                               ArpSender, Icmpv6Type, NeighborTarget, Established, ClampMss, Trace,
+                               Accept, Drop, Reject, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept.
 struct Chain {
     enum class Hook {
-        prerouting_first,  ///< before all others
+        prerouting_first,   ///< before all others
+        prerouting_filter,  ///< after conntrack and before NAT
         prerouting_nat,
-        input_filter,
         forward_filter,
         postrouting_nat,
         postrouting_last,  ///< after all others

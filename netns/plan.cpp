@@ -491,11 +491,12 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
     forward.push_back({to, Drop{}});
     Table table{.name = uplink.host_link, .owned = true, .chains = {}};
     if (!flat && !plan.allow_host)
-        table.chains.push_back({Chain::Hook::input_filter,
+        // Before NAT: what somebody else has put behind an address of the host is the host's, too.
+        table.chains.push_back({Chain::Hook::prerouting_filter,
                                 {{from, Established{}, Accept{}},
                                  {from, Icmpv6Type{neighbor_solicitation}, Accept{}},
                                  {from, Icmpv6Type{neighbor_advertisement}, Accept{}},
-                                 {from, Reject{}}}});
+                                 {from, LocalDestination{}, Reject{}}}});
     table.chains.push_back({Chain::Hook::forward_filter, std::move(forward)});
     table.chains.push_back({Chain::Hook::postrouting_nat, std::move(postrouting)});
     return table;

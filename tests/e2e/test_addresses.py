@@ -59,6 +59,14 @@ class Addresses(harness.Test):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server.server_port
 
+    def publish_as_docker_does(self, port, address, to):
+        table = f"""table ip docker {{
+            chain p {{ type nat hook prerouting priority dstnat
+                fib daddr type local tcp dport {port} dnat to {address}:{to}
+            }} }}"""
+        subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True, timeout=20)
+        self.addCleanup(subprocess.run, ["nft", "delete table ip docker"], check=True, timeout=20)
+
     def with_ipv6(self):
         self.host.add_ipv6()
         self.addCleanup(self.host.remove_ipv6)
@@ -158,6 +166,10 @@ class Addresses(harness.Test):
                 for address in (ADDRESS, ADDRESS6):
                     self.assertIn(REFUSED, self.get(closed, address, port))
                 self.assertIn("bad address", self.get(closed, "host.qvm", port))
+                # So is what somebody leads on from there, as Docker does with ports.
+                if uplink == "veth":
+                    self.publish_as_docker_does(8077, SERVICE, 80)
+                    self.assertIn(REFUSED, self.get(closed, ADDRESS, 8077))
                 # An address that the host gets later is closed, too.
                 played_host.ip("address", "add", "203.0.113.77/32", "dev", "lo")
                 self.wait_until(lambda: REFUSED in self.get(closed, "203.0.113.77", port))

@@ -73,7 +73,7 @@ class Bash(harness.Test):
 
     def test_values(self):
         self.assertEqual(self.complete("run", "--net", ""),
-                         ["isolated", "nat", "flat", "user", "none"])
+                         ["isolated", "nat", "flat", "user", "none", "bridge="])
         self.assertEqual(self.complete("create", "--accel", "k"), ["kvm"])
         self.assertEqual(self.complete("run", "--memory", ""), [])
         self.assertEqual(self.complete("completion", ""), ["bash", "zsh", "fish"])
@@ -82,7 +82,7 @@ class Bash(harness.Test):
         # As bash breaks the words.
         self.assertEqual(self.complete("run", "--accel", "=", "t"), ["tcg"])
         self.assertEqual(self.complete("run", "--net", "="),
-                         ["isolated", "nat", "flat", "user", "none"])
+                         ["isolated", "nat", "flat", "user", "none", "bridge="])
 
     def test_files(self):
         files = ["compopt -o default"]

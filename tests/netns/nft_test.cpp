@@ -24,10 +24,10 @@ const Table example{
                   Dnat{ip::make_address_v4("192.168.26.10")}},
                  {InputInterface{"up0"}, DestinationNetwork{ip::make_network_v4("10.213.1.0/24")},
                   DnatPrefix{ip::make_network_v4("192.168.27.0/24")}}}},
-               {Chain::Hook::input_filter,
+               {Chain::Hook::prerouting_filter,
                 {{InputInterface{"qvm-1"}, Established{}, Accept{}},
                  {InputInterface{"qvm-1"}, Icmpv6Type{135}, Accept{}},
-                 {InputInterface{"qvm-1"}, Reject{}}}},
+                 {InputInterface{"qvm-1"}, LocalDestination{}, Reject{}}}},
                {Chain::Hook::forward_filter,
                 {{InputInterface{"qvm-1"}, DestinationPort{4321}, Trace{}},
                  {InputInterface{"qvm-1"}, ClampMss{}},
@@ -80,10 +80,10 @@ std::string words(std::string text) {
 TEST_CASE("what is committed is what the text says, as nft reads it back") {
     Socket socket;
     socket.commit(example);
-    CHECK(
-        words(oracle::sh("nft -y list table inet example | sed 's/priority -100/priority dstnat/; "
-                         "s/priority 100/priority srcnat/; s/priority 0/priority filter/'")) ==
-        words(to_text(example)));
+    CHECK(words(oracle::sh("nft -y list table inet example | sed 's/priority -150/priority "
+                           "mangle/; s/priority -100/priority dstnat/; "
+                           "s/priority 100/priority srcnat/; s/priority 0/priority filter/'")) ==
+          words(to_text(example)));
 }
 
 TEST_CASE("the text is what nft -f takes") {

@@ -87,12 +87,12 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
 })");
     CHECK(nft::to_text(*host_table(plan)) == R"(table inet qvm-1a2b3c4d {
     flags owner
-    chain input {
-        type filter hook input priority filter; policy accept;
+    chain mangle {
+        type filter hook prerouting priority mangle; policy accept;
         iifname "qvm-1a2b3c4d" ct state established,related accept
         iifname "qvm-1a2b3c4d" icmpv6 type nd-neighbor-solicit accept
         iifname "qvm-1a2b3c4d" icmpv6 type nd-neighbor-advert accept
-        iifname "qvm-1a2b3c4d" reject
+        iifname "qvm-1a2b3c4d" fib daddr type local reject
     }
     chain forward {
         type filter hook forward priority filter; policy accept;
@@ -452,7 +452,7 @@ TEST_CASE("port isolation: no way to a neighbour, nor by the router, nor by the 
 
 TEST_CASE("the host is closed to guests of nat unless it is allowed, and then has a name") {
     auto spec = spec_of(Mode::nat);
-    const auto reject = "iifname \"qvm-1a2b3c4d\" reject";
+    const auto reject = "iifname \"qvm-1a2b3c4d\" fib daddr type local reject";
     CHECK(nft::to_text(host_table(plan_of(spec)).value()).find(reject) != std::string::npos);
     CHECK(dns_hosts(plan_of(spec), {guest_of(spec)}).find("host") == std::string::npos);
     CHECK(nft::to_text(host_table(plan_of(spec_of(Mode::flat))).value()).find("reject") ==
