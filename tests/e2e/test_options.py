@@ -21,8 +21,11 @@ class DryRun(harness.Test):
     def test_isolated(self):
         plan = self.plan("--net", "isolated", "--name", "web")
         self.assertRegex(plan, r"(?m)^network:\n +1\. create a network namespace\n")
-        self.assertRegex(plan, r"TAP tap0 \(.*\) with 192\.168\.26\.1/24, mtu 1500\n")
-        self.assertRegex(plan, r"run dnsmasq .*\n +dhcp-hosts: \S*,192\.168\.26\.10,web\.qvm\n")
+        self.assertRegex(plan, r"TAP tap0 \(.*\) with 192\.168\.26\.1/24 and fd71:766d:26::1/64, "
+                               r"mtu 1500\n")
+        self.assertIn('chain ingress {', plan)
+        self.assertRegex(plan, r"run dnsmasq .*\n +dhcp-hosts: \S*,192\.168\.26\.10,\[fd71:766d:26::a\],"
+                               r"web\.qvm\n")
         self.assertNotIn("host:", plan)
         self.assertRegex(plan, r"(?m)^qemu:\nqemu-system-x86_64 ")
         self.assertRegex(plan, r"-netdev tap,id=net0,fd=\d+ ")
