@@ -63,7 +63,8 @@ class Addresses(harness.Test):
         table = f"""table ip docker {{
             chain p {{ type nat hook prerouting priority dstnat
                 fib daddr type local tcp dport {port} dnat to {address}:{to}
-            }} }}"""
+            }}
+        }}"""
         subprocess.run(["nft", "-f", "-"], input=table, text=True, check=True, timeout=20)
         self.addCleanup(subprocess.run, ["nft", "delete table ip docker"], check=True, timeout=20)
 
