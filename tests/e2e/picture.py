@@ -14,17 +14,20 @@ def _lines(*command):
 
 
 def processes():
-    """{pid: command name} of all that live in this PID namespace; a zombie holds nothing."""
-    found = {}
+    """{pid: command name} of all that live in this PID namespace; a zombie holds nothing. pasta's
+    children are left out: it clones one for each call in the other namespace and waits for it."""
+    found, parents = {}, {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text()
         except OSError:
             continue
-        name, state = re.search(r"\((.*)\) (\S)", text, re.DOTALL).groups()
+        name, state, parent = re.search(r"\((.*)\) (\S) (\d+)", text, re.DOTALL).groups()
         if state not in "ZX":
-            found[int(path.parent.name)] = name
-    return found
+            pid = int(path.parent.name)
+            found[pid], parents[pid] = name, int(parent)
+    return {pid: name for pid, name in found.items()
+            if not (name.startswith("passt") and found.get(parents[pid]) == name)}
 
 
 def open_files(pid):
