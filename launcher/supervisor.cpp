@@ -77,10 +77,14 @@ constexpr auto powerdown_grace = 10s;  // docker's, too
 constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
 constexpr auto echo_time = 100ms;      // a user's second Ctrl-C takes longer
 constexpr auto farewell = 1s;          // of a client to take its last answers
-constexpr auto trouble_pause = 1s;     // in which what is wrong with the network may pass
-constexpr auto exit_grace = 3s;        // of a killed QEMU, to be gone
-constexpr auto write_grace = 5min;     // of one that still writes to the user's image
-constexpr auto drain_grace = 10s;      // of whoever reads our stdout, when the guest is off
+// A probe that nothing is heard of: the kernel is through with it before it is sent, but for a host
+// that is very busy, or where it has to ask for a MAC address once more. Later on the guest waits.
+constexpr auto first_probe_patience = 2000ms;
+constexpr auto probe_patience = 300ms;
+constexpr auto trouble_pause = 1s;  // in which what is wrong with the network may pass
+constexpr auto exit_grace = 3s;     // of a killed QEMU, to be gone
+constexpr auto write_grace = 5min;  // of one that still writes to the user's image
+constexpr auto drain_grace = 10s;   // of whoever reads our stdout, when the guest is off
 
 bool is_ignored(int number) {
     struct sigaction action {};
@@ -168,16 +172,22 @@ class Supervisor final : public Controlled {
                                                        : "overlay"}};
     }
 
-    /// Whether the host forwards what the guest sends is tried: its firewall may be anybody's.
+    /// Whether what the guest sends gets out is tried: the host's firewall may be anybody's. Why it
+    /// does not; empty where it does, or where that cannot be seen.
+    std::string probe_uplink(std::chrono::milliseconds patience) {
+        if (!run_.privileged) return {};
+        const auto obstacle = network_->probe(patience);
+        return obstacle ? describe(*obstacle) : std::string{};
+    }
+
     void try_uplink() {
         auto& plan = *run_.plan.network;
-        const auto obstacle = network_->probe(plan);
-        if (!obstacle) return;
-        const auto text = describe(*obstacle);
+        obstacle_ = probe_uplink(first_probe_patience);
+        if (obstacle_.empty()) return;
         const bool may_change =
             plan.mode == netns::Mode::nat && run_.options.vm.uplink == Uplink::automatic;
-        if (!may_change || !find_program("pasta")) return problem("firewall", text);
-        reports_.note(text + "; so pasta is the uplink");
+        if (!may_change || !find_program("pasta")) return problem("network", obstacle_);
+        reports_.note(obstacle_ + "; so pasta is the uplink");
         network_.reset();
         netns::take_pasta(plan, *run_.plan.guest);
         network_.emplace(plan, *run_.plan.guest, netns::Claims{}, run_.host,
@@ -185,6 +195,8 @@ class Supervisor final : public Controlled {
         state_.network = plan;
         state_.guest = run_.plan.guest;
         save_state();
+        obstacle_ = probe_uplink(first_probe_patience);
+        if (!obstacle_.empty()) problem("network", obstacle_);
     }
 
     void set_up_network() {
@@ -907,11 +919,11 @@ class Supervisor final : public Controlled {
     /// has lasted: a route may be replaced by being deleted and added.
     awaitable<void> watch_host() {
         using namespace asio::experimental::awaitable_operators;
-        netns::HostWatch watch{context_.get_executor(), run_.plan.network->id};
+        netns::HostWatch watch{context_.get_executor(), run_.plan.network->id, run_.privileged};
         std::optional<Clock::time_point> since =
             Clock::time_point{};  // what is so at first is told
-        while (!over_) {
-            const auto trouble = follow_host();
+        for (bool probed = true; !over_; probed = false) {
+            const auto trouble = follow_host(probed);
             const auto now = Clock::now();
             if (trouble.text.empty()) {
                 since.reset();
@@ -934,10 +946,15 @@ class Supervisor final : public Controlled {
         bool try_again = false;  ///< not the host's: nobody says when it is over
     };
 
-    Trouble follow_host() {
+    /// `probed`: the uplink has been tried just now, and obstacle_ is what came of it.
+    Trouble follow_host(bool probed) {
         const BlockedSignals blocked;  // no call of it is to be interrupted
         try {
-            return {network_->follow_host()};
+            const auto trouble = network_->follow_host();
+            if (!trouble.empty()) return {trouble};
+            // One member of a group tries it for all.
+            if (!probed) obstacle_ = names_ ? probe_uplink(probe_patience) : std::string{};
+            return {obstacle_};
         } catch (const std::exception& error) {
             return {fmt::format("the host's network changed, and the VM's does not follow: {}",
                                 error.what()),
@@ -1238,6 +1255,7 @@ class Supervisor final : public Controlled {
     std::optional<netns::PortForwards> forwards_;
     std::optional<NameService> names_;
     std::optional<KeptProcess> pasta_;  ///< the uplink, where it is that
+    std::string obstacle_;              ///< what its last probe met
     Process qemu_{context_.get_executor()};
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;

@@ -309,15 +309,15 @@ std::string Network::follow_host() {
     return trouble_of(*uplink_, state);
 }
 
-std::optional<Obstacle> Network::probe(const NetworkPlan& plan) {
-    if (!has_veth(plan)) return std::nullopt;
-    if (!trace_) trace_.emplace();
+std::optional<Obstacle> Network::probe(std::chrono::milliseconds patience) {
+    if (!uplink_) return std::nullopt;
+    if (!probe_sockets_) probe_sockets_.emplace();
     const auto by = [&](const ip::address& outside) {
-        return probe_forwarding(space_, plan, outside, host_rules_.value(), *trace_);
+        return netns::probe(space_, plan_, outside, *probe_sockets_, patience);
     };
     std::optional<Obstacle> obstacle;
     if (find_uplink(host_)) obstacle = by(outside_address());
-    if (!obstacle && plan.uplink->ipv6 && find_uplink6(host_)) obstacle = by(outside_address6());
+    if (!obstacle && uplink_->ipv6 && find_uplink6(host_)) obstacle = by(outside_address6());
     return obstacle;
 }
 

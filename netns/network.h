@@ -70,10 +70,10 @@ class Network {
     /// where they do. Throws Error, after which it is to be tried again. Waits for nobody.
     std::string follow_host();
 
-    /// Whether the host forwards what guests send, first by IPv4 and then by IPv6: what ends it.
-    /// Nothing where it does, or where there is no veth or the host has no way to the outside. See
-    /// probe.h. Throws Error.
-    std::optional<Obstacle> probe(const NetworkPlan& plan);
+    /// Whether what guests send gets out of the host, first by IPv4 and then by IPv6: what ends it.
+    /// Nothing where it does, or where there is no uplink or the host has no way to the outside.
+    /// Needs privilege on the host. See probe.h. Throws Error.
+    std::optional<Obstacle> probe(std::chrono::milliseconds patience);
 
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
     /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
@@ -110,8 +110,8 @@ class Network {
     // Kept until the end: closing one soon after a change waits for an RCU grace period (8 ms).
     std::optional<nft::Socket> inner_rules_;
     std::optional<nft::Socket> host_rules_;
-    std::optional<nft::TraceSocket> trace_;
-    std::vector<UniqueFd> joined_;  ///< another member's claims
+    std::optional<ProbeSockets> probe_sockets_;  ///< not host_rules_, which a group shares
+    std::vector<UniqueFd> joined_;               ///< another member's claims
     std::optional<ForwardingLease> forwarding_;
     std::optional<ForwardingLease> forwarding6_;
     Namespace space_;  ///< last: what is made inside is stored in the members above

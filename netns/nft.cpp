@@ -68,10 +68,11 @@ struct HookFacts {
 const HookFacts& facts(Chain::Hook hook) {
     constexpr std::int32_t before_raw = -350;
     constexpr std::int32_t last = std::numeric_limits<std::int32_t>::max();
-    static constexpr std::array<HookFacts, 7> table{{
+    static constexpr std::array<HookFacts, 8> table{{
         {"prerouting", "filter", "prerouting", "-350", NF_INET_PRE_ROUTING, before_raw},
         {"mangle", "filter", "prerouting", "mangle", NF_INET_PRE_ROUTING, -150},
         {"prerouting", "nat", "prerouting", "dstnat", NF_INET_PRE_ROUTING, -100},
+        {"output", "filter", "output", "-350", NF_INET_LOCAL_OUT, before_raw},
         {"forward", "filter", "forward", "filter", NF_INET_FORWARD, 0},
         {"postrouting", "nat", "postrouting", "srcnat", NF_INET_POST_ROUTING, 100},
         {"postrouting", "filter", "postrouting", "2147483647", NF_INET_POST_ROUTING, last},

@@ -114,6 +114,7 @@ struct Chain {
         prerouting_first,   ///< before all others
         prerouting_filter,  ///< after conntrack and before NAT
         prerouting_nat,
+        output_first,  ///< what the host itself sends, before all others
         forward_filter,
         postrouting_nat,
         postrouting_last,  ///< after all others

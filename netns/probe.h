@@ -1,5 +1,7 @@
 #pragma once
 
+#include <chrono>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -8,8 +10,9 @@
 #include "netns/nft.h"
 #include "netns/plan.h"
 
-/// Whether the host forwards what the guests send: one packet of the namespace is followed through
-/// the host's rules, and ends before it leaves the host.
+/// Whether what the guests send gets out of the host: one packet on the same way, of the namespace
+/// (veth) or of the host itself (pasta), is followed through the host's rules, and ends before it
+/// leaves the host.
 namespace qvm::netns {
 
 /// What ended a packet.
@@ -22,8 +25,9 @@ struct Obstacle {
     bool operator==(const Obstacle&) const = default;
 };
 
-/// The rules for a probe of that uplink to an address outside, while it lasts.
-nft::Table probe_table(const UplinkPlan& uplink, const boost::asio::ip::address& outside);
+/// The rules for a probe from that UDP port to an address outside, while it lasts.
+nft::Table probe_table(const NetworkPlan& plan, const boost::asio::ip::address& outside,
+                       std::uint16_t source_port);
 
 /// What the steps of a probe say: `reached` once it has come to the end of probe_table(), or what
 /// has ended it; neither while that is open. Pure.
@@ -31,14 +35,20 @@ struct Fate {
     bool reached = false;
     std::optional<Obstacle> obstacle;
 };
-Fate fate_of(const std::vector<nft::TraceStep>& steps, const UplinkPlan& uplink);
+Fate fate_of(const std::vector<nft::TraceStep>& steps, const NetworkPlan& plan);
 
-/// Sends one from `space`, whose uplink is a veth, to `outside` and follows it on the host, in
-/// whose namespace the calling thread is. `rules` and `trace` (borrowed) are of the host. Returns
-/// what ended it; nothing where it would have left the host, or where the host has no way to the
-/// outside. Takes 1 ms; 2 s where it vanishes. Throws Error.
-std::optional<Obstacle> probe_forwarding(const Namespace& space, const NetworkPlan& plan,
-                                         const boost::asio::ip::address& outside,
-                                         nft::Socket& rules, nft::TraceSocket& trace);
+/// The host's side of probes.
+struct ProbeSockets {
+    nft::Socket rules;
+    nft::TraceSocket trace;
+};
+
+/// Sends one to `outside`, from `space` or, where the uplink is pasta, as pasta does, and follows
+/// it on the host, in whose namespace the calling thread is and `host` (borrowed) was opened.
+/// Returns what ended it; nothing where it would have left the host. Takes 1 ms; `patience` where
+/// it vanishes. Throws Error.
+std::optional<Obstacle> probe(const Namespace& space, const NetworkPlan& plan,
+                              const boost::asio::ip::address& outside, ProbeSockets& host,
+                              std::chrono::milliseconds patience);
 
 }  // namespace qvm::netns

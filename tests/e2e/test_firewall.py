@@ -31,6 +31,16 @@ table inet firewalld {
     }
 }
 """
+# What the host itself sends.
+OUTPUT_DROP = """
+table inet filter {
+    chain output {
+        type filter hook output priority filter; policy drop;
+        ct state established,related accept
+        oifname lo accept
+    }
+}
+"""
 # What is swallowed before it is to be forwarded, and after.
 RAW = "table ip raw { chain pre { type filter hook prerouting priority raw\n iifname \"qvm-*\" drop\n }\n }"
 LATE = "table ip late { chain post { type filter hook postrouting priority 300\n iifname \"qvm-*\" drop\n }\n }"
@@ -94,9 +104,47 @@ class Firewall(harness.Test):
                     (note,) = self.notes(vm)
                     self.assertRegex(note, f"^qvm: {SAYS}{what}$")
                     problems = json.loads(self.succeed("inspect", "box"))[0]["problems"]
-                    self.assertRegex(problems["firewall"], f"^{SAYS}{what}$")
+                    self.assertRegex(problems["network"], f"^{SAYS}{what}$")
                     self.interrupt(vm)
                     self.flush()
+
+    def test_rules_that_come_later(self):
+        for options in ((), ("--uplink", "pasta"), ("--group", "cluster")):
+            with self.subTest(options=options):
+                vms = [self.start("--net", "nat", "--name", name, *options, self.hang)
+                       for name in (("box", "other") if "--group" in options else ("box",))]
+                for vm in vms:
+                    vm.out.expect(harness.STARTED, 60)
+                rules, what = ((OUTPUT_DROP, "inet filter output, policy drop")
+                               if "pasta" in options else CHAINS["default drop"])
+                self.load(rules)
+                self.addCleanup(self.flush)
+                vms[0].err.expect(f"qvm: {SAYS}{what}\n", 20)
+                self.assertEqual(json.loads(self.succeed("inspect", "box"))[0]["problems"],
+                                 {"network": SAYS + what})
+                self.flush()
+                vms[0].err.expect("qvm: the guest reaches the outside again\n", 20)
+                self.assertEqual(json.loads(self.succeed("inspect", "box"))[0]["problems"], {})
+                if len(vms) > 1:  # one of a group tells
+                    self.assertEqual(self.notes(vms[1]), [])
+                for vm in vms:
+                    self.interrupt(vm)
+
+    def test_what_the_host_itself_sends(self):
+        what = "inet filter output, policy drop"
+        for rules, options, notes in (
+                (OUTPUT_DROP, ("--uplink", "pasta"), (f"{SAYS}{what}",)),
+                (OUTPUT_DROP, (), ()),  # what is forwarded is not
+                (OUTPUT_DROP + DEFAULT_DROP, (),
+                 (f"{SAYS}{CHAINS['default drop'][1]}; so pasta is the uplink", f"{SAYS}{what}"))):
+            with self.subTest(options=options, notes=notes):
+                self.load(rules)
+                self.addCleanup(self.flush)
+                vm = self.start("--net", "nat", "--name", "box", *options, self.hang)
+                vm.out.expect(harness.STARTED, 60)
+                self.assertEqual(self.notes(vm), [f"qvm: {note}" for note in notes])
+                self.interrupt(vm)
+                self.flush()
 
     def test_a_firewall_that_lets_it_pass(self):
         self.load(DEFAULT_DROP.replace("ct state", 'iifname "qvm-*" accept\n        ct state'))

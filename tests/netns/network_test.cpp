@@ -78,7 +78,7 @@ class Changes {
         for (;;) co_await watch_.change(), ++told_;
     }
     boost::asio::io_context context_;
-    HostWatch watch_{context_.get_executor(), "00000001"};
+    HostWatch watch_{context_.get_executor(), "00000001", true};
     int told_ = 0;
 };
 
@@ -356,7 +356,9 @@ TEST_CASE("a change of the host's network is told, and a burst of them once") {
           "ip rule del to 198.18.0.0/15 lookup main; echo 0 > /proc/sys/net/ipv4/ip_forward",
           "ip nexthop add id 7 via 203.0.113.1 dev wan0; ip route add 198.18.0.0/15 nhid 7",
           "ip nexthop del id 7", "ip link add qvm-00000001 type veth peer name up0",
-          "ip link del qvm-00000001"}) {
+          "ip link del qvm-00000001", "nft add table ip some",
+          "nft 'add chain ip some forward { type filter hook forward priority 0; policy drop; }'",
+          "nft insert rule ip some forward iifname eth0 drop", "nft flush ruleset"}) {
         INFO(change);
         oracle::sh(change);
         CHECK(changes.told() == 1);
