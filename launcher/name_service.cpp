@@ -14,13 +14,15 @@ namespace fs = std::filesystem;
 NameService::NameService(const asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                          const netns::Namespace& space, netns::Network::DnsSockets dns,
                          const fs::path& directory, const std::vector<netns::GuestPlan>& guests,
-                         KeptProcess::Handlers handlers)
+                         KeptProcess::Handlers handlers, netns::DnsRelay::Report names_report)
     : plan_(plan), directory_(directory) {
     write_file(directory / "resolv.conf", resolv_conf(plan));
     write(guests);
     if (dns.udp)
-        in_step("relay DNS queries",
-                [&] { relay_.emplace(executor, std::move(dns.udp), std::move(dns.tcp)); });
+        in_step("relay DNS queries", [&] {
+            relay_.emplace(executor, std::move(dns.udp), std::move(dns.tcp),
+                           std::move(names_report));
+        });
     SpawnSpec spec;
     spec.argv = netns::dnsmasq_command(plan, directory.string());
     spec.network_namespace = space.fd();

@@ -18,11 +18,12 @@ namespace qvm {
 class NameService {
   public:
     /// Starts both for `guests`. dnsmasq's files are kept in `directory`; `space` (borrowed) and
-    /// `dns` (unset without an uplink) are the namespace's. Throws Failure.
+    /// `dns` (unset without an uplink) are the namespace's. `names_report` is told of the host's
+    /// name servers. Throws Failure.
     NameService(const boost::asio::any_io_executor& executor, const netns::NetworkPlan& plan,
                 const netns::Namespace& space, netns::Network::DnsSockets dns,
                 const std::filesystem::path& directory, const std::vector<netns::GuestPlan>& guests,
-                KeptProcess::Handlers handlers);
+                KeptProcess::Handlers handlers, netns::DnsRelay::Report names_report);
 
     /// Guests came or went. Throws Failure; may be repeated then.
     void update(const std::vector<netns::GuestPlan>& guests);

@@ -316,7 +316,12 @@ class Supervisor final : public Controlled {
         const KeptProcess::Handlers handlers{reports_.debug, reports_.note, std::move(cannot)};
         const auto& plan = *run_.plan.network;
         names_.emplace(context_.get_executor(), plan, network_->space(), std::move(dns), directory,
-                       guests, handlers);
+                       guests, handlers, [this](const std::string& why) {
+                           if (why.empty())
+                               problem_is_over("names", "names resolve in the guest again");
+                           else
+                               problem("names", why);
+                       });
         if (!plan.uplink || plan.uplink->kind != netns::UplinkKind::pasta) return;
         constexpr int space = 3;
         SpawnSpec pasta;

@@ -14,6 +14,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <utility>
 
 namespace qvm::netns {
 
@@ -33,6 +34,16 @@ constexpr int most_connections = 64;
 constexpr std::chrono::seconds answer_timeout{2};
 // RFC 7766, section 6.2.3: a server may close idle connections after a few seconds.
 constexpr std::chrono::seconds idle_timeout{10};
+
+// A name whose own servers are slow or gone is one query without an answer.
+constexpr int unanswered_in_a_row = 3;
+
+/// Which name servers the root has: a question that every resolver can answer at once.
+std::string root_query() {
+    constexpr std::string_view header{"\x71\x76\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00", 12};
+    constexpr std::string_view question{"\x00\x00\x02\x00\x01", 5};
+    return std::string{header} + std::string{question};
+}
 
 constexpr auto no_throw = asio::as_tuple(asio::use_awaitable);
 
@@ -87,9 +98,11 @@ std::vector<ip::address> parse_nameservers(std::string_view resolv_conf) {
 }
 
 struct DnsRelay::State : std::enable_shared_from_this<State> {
-    State(const asio::any_io_executor& executor, int udp_fd, int tcp_fd, std::filesystem::path path)
+    State(const asio::any_io_executor& executor, int udp_fd, int tcp_fd, Report reports,
+          std::filesystem::path path)
         : udp{executor, ip::udp::v4(), udp_fd},
           tcp{executor, ip::tcp::v4(), tcp_fd},
+          report{std::move(reports)},
           resolv_conf{std::move(path)} {}
 
     std::vector<ip::address> nameservers() const {
@@ -99,33 +112,68 @@ struct DnsRelay::State : std::enable_shared_from_this<State> {
         return parse_nameservers(text.str());
     }
 
-    /// Asks one nameserver; an empty answer where none came.
-    static awaitable<std::string> ask(ip::address nameserver, std::string query) {
+    /// Asks one nameserver. Empty where no answer came, which `why` then tells.
+    static awaitable<std::string> ask(ip::address nameserver, std::string query,
+                                      boost::system::error_code& why) {
         ip::udp::socket socket{co_await asio::this_coro::executor};
-        boost::system::error_code error;
-        socket.connect({nameserver, dns_port}, error);
-        if (error) co_return std::string{};
-        socket.send(asio::buffer(query), 0, error);
-        if (error) co_return std::string{};
+        socket.connect({nameserver, dns_port}, why);
+        if (why) co_return std::string{};
+        socket.send(asio::buffer(query), 0, why);
+        if (why) co_return std::string{};
         std::string answer(largest_datagram, '\0');
         const auto result = co_await (socket.async_receive(asio::buffer(answer), no_throw) ||
                                       timeout(answer_timeout));
+        why = asio::error::timed_out;
         if (result.index() == 1) co_return std::string{};
         const auto [receive_error, size] = std::get<0>(result);
-        if (receive_error) co_return std::string{};
-        answer.resize(size);
+        why = receive_error;
+        answer.resize(receive_error ? 0 : size);
         co_return answer;
+    }
+
+    /// Asks one after another. Empty where none answers.
+    awaitable<std::string> ask_all(std::string query) {
+        std::string failures;
+        bool refused = true;  // which does not pass with the next name
+        for (const auto& nameserver : nameservers()) {
+            boost::system::error_code why;
+            auto reply = co_await ask(nameserver, query, why);
+            if (!why) {
+                settle({}, false);
+                co_return reply;
+            }
+            refused = refused && why != asio::error::timed_out;
+            failures += (failures.empty() ? "" : ", ") + nameserver.to_string() + ": " +
+                        (why == asio::error::timed_out ? "no answer" : why.message());
+        }
+        settle(
+            "names do not resolve in the guest: the host's name servers (/etc/resolv.conf) do "
+            "not answer (" +
+                failures + ")",
+            refused);
+        co_return std::string{};
+    }
+
+    /// What has become of a query; `why` is empty where it was answered.
+    void settle(const std::string& why, bool at_once) {
+        unanswered = why.empty() ? 0 : unanswered + 1;
+        const bool fails = unanswered > 0 &&
+                           (fails_now || at_once || !answered || unanswered >= unanswered_in_a_row);
+        answered = answered || why.empty();
+        if (std::exchange(fails_now, fails) != fails && report) report(why);
     }
 
     awaitable<void> answer(std::string query, ip::udp::endpoint client) {
         const auto self = shared_from_this();
         const Slot slot{queries};
-        for (const auto& nameserver : nameservers()) {
-            const auto reply = co_await ask(nameserver, query);
-            if (reply.empty()) continue;
-            co_await udp.async_send_to(asio::buffer(reply), client, no_throw);
-            co_return;
-        }
+        const auto reply = co_await ask_all(std::move(query));
+        if (!reply.empty()) co_await udp.async_send_to(asio::buffer(reply), client, no_throw);
+    }
+
+    awaitable<void> judge() {
+        const auto self = shared_from_this();
+        auto query = root_query();
+        co_await ask_all(std::move(query));
     }
 
     awaitable<void> serve_udp() {
@@ -169,23 +217,30 @@ struct DnsRelay::State : std::enable_shared_from_this<State> {
 
     ip::udp::socket udp;
     ip::tcp::acceptor tcp;
+    Report report;
     std::filesystem::path resolv_conf;
     int queries = 0;
+    int unanswered = 0;      ///< since the last one that was not
+    bool answered = false;   ///< any of them
+    bool fails_now = false;  ///< as report was told
     int connections = 0;
 };
 
-DnsRelay::DnsRelay(const asio::any_io_executor& executor, UniqueFd udp, UniqueFd tcp,
+DnsRelay::DnsRelay(const asio::any_io_executor& executor, UniqueFd udp, UniqueFd tcp, Report report,
                    std::filesystem::path resolv_conf)
-    : state_(std::make_shared<State>(executor, udp.get(), tcp.get(), std::move(resolv_conf))) {
+    : state_(std::make_shared<State>(executor, udp.get(), tcp.get(), std::move(report),
+                                     std::move(resolv_conf))) {
     // Asio's sockets own them now.
     (void)udp.release();
     (void)tcp.release();
     asio::co_spawn(executor, state_->serve_udp(), asio::detached);
     asio::co_spawn(executor, state_->serve_tcp(), asio::detached);
+    if (state_->report) asio::co_spawn(executor, state_->judge(), asio::detached);
 }
 
 DnsRelay::~DnsRelay() {
     if (!state_) return;
+    state_->report = nullptr;
     boost::system::error_code ignored;
     state_->udp.close(ignored);
     state_->tcp.close(ignored);

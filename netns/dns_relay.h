@@ -3,7 +3,9 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/ip/address.hpp>
 #include <filesystem>
+#include <functional>
 #include <memory>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,12 +23,16 @@ std::vector<boost::asio::ip::address> parse_nameservers(std::string_view resolv_
 /// do for the host. Messages are not looked into.
 class DnsRelay {
   public:
+    /// Told why the guests' names do not resolve, for people, and with nothing that they do again.
+    using Report = std::function<void(const std::string& why)>;
+
     /// Takes ownership of `udp` (bound) and `tcp` (listening), which live in the namespace, and
-    /// starts to serve them on `executor`. Throws boost::system::system_error.
+    /// starts to serve them on `executor`. With `report` the resolvers are asked once, for the root
+    /// (RFC 1035), and watched from then on. Throws boost::system::system_error.
     DnsRelay(const boost::asio::any_io_executor& executor, UniqueFd udp, UniqueFd tcp,
-             std::filesystem::path resolv_conf = "/etc/resolv.conf");
+             Report report = {}, std::filesystem::path resolv_conf = "/etc/resolv.conf");
     DnsRelay(DnsRelay&&) = default;
-    /// Stops serving; queries under way run to their end, seconds at most.
+    /// Stops serving and reporting; queries under way run to their end, seconds at most.
     ~DnsRelay();
 
   private:

@@ -137,6 +137,7 @@ class PlayedHost:
         copy = self.base / path.name
         copy.write_text(text)
         subprocess.run(["mount", "--bind", str(copy), str(path)], check=True, timeout=20)
+        return copy
 
     def bind(self, path, name):
         """Another name for a file, by which everybody can read it."""
@@ -153,7 +154,8 @@ class PlayedHost:
 
     def _serve_names(self):
         """As systemd-resolved does: a stub that only the host itself can reach."""
-        self._mount_over(pathlib.Path("/etc/resolv.conf").resolve(), "nameserver 127.0.0.53\n")
+        self.resolv_conf = self._mount_over(pathlib.Path("/etc/resolv.conf").resolve(),
+                                            "nameserver 127.0.0.53\n")
         self.stub = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.stub.bind(("127.0.0.53", 53))
         threading.Thread(target=self._answer_names, daemon=True).start()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -118,6 +119,30 @@ class Uplink(harness.Test):
             for address in ("10.213.0.0", "10.213.0.1", "127.0.0.1"):
                 self.assertNotEqual(vm.sh(f"nc -w 2 {address} {port} </dev/null 2>&1")[1], 0)
         self.power_off(vm)
+
+    def test_names_that_do_not_resolve(self):
+        """No name server at all, one that is silent, and one that works again."""
+        conf = self.host.resolv_conf
+        self.addCleanup(conf.write_text, conf.read_text())
+        silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.addCleanup(silent.close)
+        silent.bind(("127.0.0.55", 53))
+        for text, why in (("", "127.0.0.1: Connection refused"),
+                          ("nameserver 127.0.0.54\nnameserver 127.0.0.55\n",
+                           "127.0.0.54: Connection refused, 127.0.0.55: no answer")):
+            with self.subTest(why):
+                conf.write_text(text)
+                vm = self.boot("--net", "nat", "--name", "box", *self.boot_files())
+                says = ("names do not resolve in the guest: the host's name servers "
+                        f"(/etc/resolv.conf) do not answer ({why})")
+                vm.err.expect(f"qvm: {re.escape(says)}\n", 20)
+                self.assertEqual(json.loads(self.succeed("inspect", "box"))[0]["problems"],
+                                 {"names": says})
+                conf.write_text("nameserver 127.0.0.53\n")
+                self.assert_reaches_outside(vm)
+                vm.err.expect("qvm: names resolve in the guest again\n", 20)
+                self.assertEqual(json.loads(self.succeed("inspect", "box"))[0]["problems"], {})
+                self.power_off(vm)
 
     def test_uplinks_that_are_not_to_be_had(self):
         self.assert_refused(self.qvm("run", "--net", "nat", "--uplink", "wifi", self.hang),

@@ -16,7 +16,7 @@ namespace {
 
 /// A namespace with a relay, and a "host" whose resolver is the loopback stub 127.0.0.53.
 struct Fixture {
-    Fixture() {
+    explicit Fixture(DnsRelay::Report report = {}) {
         oracle::sh("ip link set lo up");
         resolver.open(udp::v4());
         resolver.bind({asio::ip::make_address("127.0.0.53"), 53});
@@ -31,7 +31,7 @@ struct Fixture {
             tcp::acceptor relay_tcp{context, {asio::ip::address_v4::loopback(), dns_relay_port}};
             relay =
                 std::make_unique<DnsRelay>(context.get_executor(), UniqueFd{relay_udp.release()},
-                                           UniqueFd{relay_tcp.release()}, path);
+                                           UniqueFd{relay_tcp.release()}, std::move(report), path);
             client.open(udp::v4());
             client.connect({asio::ip::address_v4::loopback(), dns_relay_port});
             tcp_client.open(tcp::v4());
@@ -87,6 +87,55 @@ TEST_CASE("a query over TCP as well") {
     f.context.run_for(std::chrono::seconds{10});
     CHECK(query == "question");
     CHECK(answer == "answer");
+}
+
+TEST_CASE("resolvers that refuse are told of at once, and that they answer again") {
+    std::vector<std::string> told;
+    Fixture f{[&](const std::string& why) { told.push_back(why); }};
+    f.resolver.close();
+    f.context.run_for(std::chrono::milliseconds{300});
+    REQUIRE(told.size() == 1);
+    CHECK(told[0] ==
+          "names do not resolve in the guest: the host's name servers (/etc/resolv.conf) do not "
+          "answer (127.0.0.99: Connection refused, 127.0.0.53: Connection refused)");
+    f.client.send(asio::buffer("question", 8));
+    f.context.run_for(std::chrono::milliseconds{300});
+    CHECK(told.size() == 1);
+    f.resolver = udp::socket{f.context, {asio::ip::make_address("127.0.0.53"), 53}};
+    std::string query(64, '\0');
+    udp::endpoint asker;
+    f.resolver.async_receive_from(asio::buffer(query), asker, [&](auto, std::size_t) {
+        f.resolver.send_to(asio::buffer("answer", 6), asker);
+    });
+    f.client.send(asio::buffer("question", 8));
+    f.context.run_for(std::chrono::milliseconds{300});
+    CHECK(told == std::vector<std::string>{told[0], ""});
+}
+
+TEST_CASE("resolvers that are silent are told of at first, and later after three queries") {
+    std::vector<std::string> told;
+    Fixture f{[&](const std::string& why) { told.push_back(why); }};
+    SECTION("at first") {
+        f.context.run_for(std::chrono::milliseconds{2500});
+        REQUIRE(told.size() == 1);
+        CHECK(told[0].ends_with("(127.0.0.99: Connection refused, 127.0.0.53: no answer)"));
+    }
+    SECTION("later") {
+        std::string query(64, '\0');
+        udp::endpoint asker;
+        f.resolver.async_receive_from(asio::buffer(query), asker, [&](auto, std::size_t size) {
+            // NS of the root, in class IN (RFC 1035, section 4.1.2).
+            CHECK(query.substr(12, size - 12) == std::string{"\x00\x00\x02\x00\x01", 5});
+            f.resolver.send_to(asio::buffer("answer", 6), asker);
+        });
+        for (int queries = 0; queries < 3; ++queries) {
+            CHECK(told.empty());
+            f.context.run_for(std::chrono::milliseconds{100});
+            f.client.send(asio::buffer("question", 8));
+            f.context.run_for(std::chrono::milliseconds{2200});
+        }
+        CHECK(told.size() == 1);
+    }
 }
 
 TEST_CASE("a relay that is destroyed leaves nothing to wait for") {
