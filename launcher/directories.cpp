@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/file.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -106,6 +107,13 @@ constexpr std::array vm_files{
 
 Directories find_directories() {
     return {run_directory(), data_directory(), cache_directory()};
+}
+
+std::string random_id() {
+    std::uint32_t number = 0;
+    if (::getrandom(&number, sizeof number, 0) != sizeof number)
+        throw Failure("read random numbers: " + reason());
+    return fmt::format("{:08x}", number);
 }
 
 void make_private_directory(const fs::path& path) {

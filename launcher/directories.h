@@ -28,6 +28,9 @@ struct Directories {
 /// need not exist yet. Throws Failure.
 Directories find_directories();
 
+/// The id of a VM or a network: eight hexadecimal digits. Throws Failure.
+std::string random_id();
+
 /// Makes a directory (and its parents) that is ours alone, mode 0700. Throws Failure.
 void make_private_directory(const std::filesystem::path& path);
 

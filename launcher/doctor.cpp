@@ -10,6 +10,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/failure.h"
+#include "launcher/firewall.h"
 #include "launcher/output.h"
 
 namespace qvm {
@@ -29,14 +30,14 @@ std::string reason(int error) {
 
 // --- programs -----------------------------------------------------------------------------------
 
-std::string describe(const ProgramFacts& program) {
+std::string describe_program(const ProgramFacts& program) {
     if (program.version.empty()) return program.path;
     return fmt::format("{} ({})", program.version, program.path);
 }
 
 Finding judge_program(const std::string& name, const ProgramFacts& program,
                       const std::string& package, Status without = Status::missing) {
-    if (!program.path.empty()) return {name, Status::ok, describe(program)};
+    if (!program.path.empty()) return {name, Status::ok, describe_program(program)};
     return {name, without, "it is not installed", "apt-get install " + package};
 }
 
@@ -179,53 +180,16 @@ Finding judge_nft(const NamespaceFacts& facts) {
 
 // --- the host's firewall ------------------------------------------------------------------------
 
-std::string chain_remedy(const DroppingChain& chain) {
-    using Owner = DroppingChain::Owner;
-    constexpr auto by_iptables =
-        "{0} -I {1} -i qvm-+ -j ACCEPT; "
-        "{0} -I {1} -o qvm-+ -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
-    switch (chain.owner) {
-        case Owner::docker:
-            return fmt::format(by_iptables, "iptables", "DOCKER-USER");
-        case Owner::iptables_legacy:
-            return fmt::format(by_iptables, "iptables-legacy", chain.name);
-        case Owner::firewalld:
-            return "firewall-cmd --zone=trusted --add-interface=qvm-+";
-        case Owner::nft:
-            break;
-    }
-    return fmt::format(
-        "nft 'insert rule {0} {1} {2} iifname \"qvm-*\" accept; "
-        "insert rule {0} {1} {2} oifname \"qvm-*\" ct state established,related accept'",
-        chain.family, chain.table, chain.name);
-}
-
-std::string describe(const DroppingChain& chain) {
-    const auto name = fmt::format("{} {} {}", chain.family, chain.table, chain.name);
-    using Owner = DroppingChain::Owner;
-    if (chain.owner == Owner::firewalld) return name + " rejects what no zone allows";
-    return name +
-           (chain.owner == Owner::docker ? " policy drop, as Docker sets it" : " policy drop");
-}
-
-std::vector<Finding> judge_firewall(const FirewallFacts& facts, bool privileged) {
+Finding judge_firewall(const FirewallFacts& facts, bool privileged) {
     const std::string name = "firewall";
-    if (!privileged) return {{name, Status::ok, "of no matter without root: nothing is forwarded"}};
-    std::vector<Finding> findings;
-    for (const auto& chain : facts.drops)
-        findings.push_back({name, Status::warning,
-                            describe(chain) + ": nat guests have pasta for it",
-                            chain_remedy(chain)});
-    const auto cannot_tell = [&](const std::string& why, const std::string& remedy) {
-        findings.push_back({name, Status::warning, "cannot tell: " + why, remedy});
-    };
-    if (!facts.nft_installed) cannot_tell("nft is not installed", "apt-get install nftables");
-    if (!facts.nft_problem.empty()) cannot_tell(facts.nft_problem, "run qvm as the host's root");
-    if (facts.legacy_unread)
-        cannot_tell("there are legacy iptables rules, and no iptables-legacy to read them",
-                    "apt-get install iptables");
-    if (findings.empty()) findings.push_back({name, Status::ok, "lets forwarded packets pass"});
-    return findings;
+    if (!privileged) return {name, Status::ok, "of no matter without root: nothing is forwarded"};
+    if (!facts.unknown.empty())
+        return {name, Status::warning, "cannot tell: " + facts.unknown,
+                "run qvm as the host's root, where that reaches the outside"};
+    if (!facts.obstacle) return {name, Status::ok, "lets guests' packets pass"};
+    return {name, Status::warning,
+            describe(*facts.obstacle, facts.chain) + ": nat guests have pasta for it",
+            remedy(*facts.obstacle, facts.chain)};
 }
 
 // --- directories and limits ---------------------------------------------------------------------
@@ -284,14 +248,13 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
                      Status::warning),
         judge_namespaces(facts.namespaces),
         judge_nft(facts.namespaces),
+        judge_firewall(facts.firewall, facts.namespaces.privileged),
+        judge_program("dnsmasq", facts.dnsmasq, "dnsmasq-base"),
+        judge_program("pasta", facts.pasta, "passt", Status::warning),
+        judge_program("ssh", facts.ssh, "openssh-client", Status::warning),
+        judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
+                      Status::warning),
     };
-    std::ranges::move(judge_firewall(facts.firewall, facts.namespaces.privileged),
-                      std::back_inserter(findings));
-    findings.push_back(judge_program("dnsmasq", facts.dnsmasq, "dnsmasq-base"));
-    findings.push_back(judge_program("pasta", facts.pasta, "passt", Status::warning));
-    findings.push_back(judge_program("ssh", facts.ssh, "openssh-client", Status::warning));
-    findings.push_back(judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
-                                     Status::warning));
     std::ranges::transform(facts.directories, std::back_inserter(findings), judge_directory);
     findings.push_back(judge_space(facts.cache_free));
     findings.push_back(judge_descriptors(facts.descriptor_limit));

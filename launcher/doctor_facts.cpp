@@ -15,21 +15,23 @@
 
 #include <algorithm>
 #include <array>
-#include <boost/json.hpp>
+#include <chrono>
 #include <fstream>
 
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/firewall.h"
 #include "launcher/host.h"
 #include "launcher/process.h"
 #include "netns/error.h"
+#include "netns/host_network.h"
+#include "netns/network.h"
 #include "netns/nft.h"
 #include "netns/unique_fd.h"
 
 namespace qvm {
 
 namespace fs = std::filesystem;
-namespace json = boost::json;
 
 namespace {
 
@@ -126,47 +128,28 @@ NamespaceFacts read_namespaces() {
 
 // --- the host's firewall ------------------------------------------------------------------------
 
-/// The rules that would have to accept qvm's packets before `chain` drops them.
-std::string rules_before(const DroppingChain& chain) {
-    using Owner = DroppingChain::Owner;
-    if (chain.owner == Owner::firewalld)
-        return run_tool({"nft", "list", "table", chain.family, chain.table}).out;
-    const auto name = chain.owner == Owner::docker ? "DOCKER-USER" : chain.name;
-    return run_tool({"nft", "list", "chain", chain.family, chain.table, name}).out;
-}
-
-void read_nft(FirewallFacts& facts) {
-    facts.nft_installed = find_program("nft").has_value();
-    if (!facts.nft_installed) return;
-    const auto result = run_tool({"nft", "-j", "list", "chains"});
-    const auto chains = parse_chains(result.out);
-    if (!chains) {
-        facts.nft_problem = "nft list chains: " + result.err.substr(0, result.err.find('\n'));
-        return;
-    }
-    for (const auto& chain : *chains)
-        if (!rules_accept_ours(rules_before(chain))) facts.drops.push_back(chain);
-}
-
-/// The tables from before nftables, which nft does not show. They are there only once somebody
-/// has used them, and looking must not make them.
-void read_iptables_legacy(FirewallFacts& facts) {
-    std::ifstream names{"/proc/net/ip_tables_names"};
-    bool has_filter = false;
-    for (std::string line; std::getline(names, line);) has_filter = has_filter || line == "filter";
-    if (!has_filter) return;
-    facts.legacy_unread = !find_program("iptables-legacy");
-    if (facts.legacy_unread) return;
-    const auto rules = run_tool({"iptables-legacy", "-S"}).out;
-    if (rules.find("-P FORWARD DROP\n") != std::string::npos && !rules_accept_ours(rules))
-        facts.drops.push_back(
-            {DroppingChain::Owner::iptables_legacy, "legacy ip", "filter", "FORWARD"});
-}
-
-FirewallFacts read_firewall() {
+/// By a network like that of a VM, and a packet that is followed through the host's rules.
+FirewallFacts read_firewall(const Directories& directories) {
+    constexpr std::chrono::seconds patience{2};
     FirewallFacts facts;
-    read_nft(facts);
-    read_iptables_legacy(facts);
+    try {
+        make_private_directory(directories.run);
+        netns::RouteSocket route;
+        netns::NetworkSpec spec;
+        spec.id = random_id();
+        spec.guest_name = "doctor";
+        const auto host = netns::read_host_network(route);
+        auto claims = netns::claim_networks(spec, host);
+        const auto plan = netns::make_plan(spec, host, claims);
+        if (plan.uplink->interface.empty())
+            return {.unknown = "the host has no route to the outside"};
+        netns::Network network{plan, netns::make_guest(spec, plan), std::move(claims), route,
+                               directories.forwarding()};
+        facts.obstacle = network.probe(patience);
+        if (facts.obstacle) facts.chain = read_chain(*facts.obstacle);
+    } catch (const std::exception& error) {
+        facts.unknown = error.what();
+    }
     return facts;
 }
 
@@ -206,29 +189,6 @@ std::uint64_t descriptor_limit() {
     return limit.rlim_max;
 }
 
-// --- parsing ------------------------------------------------------------------------------------
-
-std::string text_at(const json::object& object, std::string_view key) {
-    const auto* value = object.if_contains(key);
-    return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
-}
-
-/// The chain of one element of nft's list; nothing where it is something else.
-const json::object* chain_in(const json::value& element) {
-    const auto* object = element.if_object();
-    const auto* chain = object != nullptr ? object->if_contains("chain") : nullptr;
-    return chain != nullptr ? chain->if_object() : nullptr;
-}
-
-/// firewalld's chain accepts by policy; its last rule rejects.
-bool drops_forwarded(const json::object& chain) {
-    const auto family = text_at(chain, "family");
-    const bool for_ipv4 = family == "ip" || family == "inet";
-    return for_ipv4 && text_at(chain, "hook") == "forward" &&
-           (text_at(chain, "policy") == "drop" ||
-            (text_at(chain, "table") == "firewalld" && text_at(chain, "name") == "filter_FORWARD"));
-}
-
 }  // namespace
 
 DoctorFacts read_doctor_facts() {
@@ -245,7 +205,7 @@ DoctorFacts read_doctor_facts() {
     facts.tun_error = open_error("/dev/net/tun");
     facts.vhost_error = open_error("/dev/vhost-net");
     facts.namespaces = read_namespaces();
-    if (facts.namespaces.privileged) facts.firewall = read_firewall();
+    if (facts.namespaces.privileged) facts.firewall = read_firewall(directories);
     facts.directories = {read_directory("run", "QVM_RUN_DIR", directories.run),
                          read_directory("data", "QVM_DATA_DIR", directories.data),
                          read_directory("cache", "QVM_CACHE_DIR", directories.cache)};
@@ -261,44 +221,6 @@ std::string version_in(std::string_view text) {
     if (at == std::string_view::npos) return {};
     text.remove_prefix(at + word.size());
     return std::string{text.substr(0, text.find_first_not_of("0123456789."))};
-}
-
-std::optional<std::vector<DroppingChain>> parse_chains(std::string_view text) {
-    json::error_code error;
-    const auto root = json::parse(text, error);
-    if (error || !root.is_object()) return std::nullopt;
-    const auto* list = root.get_object().if_contains("nftables");
-    if (list == nullptr || !list->is_array()) return std::nullopt;
-
-    const auto& elements = list->get_array();
-    const auto is_dockers = [&](const json::object& base) {
-        return std::ranges::any_of(elements, [&](const json::value& element) {
-            const auto* chain = chain_in(element);
-            return chain != nullptr && text_at(*chain, "name") == "DOCKER-USER" &&
-                   text_at(*chain, "family") == text_at(base, "family") &&
-                   text_at(*chain, "table") == text_at(base, "table");
-        });
-    };
-    std::vector<DroppingChain> result;
-    for (const auto& element : elements) {
-        const auto* chain = chain_in(element);
-        if (chain == nullptr || !drops_forwarded(*chain)) continue;
-        using Owner = DroppingChain::Owner;
-        const auto table = text_at(*chain, "table");
-        const auto owner = table == "firewalld" ? Owner::firewalld
-                           : is_dockers(*chain) ? Owner::docker
-                                                : Owner::nft;
-        result.push_back({owner, text_at(*chain, "family"), table, text_at(*chain, "name")});
-    }
-    return result;
-}
-
-bool rules_accept_ours(std::string_view rules) {
-    const auto has = [&](std::string_view part) {
-        return rules.find(part) != std::string_view::npos;
-    };
-    return (has("iifname \"qvm-*\"") && has("oifname \"qvm-*\"")) ||
-           (has("-i qvm-+") && has("-o qvm-+"));
 }
 
 }  // namespace qvm

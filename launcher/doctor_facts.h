@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launcher/kvm.h"
+#include "netns/probe.h"
 
 namespace qvm {
 
@@ -27,23 +28,11 @@ struct NamespaceFacts {
     std::map<std::string, std::string> sysctls = {};
 };
 
-/// A base chain of others that ends forwarded packets which no rule of theirs accepts.
-struct DroppingChain {
-    /// Whose it is, as far as the way to have packets accepted depends on it.
-    enum class Owner { nft, docker, firewalld, iptables_legacy };
-    Owner owner = Owner::nft;
-    std::string family;
-    std::string table;
-    std::string name;
-
-    bool operator==(const DroppingChain&) const = default;
-};
-
+/// What came of a packet that a guest of `nat` would send.
 struct FirewallFacts {
-    bool nft_installed = true;
-    std::string nft_problem = {};           ///< what nft said when it was asked in vain
-    bool legacy_unread = false;             ///< legacy rules are there, and no tool to read them
-    std::vector<DroppingChain> drops = {};  ///< those that let qvm's packets pass are left out
+    std::string unknown = {};  ///< why that was not tried
+    std::optional<netns::Obstacle> obstacle = {};
+    std::string chain = {};  ///< the obstacle's text, as nft(8) has it
 };
 
 struct DirectoryFacts {
@@ -71,18 +60,11 @@ struct DoctorFacts {
     std::uint64_t descriptor_limit = 0;  ///< the hard one
 };
 
-/// Reads all of it; runs programs and makes a namespace for a moment (60 ms), leaves nothing
+/// Reads all of it; runs programs and makes a VM's network for a moment (100 ms), leaves nothing
 /// behind. Throws std::exception.
 DoctorFacts read_doctor_facts();
 
 /// The version in what `PROGRAM --version` prints; empty where there is none.
 std::string version_in(std::string_view text);
-
-/// The chains in the output of `nft -j list chains` that drop forwarded packets; nothing where it
-/// is not such output.
-std::optional<std::vector<DroppingChain>> parse_chains(std::string_view json);
-
-/// Whether rules, as nft or iptables lists them, accept qvm's packets in both directions.
-bool rules_accept_ours(std::string_view rules);
 
 }  // namespace qvm

@@ -47,13 +47,27 @@ std::string describe(const netns::Obstacle& obstacle, std::string_view chain) {
                        which);
 }
 
-std::string describe(const netns::Obstacle& obstacle) {
-    std::string chain;
-    if (!obstacle.table.empty() && find_program("nft"))
-        chain = run_tool(
-                    {"nft", "-a", "list", "chain", obstacle.family, obstacle.table, obstacle.chain})
-                    .out;
-    return describe(obstacle, chain);
+std::string remedy(const netns::Obstacle& obstacle, std::string_view chain) {
+    constexpr auto by_iptables =
+        "{0} -I {1} -i qvm-+ -j ACCEPT; "
+        "{0} -I {1} -o qvm-+ -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT";
+    if (obstacle.table.empty()) return fmt::format(by_iptables, "iptables-legacy", "FORWARD");
+    const auto owner = owner_of(obstacle, chain);
+    if (owner == "Docker")
+        return fmt::format(by_iptables, obstacle.family == "ip6" ? "ip6tables" : "iptables",
+                           "DOCKER-USER");
+    if (owner == "ufw") return "ufw route allow in on qvm-+";
+    if (owner == "firewalld") return "firewall-cmd --zone=trusted --add-interface=qvm-+";
+    return fmt::format(
+        "nft 'insert rule {0} {1} {2} iifname \"qvm-*\" accept; "
+        "insert rule {0} {1} {2} oifname \"qvm-*\" ct state established,related accept'",
+        obstacle.family, obstacle.table, obstacle.chain);
+}
+
+std::string read_chain(const netns::Obstacle& obstacle) {
+    if (obstacle.table.empty() || !find_program("nft")) return {};
+    return run_tool({"nft", "-a", "list", "chain", obstacle.family, obstacle.table, obstacle.chain})
+        .out;
 }
 
 }  // namespace qvm

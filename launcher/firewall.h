@@ -20,7 +20,12 @@ std::string owner_of(const netns::Obstacle& obstacle, std::string_view chain);
 /// "the host's firewall drops what the guest sends: ip filter FORWARD, policy drop (Docker's)".
 /// Pure.
 std::string describe(const netns::Obstacle& obstacle, std::string_view chain);
-/// The same, with the chain's text as nft(8) has it on this host, where that is installed.
-std::string describe(const netns::Obstacle& obstacle);
+
+/// The command that lets guests' packets, and the answers to them, pass there. Pure.
+std::string remedy(const netns::Obstacle& obstacle, std::string_view chain);
+
+/// The chain's text, as nft(8) has it on this host; empty where that is not installed, or where no
+/// chain of nftables is the obstacle.
+std::string read_chain(const netns::Obstacle& obstacle);
 
 }  // namespace qvm

@@ -1,6 +1,5 @@
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -32,13 +31,6 @@ namespace qvm {
 namespace json = boost::json;
 
 namespace {
-
-std::string random_id() {
-    std::uint32_t number = 0;
-    if (::getrandom(&number, sizeof number, 0) != sizeof number)
-        throw Failure("read random numbers: " + std::generic_category().message(errno));
-    return fmt::format("{:08x}", number);
-}
 
 std::string id_name(const std::optional<std::filesystem::path>& image, const std::string& id) {
     return default_name(image, id.substr(0, 4));

@@ -177,7 +177,7 @@ class Supervisor final : public Controlled {
     std::string probe_uplink(std::chrono::milliseconds patience) {
         if (!run_.privileged) return {};
         const auto obstacle = network_->probe(patience);
-        return obstacle ? describe(*obstacle) : std::string{};
+        return obstacle ? describe(*obstacle, read_chain(*obstacle)) : std::string{};
     }
 
     void try_uplink() {
@@ -402,15 +402,15 @@ class Supervisor final : public Controlled {
     }
 
     void tell_problem(const std::string& about, const std::string& text) {
+        write_state();  // whoever has read the note may inspect it
         reports_.note(text);
-        write_state();
         tell("problem", {{"about", about}, {"problem", text}});
     }
 
     void problem_is_over(const std::string& about, const std::string& text) {
         if (state_.problems.erase(about) == 0) return;
-        reports_.note(text);
         write_state();
+        reports_.note(text);
         tell("recovered", {{"about", about}});
     }
 

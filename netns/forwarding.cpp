@@ -6,6 +6,7 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <optional>
@@ -170,6 +171,34 @@ ForwardingLease::~ForwardingLease() {
 
 bool ForwardingLease::is_on(const std::string& interface) const {
     return index_of(interface) == index_ && read_setting(interface, family_) == '1';
+}
+
+bool ForwardingLease::is_borrowed() const {
+    return lock_ && read_setting("all", family_) == '0';
+}
+
+void ForwardingLeases::hold(const std::vector<std::string>& interfaces, milliseconds patience) {
+    for (const auto& interface : interfaces) {
+        const auto held = leases_.find(interface);
+        try {
+            if (held != leases_.end() && held->second.is_on(interface)) continue;
+            ForwardingLease lease{directory_, interface, patience, family_};
+            leases_.erase(interface);  // after the new one: somebody has it all the time
+            leases_.emplace(interface, std::move(lease));
+        } catch (const Error& error) {
+            if (error.error() != ENOENT && error.error() != ENODEV) throw;
+        }
+    }
+    std::erase_if(leases_, [&](const auto& held) {
+        return std::ranges::find(interfaces, held.first) == interfaces.end();
+    });
+}
+
+std::vector<std::string> ForwardingLeases::borrowed() const {
+    std::vector<std::string> interfaces;
+    for (const auto& [interface, lease] : leases_)
+        if (lease.is_borrowed()) interfaces.push_back(interface);
+    return interfaces;
 }
 
 std::vector<std::string> sweep_forwarding(const fs::path& directory) {

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -44,11 +45,32 @@ class ForwardingLease {
     /// since. Throws Error.
     [[nodiscard]] bool is_on(const std::string& interface) const;
 
+    /// Whether it is on by leases alone. Throws Error.
+    [[nodiscard]] bool is_borrowed() const;
+
   private:
     Family family_;
     unsigned index_;
     std::filesystem::path file_;
     UniqueFd lock_;  ///< none where forwarding was on already
+};
+
+/// Leases of all ways that what a guest sends may take.
+class ForwardingLeases {
+  public:
+    ForwardingLeases(std::filesystem::path directory, ForwardingLease::Family family)
+        : directory_(std::move(directory)), family_(family) {}
+
+    /// Has leases of these interfaces, all of them on, and of no others; those that are gone are
+    /// passed over. Throws Error.
+    void hold(const std::vector<std::string>& interfaces, std::chrono::milliseconds patience);
+    /// Those that are on by leases alone. Throws Error.
+    [[nodiscard]] std::vector<std::string> borrowed() const;
+
+  private:
+    std::filesystem::path directory_;
+    ForwardingLease::Family family_;
+    std::map<std::string, ForwardingLease> leases_;
 };
 
 /// Puts back what leases of dead processes left on, in this network namespace, and returns the

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "netns/error.h"
 
@@ -47,11 +48,15 @@ void add_addresses(nl_sock* socket, HostNetwork& host) {
     });
 }
 
-void add_routes(nl_sock* socket, HostNetwork& host) {
+NlCache read_routes(nl_sock* socket, int family) {
     nl_cache* raw = nullptr;
     nl_check("read the host's routes",
-             [&] { return rtnl_route_alloc_cache(socket, AF_INET, 0, &raw); });
-    for_each<rtnl_route>(NlCache{raw}, [&](rtnl_route* route) {
+             [&] { return rtnl_route_alloc_cache(socket, family, 0, &raw); });
+    return NlCache{raw};
+}
+
+void add_routes(const NlCache& routes, HostNetwork& host) {
+    for_each<rtnl_route>(routes, [&](rtnl_route* route) {
         auto network = to_network(rtnl_route_get_dst(route));
         if (network && network->prefix_length() > default_route_bits) host.used.push_back(*network);
     });
@@ -121,6 +126,28 @@ std::optional<Uplink> describe(int index) {
     return Uplink{std::move(name), static_cast<unsigned>(request.ifr_mtu)};
 }
 
+bool is_link_local(rtnl_route* route) {
+    const auto address = to_address(rtnl_route_get_dst(route));
+    return address && address->is_v6() && address->to_v6().is_link_local();
+}
+
+/// See find_ways().
+std::vector<std::string> ways_of(const NlCache& routes) {
+    std::set<int> indexes;
+    for_each<rtnl_route>(routes, [&](rtnl_route* route) {
+        if (rtnl_route_get_type(route) != RTN_UNICAST || is_link_local(route)) return;
+        for (int i = 0; i < rtnl_route_get_nnexthops(route); ++i)
+            indexes.insert(rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, i)));
+    });
+    std::vector<std::string> ways;
+    for (const int index : indexes) {
+        const auto uplink = describe(index);
+        if (uplink && uplink->interface != "lo" && !uplink->interface.starts_with(host_link_prefix))
+            ways.push_back(uplink->interface);
+    }
+    return ways;
+}
+
 }  // namespace
 
 Ipv6Forwarding read_ipv6_forwarding() {
@@ -142,11 +169,14 @@ ip::address_v6 outside_address6() {
 HostNetwork read_host_network(RouteSocket& socket) {
     HostNetwork host;
     add_addresses(socket.get(), host);
-    add_routes(socket.get(), host);
+    const auto routes = read_routes(socket.get(), AF_INET);
+    add_routes(routes, host);
+    host.ways = ways_of(routes);
     host.uplink = find_uplink(socket);
     host.has_ipv6 = ::access("/proc/sys/net/ipv6", F_OK) == 0;
     if (!host.has_ipv6) return host;
     host.uplink6 = find_uplink6(socket);
+    host.ways6 = find_ways6(socket);
     host.ipv6_forwarding = read_ipv6_forwarding();
     return host;
 }
@@ -173,6 +203,14 @@ std::optional<Uplink> find_uplink(RouteSocket& socket) {
 
 std::optional<Uplink> find_uplink6(RouteSocket& socket) {
     return describe(index_towards(socket.get(), outside_address6()));
+}
+
+std::vector<std::string> find_ways(RouteSocket& socket) {
+    return ways_of(read_routes(socket.get(), AF_INET));
+}
+
+std::vector<std::string> find_ways6(RouteSocket& socket) {
+    return ways_of(read_routes(socket.get(), AF_INET6));
 }
 
 std::optional<std::string> interface_towards(RouteSocket& socket, const ip::address_v4& address) {

@@ -4,12 +4,16 @@
 #include <boost/asio/ip/network_v4.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "netns/route_socket.h"
 #include "netns/unique_fd.h"
 
 namespace qvm::netns {
+
+/// What the names of our links and tables on the host begin with.
+inline constexpr std::string_view host_link_prefix = "qvm-";
 
 /// The interface by which the host reaches the outside.
 struct Uplink {
@@ -30,7 +34,9 @@ struct HostNetwork {
     std::vector<boost::asio::ip::network_v4> used;
     std::optional<Uplink> uplink;
     std::optional<Uplink> uplink6;  ///< for IPv6
-    bool has_ipv6 = false;          ///< the kernel has it
+    std::vector<std::string> ways;  ///< see find_ways()
+    std::vector<std::string> ways6;
+    bool has_ipv6 = false;  ///< the kernel has it
     Ipv6Forwarding ipv6_forwarding = Ipv6Forwarding::off;
 };
 
@@ -48,7 +54,12 @@ boost::asio::ip::address_v6 outside_address6();
 /// which follows policy rules; nothing is sent. Needs no RTNL. Nothing where there is no route.
 std::optional<Uplink> find_uplink(RouteSocket& socket);
 std::optional<Uplink> find_uplink6(RouteSocket& socket);
-/// The same for `address`: the interface's name.
+/// The interfaces that the host's routes lead to, of any table: what a guest sends may leave by
+/// each of them, as a VPN or a policy rule has it. In order; the loopback and qvm's own left out.
+/// Throws Error.
+std::vector<std::string> find_ways(RouteSocket& socket);
+std::vector<std::string> find_ways6(RouteSocket& socket);
+/// The interface towards `address`: its name.
 std::optional<std::string> interface_towards(RouteSocket& socket,
                                              const boost::asio::ip::address_v4& address);
 /// The host's own addresses, those of its loopback and of single links (RFC 4291, section 2.5.6)

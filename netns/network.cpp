@@ -100,8 +100,9 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
                  const std::function<void()>& namespace_ready)
     : claims_(std::move(claims)),
       host_(host),
-      forwarding_directory_(forwarding_directory),
       plan_(plan),
+      forwarding_(forwarding_directory, ForwardingLease::Family::ipv4),
+      forwarding6_(forwarding_directory, ForwardingLease::Family::ipv6),
       space_(create_space(plan, guest, namespace_ready)) {
     if (has_veth(plan)) build_uplink();
     close_host();
@@ -110,8 +111,9 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, Claims claims,
 Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<UniqueFd> shared,
                  RouteSocket& host, const std::filesystem::path& forwarding_directory)
     : host_(host),
-      forwarding_directory_(forwarding_directory),
       plan_(plan),
+      forwarding_(forwarding_directory, ForwardingLease::Family::ipv4),
+      forwarding6_(forwarding_directory, ForwardingLease::Family::ipv6),
       space_(std::move(shared.at(0))) {
     space_.run([&] { add_tap(plan, guest); });
     if (!has_veth(plan)) return;
@@ -119,10 +121,7 @@ Network::Network(const NetworkPlan& plan, const GuestPlan& guest, std::vector<Un
     std::move(shared.begin() + 2, shared.end(), std::back_inserter(joined_));
     host_link_index_ = interface_index(uplink_->host_link);
     // Not by the plan, which is as old as the first member.
-    const auto outwards = find_uplink(host_);
-    if (outwards) lease_forwarding(outwards->interface, ForwardingLease::default_patience);
-    const auto outwards6 = uplink_->ipv6 ? find_uplink6(host_) : std::nullopt;
-    if (outwards6) lease_forwarding6(outwards6->interface, ForwardingLease::default_patience);
+    lease_forwarding(find_ways(host_), find_ways6(host_), ForwardingLease::default_patience);
 }
 
 std::vector<int> Network::shared() const {
@@ -146,26 +145,19 @@ Namespace Network::create_space(const NetworkPlan& plan, const GuestPlan& guest,
 
 /// What the host needs and what does not wait for the veth: rules name it before it is there.
 void Network::prepare_host(const NetworkPlan& plan) {
-    if (const auto table = host_table(plan)) host_rules_.emplace().commit(*table);
     if (!has_veth(plan)) return;
-    if (!plan.uplink->interface.empty())
-        lease_forwarding(plan.uplink->interface, ForwardingLease::default_patience);
-    if (plan.uplink->ipv6)
-        lease_forwarding6(plan.uplink->interface6, ForwardingLease::default_patience);
+    lease_forwarding(plan.uplink->ways, plan.uplink->ways6, ForwardingLease::default_patience);
+    borrowed_ = Borrowed{forwarding_.borrowed(), forwarding6_.borrowed()};
+    host_rules_.emplace().commit(host_table(plan, *borrowed_).value());
 }
 
-void Network::lease_forwarding(const std::string& interface, std::chrono::milliseconds patience) {
-    ForwardingLease lease{forwarding_directory_, interface, patience};
-    forwarding_.reset();
-    forwarding_.emplace(std::move(lease));
-}
-
-void Network::lease_forwarding6(const std::string& interface, std::chrono::milliseconds patience) {
-    if (read_ipv6_forwarding() != Ipv6Forwarding::by_interface) return forwarding6_.reset();
-    ForwardingLease lease{forwarding_directory_, interface, patience,
-                          ForwardingLease::Family::ipv6};
-    forwarding6_.reset();
-    forwarding6_.emplace(std::move(lease));
+void Network::lease_forwarding(const std::vector<std::string>& ways,
+                               const std::vector<std::string>& ways6,
+                               std::chrono::milliseconds patience) {
+    forwarding_.hold(ways, patience);
+    const bool by_interface =
+        uplink_->ipv6 && read_ipv6_forwarding() == Ipv6Forwarding::by_interface;
+    forwarding6_.hold(by_interface ? ways6 : std::vector<std::string>{}, patience);
 }
 
 /// Its rules are there before it can receive anything.
@@ -302,11 +294,18 @@ std::string Network::follow_host() {
         state = look_at_host();
     }
     if (state.link_exists) enable_host_link();
-    if (state.outwards && !(forwarding_ && forwarding_->is_on(*state.outwards)))
-        lease_forwarding(*state.outwards, std::chrono::milliseconds{0});
-    if (state.outwards6 && !(forwarding6_ && forwarding6_->is_on(*state.outwards6)))
-        lease_forwarding6(*state.outwards6, std::chrono::milliseconds{0});
+    lease_forwarding(find_ways(host_), find_ways6(host_), std::chrono::milliseconds{0});
+    guard_ways();
     return trouble_of(*uplink_, state);
+}
+
+/// Whether others use the host as a router changes; in a group, who has made the table follows it.
+void Network::guard_ways() {
+    if (!borrowed_) return;
+    Borrowed borrowed{forwarding_.borrowed(), forwarding6_.borrowed()};
+    if (borrowed == *borrowed_) return;
+    host_rules_->replace(host_table(plan_, borrowed).value());
+    borrowed_ = std::move(borrowed);
 }
 
 std::optional<Obstacle> Network::probe(std::chrono::milliseconds patience) {
@@ -322,8 +321,12 @@ std::optional<Obstacle> Network::probe(std::chrono::milliseconds patience) {
 }
 
 void Network::detach() noexcept {
-    forwarding_.reset();
-    forwarding6_.reset();
+    try {
+        forwarding_.hold({}, ForwardingLease::default_patience);
+        forwarding6_.hold({}, ForwardingLease::default_patience);
+    } catch (const std::exception&) {
+        // Left to the next sweep.
+    }
     if (host_link_index_ == 0) return;
     try {
         // Both wait, and neither for the other.

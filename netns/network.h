@@ -85,8 +85,9 @@ class Network {
     Namespace create_space(const NetworkPlan& plan, const GuestPlan& guest,
                            const std::function<void()>& namespace_ready);
     void prepare_host(const NetworkPlan& plan);
-    void lease_forwarding(const std::string& interface, std::chrono::milliseconds patience);
-    void lease_forwarding6(const std::string& interface, std::chrono::milliseconds patience);
+    void lease_forwarding(const std::vector<std::string>& ways,
+                          const std::vector<std::string>& ways6,
+                          std::chrono::milliseconds patience);
     void build_inside(const NetworkPlan& plan, const GuestPlan& guest, const Namespace& host_space);
     void add_tap(const NetworkPlan& plan, const GuestPlan& guest);
     std::vector<Request> open_port(const NetworkPlan& plan, const GuestPlan& guest);
@@ -96,13 +97,13 @@ class Network {
     [[nodiscard]] std::vector<Request> host_requests() const;
     [[nodiscard]] UplinkState look_at_host() const;
     void repair_host_end();
+    void guard_ways();
 
     Claims claims_;
     RouteSocket& host_;
     Tap tap_;
     std::vector<UniqueFd> vhost_;
     DnsSockets dns_;
-    std::filesystem::path forwarding_directory_;
     NetworkPlan plan_;
     std::optional<UplinkPlan>& uplink_ = plan_.uplink;
     std::vector<boost::asio::ip::address> closed_;  ///< what guests of pasta do not reach
@@ -112,8 +113,9 @@ class Network {
     std::optional<nft::Socket> host_rules_;
     std::optional<ProbeSockets> probe_sockets_;  ///< not host_rules_, which a group shares
     std::vector<UniqueFd> joined_;               ///< another member's claims
-    std::optional<ForwardingLease> forwarding_;
-    std::optional<ForwardingLease> forwarding6_;
+    ForwardingLeases forwarding_;
+    ForwardingLeases forwarding6_;
+    std::optional<Borrowed> borrowed_;  ///< as the host's table has it; of who was joined, nothing
     Namespace space_;  ///< last: what is made inside is stored in the members above
 };
 

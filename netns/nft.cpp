@@ -105,6 +105,8 @@ struct ToText {
     std::string operator()(const OutputInterface& m) const {
         return fmt::format("oifname {}\"{}\"", m.negated ? "!= " : "", m.name);
     }
+    std::string operator()(const Ipv4Packet&) const { return "meta nfproto ipv4"; }
+    std::string operator()(const Ipv6Packet&) const { return "meta nfproto ipv6"; }
     static std::string text_of(const char* which, const Network& network) {
         const bool alone = network.prefix_length == (network.address.is_v4() ? 32 : 128);
         return fmt::format("{} {} {}{}", network.address.is_v4() ? "ip" : "ip6", which,
@@ -216,7 +218,8 @@ struct ToExpressions {
         load_meta(key);
         std::array<char, IFNAMSIZ> padded{};
         name.copy(padded.data(), padded.size() - 1);
-        compare(negated ? NFT_CMP_NEQ : NFT_CMP_EQ, padded.data(), padded.size());
+        const auto length = name.ends_with('*') ? name.size() - 1 : padded.size();
+        compare(negated ? NFT_CMP_NEQ : NFT_CMP_EQ, padded.data(), length);
     }
     /// That the packet is of this protocol, as <linux/if_ether.h> numbers them.
     void ether_type(std::uint16_t type) const {
@@ -262,6 +265,8 @@ struct ToExpressions {
     void operator()(const OutputInterface& m) const {
         interface(NFT_META_OIFNAME, m.name, m.negated);
     }
+    void operator()(const Ipv4Packet&) const { ether_type(ETH_P_IP); }
+    void operator()(const Ipv6Packet&) const { ether_type(ETH_P_IPV6); }
     void operator()(const SourceNetwork& m) const {
         address(source_offset, source6_offset, m.network);
     }

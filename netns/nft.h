@@ -25,9 +25,12 @@ struct InputInterface {
     std::string name;
 };
 struct OutputInterface {
-    std::string name;
+    std::string name;  ///< with `*` at its end, all that begin so
     bool negated = false;
 };
+/// meta nfproto ipv4, or ipv6
+struct Ipv4Packet {};
+struct Ipv6Packet {};
 /// Of either family.
 struct Network {
     Network(const boost::asio::ip::network_v4& network)  // NOLINT: what it is made of is a network
@@ -102,10 +105,11 @@ struct DnatPrefix {
     boost::asio::ip::network_v4 network;
 };
 
-using Statement = std::variant<InputInterface, OutputInterface, SourceNetwork, DestinationNetwork,
-                               LocalDestination, SourcePort, DestinationPort, EtherSource,
-                               ArpSender, Icmpv6Type, NeighborTarget, Established, ClampMss, Trace,
-                               Accept, Drop, Reject, Masquerade, Dnat, DnatPrefix>;
+using Statement =
+    std::variant<InputInterface, OutputInterface, Ipv4Packet, Ipv6Packet, SourceNetwork,
+                 DestinationNetwork, LocalDestination, SourcePort, DestinationPort, EtherSource,
+                 ArpSender, Icmpv6Type, NeighborTarget, Established, ClampMss, Trace, Accept, Drop,
+                 Reject, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept.

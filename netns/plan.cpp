@@ -18,7 +18,6 @@ namespace {
 constexpr unsigned smallest_mtu = 576;   // RFC 791: what every IPv4 host must take
 constexpr unsigned largest_mtu = 65520;  // a TAP's largest, with the Ethernet header
 constexpr unsigned shortest_prefix = 8;
-constexpr std::string_view host_link_prefix = "qvm-";
 constexpr std::size_t id_length = 8;
 constexpr unsigned longest_prefix = 29;  // gateway, bridge and three guests
 constexpr unsigned widest_link = 24;     // prefix of a shared network's host addresses
@@ -293,6 +292,8 @@ NetworkPlan make_plan(const NetworkSpec& spec, const HostNetwork& host, const Cl
     plan.uplink = pasta ? plan_pasta(plan) : plan_veth(plan, host, claims);
     if (host.uplink) plan.uplink->interface = host.uplink->interface;
     if (host.uplink6 && plan.subnet6) plan.uplink->interface6 = host.uplink6->interface;
+    plan.uplink->ways = host.ways;
+    plan.uplink->ways6 = host.ways6;
     plan.uplink->ipv6 =
         !plan.uplink->interface6.empty() && (pasta || host.ipv6_forwarding != Ipv6Forwarding::off);
     return plan;
@@ -467,7 +468,7 @@ std::optional<nft::Table> closed_table(const NetworkPlan& plan,
     return Table{.name = "closed", .chains = {{Chain::Hook::forward_filter, std::move(rules)}}};
 }
 
-std::optional<nft::Table> host_table(const NetworkPlan& plan) {
+std::optional<nft::Table> host_table(const NetworkPlan& plan, const Borrowed& borrowed) {
     if (!plan.uplink || plan.uplink->kind == UplinkKind::pasta) return std::nullopt;
     const auto& uplink = *plan.uplink;
     using namespace nft;
@@ -479,7 +480,15 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan) {
     const OutputInterface to{uplink.host_link};
     // Tied to no uplink: it follows whatever route the host takes.
     const OutputInterface elsewhere{uplink.host_link, true};
-    std::vector<Rule> forward{{from, ClampMss{}}, {to, ClampMss{}}};
+    std::vector<Rule> forward;
+    // Nobody else has the host for a router because a guest has.
+    const OutputInterface not_guests{std::string{host_link_prefix} + "*", true};
+    for (const auto& way : borrowed.ipv4)
+        forward.push_back({Ipv4Packet{}, InputInterface{way}, not_guests, Drop{}});
+    for (const auto& way : borrowed.ipv6)
+        forward.push_back({Ipv6Packet{}, InputInterface{way}, not_guests, Drop{}});
+    forward.push_back({from, ClampMss{}});
+    forward.push_back({to, ClampMss{}});
     if (plan.port_isolation) forward.push_back({from, to, Drop{}});
     std::vector<Rule> postrouting;
     for (const auto& source : ours) {
@@ -697,11 +706,13 @@ std::vector<std::string> describe(const NetworkPlan& plan, const GuestPlan& gues
         if (plan.uplink->guests)
             add(fmt::format("host: route to {} via {}", plan.uplink->guests->to_string(),
                             plan.uplink->inner_address.to_string()));
-        add(fmt::format("host: IPv4 forwarding on {}{}{}", plan.uplink->host_link,
-                        plan.uplink->interface.empty() ? "" : " and ", plan.uplink->interface));
-        if (plan.uplink->ipv6)
-            add(fmt::format("host: IPv6 forwarding on {} and {}", plan.uplink->host_link,
-                            plan.uplink->interface6));
+        const auto forwarding = [&](const char* family, const std::vector<std::string>& ways) {
+            auto links = plan.uplink->host_link;
+            for (const auto& way : ways) links += ", " + way;
+            add(fmt::format("host: {} forwarding on {}", family, links));
+        };
+        forwarding("IPv4", plan.uplink->ways);
+        if (plan.uplink->ipv6) forwarding("IPv6", plan.uplink->ways6);
         add("host: " + nft::to_text(*host_table(plan)));
     }
     auto files = "dhcp-hosts: " + dhcp_hosts(plan, {guest}) + "hosts: " + dns_hosts(plan, {guest});

@@ -55,7 +55,9 @@ struct UplinkPlan {
     std::string host_link;   ///< veth: the host end's name
     std::string interface;   ///< the host's own way out at the start; empty where there was none
     std::string interface6;  ///< the same for IPv6
-    bool ipv6 = false;       ///< it leads there for IPv6, too
+    std::vector<std::string> ways;  ///< what guests send may leave by these; see find_ways()
+    std::vector<std::string> ways6;
+    bool ipv6 = false;                          ///< it leads there for IPv6, too
     boost::asio::ip::address_v4 host_address;   ///< the namespace's router
     boost::asio::ip::address_v4 inner_address;  ///< nat: the VM's host address; flat: br0's
     unsigned prefix_length = 31;
@@ -106,6 +108,14 @@ struct UplinkState {
 struct Claims {
     std::optional<Claim> link;    ///< nat: the /31
     std::optional<Claim> subnet;  ///< flat: the guests' subnet, which the host end shares
+};
+
+/// Interfaces of the host that forward for guests alone.
+struct Borrowed {
+    std::vector<std::string> ipv4;
+    std::vector<std::string> ipv6;
+
+    bool operator==(const Borrowed&) const = default;
 };
 
 /// Names inside the namespace; the same in each, since nobody else is there.
@@ -168,7 +178,7 @@ std::optional<nft::Table> guard_table(const NetworkPlan& plan, const GuestPlan& 
 std::optional<nft::Table> closed_table(const NetworkPlan& plan,
                                        const std::vector<boost::asio::ip::address>& host);
 /// The host's rules; nothing without a veth.
-std::optional<nft::Table> host_table(const NetworkPlan& plan);
+std::optional<nft::Table> host_table(const NetworkPlan& plan, const Borrowed& borrowed = {});
 
 /// Whether a link or a table of this name is of a network of ours other than `own`, an id. Pure.
 bool is_of_another_network(std::string_view name, std::string_view own);

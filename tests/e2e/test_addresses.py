@@ -41,14 +41,6 @@ class Addresses(harness.Test):
     def pings(self, vm, address, *options):
         return vm.sh(" ".join(["ping", "-c 1 -W 2", *options, address]))[1] == 0
 
-    def wait_for_ipv6(self, vm):
-        """Until it has an address that is not tentative: before that it has a way out, but connects
-        from its link-local address, which leads nowhere."""
-        def has_address():
-            said = vm.sh("ip -6 addr show eth0")[0]
-            return "fd71:766d:26:" in said and "tentative" not in said
-        self.wait_until(has_address)
-
     def pings_as(self, vm, address6):
         """Whether the router answers a guest with that address; DHCPv6 gives the demo guest none."""
         vm.sh(f"ip -6 addr add {address6}/64 dev eth0; sleep 2")  # it is tentative for a second
@@ -92,7 +84,7 @@ class Addresses(harness.Test):
         for uplink in UPLINKS:
             with self.subTest(uplink=uplink):
                 vm = self.boot_demo("--net", "nat", "--uplink", uplink, "--name", uplink)
-                self.wait_for_ipv6(vm)
+                vm.wait_for_ipv6()
                 self.wait_until(lambda: self.pings(vm, SERVICE6))
                 self.assertEqual(self.get(vm, SERVICE6), f"you are {ADDRESS6}\n")
                 self.assertEqual(self.get(vm, SERVICE), f"you are {ADDRESS}\n")
@@ -170,7 +162,7 @@ class Addresses(harness.Test):
             with self.subTest(uplink=uplink):
                 closed = self.boot_demo("--net", "nat", "--uplink", uplink)
                 self.assertEqual(self.get(closed, SERVICE), f"you are {ADDRESS}\n")
-                self.wait_for_ipv6(closed)
+                closed.wait_for_ipv6()
                 self.assertEqual(self.get(closed, SERVICE6), f"you are {ADDRESS6}\n")
                 for address in (ADDRESS, ADDRESS6):
                     self.assertIn(REFUSED, self.get(closed, address, port))

@@ -87,7 +87,7 @@ class Doctor(harness.Test):
                  "{ type filter hook forward priority 0; policy drop; }", "delete table ip strict")
         found = self.finding(0, "firewall")
         self.assertEqual(found["status"], "warning")
-        self.assertIn("ip strict through policy drop", found["found"])
+        self.assertIn("ip strict through, policy drop", found["found"])
 
     def test_its_remedy_is_one(self):
         self.nft("add table ip strict; add chain ip strict through "
@@ -103,7 +103,7 @@ class Doctor(harness.Test):
         subprocess.run(["iptables-nft-restore"], input=rules, text=True, check=True, timeout=20)
         self.addCleanup(subprocess.run, ["nft", "delete table ip filter"], check=True, timeout=20)
         found = self.finding(0, "firewall")
-        self.assertIn("ip filter FORWARD policy drop, as Docker sets it", found["found"])
+        self.assertIn("ip filter FORWARD, policy drop (Docker's)", found["found"])
         subprocess.run(["sh", "-c", found["remedy"]], check=True, timeout=20)
         self.assertEqual(self.finding(0, "firewall")["status"], "ok")
 

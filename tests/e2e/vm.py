@@ -85,6 +85,16 @@ class GuestShell:
     def wait_for_prompt(self, seconds=BOOT):
         self.out.expect(re.escape(PROMPT), seconds)
 
+    def wait_for_ipv6(self):
+        """Until it has an address that is not tentative: before that it has a way out, but connects
+        from its link-local address, which leads nowhere."""
+        for _ in range(SOON):
+            said = self.sh("ip -6 addr show eth0")[0]
+            if "fd71:766d:26:" in said and "tentative" not in said:
+                return
+            time.sleep(0.5)
+        raise AssertionError(said)
+
 
 def connected(path):
     """A connection to a Unix socket."""

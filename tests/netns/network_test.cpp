@@ -315,7 +315,11 @@ TEST_CASE("the uplink follows the host: another interface, a link that was clear
             "ip route replace default via 203.0.113.130");
         CHECK(made.network.follow_host().empty());
         CHECK(forwarding("wan9") == "1\n");
+        CHECK(forwarding("wan0") == "1\n");  // what is beside the host there is reached, too
+        oracle::sh("ip address flush dev wan0");
+        CHECK(made.network.follow_host().empty());
         CHECK(forwarding("wan0") == "0\n");
+        oracle::sh("ip address add 203.0.113.2/24 dev wan0");
         oracle::sh("ip route replace default via 203.0.113.1; ip link del wan9");
         CHECK(made.network.follow_host().empty());
         CHECK(forwarding("wan0") == "1\n");
@@ -343,6 +347,45 @@ TEST_CASE("the uplink follows the host: another interface, a link that was clear
         CHECK(made.network.follow_host().find("not there any more") != std::string::npos);
     }
     CHECK(picture_of_the_host() == before);
+}
+
+TEST_CASE("all ways of the host are the guests', and nobody else's") {
+    const Directory directory;
+    const oracle::Internet internet;
+    const Namespace office = Namespace::create();
+    oracle::sh(fmt::format("ip link add wan9 type veth peer name eth0 netns /proc/{}/fd/{}",
+                           ::getpid(), office.fd()));
+    oracle::sh("ip address add 192.0.2.2/24 dev wan9 && ip link set wan9 up");
+    oracle::sh(office,
+               "ip address add 192.0.2.1/24 dev eth0 && ip link set eth0 up && "
+               "ip route add default via 192.0.2.2");
+    oracle::sh(internet.space, "ip route add 192.0.2.0/24 via 203.0.113.2");
+    const auto before = picture_of_the_host();
+    {
+        Made made{spec_of(Mode::nat), directory.leases()};
+        const auto from_guest = made.guest.host_address->to_string();
+        CHECK(oracle::answers(made.network.space(), "192.0.2.1", from_guest));
+        CHECK(!oracle::answers(internet.space, "192.0.2.1", "203.0.113.1"));
+
+        // By a rule of the host's to somewhere behind its second link.
+        oracle::sh(office, "ip address add 198.18.0.1/32 dev eth0");
+        oracle::sh(
+            "ip rule add to 198.18.0.1 lookup 77; ip route add default via 192.0.2.1 table 77");
+        CHECK(made.network.follow_host().empty());
+        CHECK(oracle::answers(made.network.space(), "198.18.0.1", from_guest));
+
+        // Somebody makes a router of the host, and of a host again.
+        oracle::sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
+        CHECK(made.network.follow_host().empty());
+        CHECK(oracle::answers(internet.space, "192.0.2.1", "203.0.113.1"));
+        oracle::sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
+        CHECK(made.network.follow_host().empty());
+        CHECK(oracle::answers(made.network.space(), "192.0.2.1", from_guest));
+        CHECK(!oracle::answers(internet.space, "192.0.2.1", "203.0.113.1"));
+        oracle::sh("ip rule del to 198.18.0.1 lookup 77; ip route flush table 77");
+    }
+    CHECK(picture_of_the_host() == before);
+    oracle::sh("ip link del wan9");
 }
 
 TEST_CASE("a change of the host's network is told, and a burst of them once") {

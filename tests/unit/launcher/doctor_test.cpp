@@ -63,30 +63,6 @@ Finding nftables(const NamespaceFacts& facts) {
     return find("nftables", host);
 }
 
-Finding firewall(DroppingChain::Owner owner) {
-    auto host = able();
-    host.firewall.drops = {{owner, "ip", "filter", "FORWARD"}};
-    return find("firewall", host);
-}
-
-/// As `nft -j list chains` prints them.
-const char* const docker_chains = R"({"nftables": [
-    {"metainfo": {"version": "1.0.6", "release_name": "Lester Gooch #5", "json_schema_version": 1}},
-    {"chain": {"family": "ip", "table": "filter", "name": "DOCKER-USER", "handle": 2}},
-    {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1,
-               "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
-    {"chain": {"family": "ip", "table": "filter", "name": "INPUT", "handle": 3,
-               "type": "filter", "hook": "input", "prio": 0, "policy": "drop"}},
-    {"chain": {"family": "ip6", "table": "filter", "name": "FORWARD", "handle": 1,
-               "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
-    {"chain": {"family": "ip", "table": "mine", "name": "forward", "handle": 1,
-               "type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}},
-    {"chain": {"family": "inet", "table": "strict", "name": "through", "handle": 1,
-               "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
-    {"chain": {"family": "inet", "table": "firewalld", "name": "filter_FORWARD", "handle": 1,
-               "type": "filter", "hook": "forward", "prio": 10, "policy": "accept"}}
-]})";
-
 }  // namespace
 
 TEST_CASE("a host that has everything gets no remedy") {
@@ -222,68 +198,24 @@ TEST_CASE("nftables: the module or the kernel that is missing") {
     CHECK(with(EINVAL).remedy == "boot Linux 5.12 or later: older ones have no table owners");
 }
 
-TEST_CASE("a firewall that drops forwarded packets is named, with the way through it") {
-    using Owner = DroppingChain::Owner;
-    CHECK(firewall(Owner::nft) ==
-          Finding{"firewall", Status::warning,
-                  "ip filter FORWARD policy drop: nat guests have pasta for it",
-                  "nft 'insert rule ip filter FORWARD iifname \"qvm-*\" accept; insert rule ip "
-                  "filter FORWARD oifname \"qvm-*\" ct state established,related accept'"});
-    CHECK(firewall(Owner::docker).found ==
-          "ip filter FORWARD policy drop, as Docker sets it: nat guests have pasta for it");
-    CHECK(firewall(Owner::docker).remedy ==
-          "iptables -I DOCKER-USER -i qvm-+ -j ACCEPT; iptables -I DOCKER-USER -o qvm-+ "
-          "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
-    CHECK(firewall(Owner::iptables_legacy).remedy ==
-          "iptables-legacy -I FORWARD -i qvm-+ -j ACCEPT; iptables-legacy -I FORWARD -o qvm-+ "
-          "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
-    CHECK(firewall(Owner::firewalld).remedy == "firewall-cmd --zone=trusted --add-interface=qvm-+");
-}
-
-TEST_CASE("a firewall that cannot be read is not said to be fine") {
+TEST_CASE("a firewall that drops what guests send is named, with the way through it") {
     auto host = able();
-    host.firewall.nft_installed = false;
-    CHECK(find("firewall", host) == Finding{"firewall", Status::warning,
-                                            "cannot tell: nft is not installed",
-                                            "apt-get install nftables"});
-    host.firewall = {.nft_problem = "nft list chains: no"};
-    CHECK(find("firewall", host).found == "cannot tell: nft list chains: no");
-    CHECK(find("firewall", host).remedy == "run qvm as the host's root");
-    host.firewall = {.legacy_unread = true};
-    CHECK(find("firewall", host).remedy == "apt-get install iptables");
-
+    host.firewall.obstacle = netns::Obstacle{"ip", "filter", "forward", 0};
+    CHECK(find("firewall", host) ==
+          Finding{"firewall", Status::warning,
+                  "the host's firewall drops what the guest sends: ip filter forward, policy drop: "
+                  "nat guests have pasta for it",
+                  "nft 'insert rule ip filter forward iifname \"qvm-*\" accept; insert rule ip "
+                  "filter forward oifname \"qvm-*\" ct state established,related accept'"});
     host.namespaces.privileged = false;
     CHECK(find("firewall", host).status == Status::ok);
 }
 
-TEST_CASE("nft's chains: those that drop what is forwarded") {
-    using Owner = DroppingChain::Owner;
-    const std::vector<DroppingChain> expected{
-        {Owner::docker, "ip", "filter", "FORWARD"},
-        {Owner::nft, "inet", "strict", "through"},
-        {Owner::firewalld, "inet", "firewalld", "filter_FORWARD"}};
-    CHECK(parse_chains(docker_chains) == expected);
-    CHECK(parse_chains(R"({"nftables": []})") == std::vector<DroppingChain>{});
-}
-
-TEST_CASE("nft's chains: what is none is passed over, what is no list is nothing") {
-    for (const auto* text : {"", "garbage", "[]", "{}", "{\"nftables\": 1}", "{\"nftables\": [",
-                             "Error: syntax error"})
-        CHECK(!parse_chains(text));
-    const auto chains = parse_chains(R"({"nftables": [1, null, "chain", [], {}, {"chain": 2},
-        {"chain": {}}, {"chain": {"hook": 1, "policy": "drop"}},
-        {"chain": {"family": "ip", "hook": "forward", "policy": null}}]})");
-    REQUIRE(chains);
-    CHECK(chains->empty());
-}
-
-TEST_CASE("rules that accept our packets both ways are seen") {
-    CHECK(
-        rules_accept_ours("oifname \"qvm-*\" ct state established,related accept\n"
-                          "iifname \"qvm-*\" counter packets 0 bytes 0 accept\n"));
-    CHECK(rules_accept_ours("-A FORWARD -i qvm-+ -j ACCEPT\n-A FORWARD -o qvm-+ -j ACCEPT\n"));
-    CHECK(!rules_accept_ours("iifname \"qvm-*\" accept"));
-    CHECK(!rules_accept_ours(""));
+TEST_CASE("a firewall that was not tried is not said to be fine") {
+    auto host = able();
+    host.firewall.unknown = "the host has no route to the outside";
+    CHECK(find("firewall", host).status == Status::warning);
+    CHECK(find("firewall", host).found == "cannot tell: the host has no route to the outside");
 }
 
 TEST_CASE("directories, disk space and descriptors") {

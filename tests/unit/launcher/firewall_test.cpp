@@ -46,3 +46,16 @@ TEST_CASE("what drops is named as its owner knows it") {
           what + "inet filter forward, policy drop");
     CHECK_THAT(describe(Obstacle{}, ""), Catch::Contains("iptables-legacy"));
 }
+
+TEST_CASE("the way through is its owner's") {
+    CHECK(remedy(Obstacle{"ip", "filter", "FORWARD", 0}, docker) ==
+          "iptables -I DOCKER-USER -i qvm-+ -j ACCEPT; iptables -I DOCKER-USER -o qvm-+ "
+          "-m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT");
+    CHECK_THAT(remedy(Obstacle{"ip6", "filter", "DOCKER-USER", 0}, ""),
+               Catch::StartsWith("ip6tables -I DOCKER-USER "));
+    CHECK(remedy(Obstacle{"inet", "firewalld", "filter_FORWARD", 5}, firewalld) ==
+          "firewall-cmd --zone=trusted --add-interface=qvm-+");
+    CHECK(remedy(Obstacle{"ip", "filter", "ufw-reject-forward", 7}, "") ==
+          "ufw route allow in on qvm-+");
+    CHECK_THAT(remedy(Obstacle{}, ""), Catch::StartsWith("iptables-legacy -I FORWARD "));
+}

@@ -110,6 +110,19 @@ TEST_CASE("nat: a /31 of the pool, the uplink's MTU, rules on both sides") {
 })");
 }
 
+TEST_CASE("interfaces that forward because of guests forward for nobody else") {
+    const auto host = host_with({});
+    const auto spec = spec_of(Mode::nat);
+    const auto claims = claim_networks(spec, host);
+    const auto table = host_table(make_plan(spec, host, claims), {{"eth0", "tun0"}, {"eth0"}});
+    CHECK_THAT(nft::to_text(*table), Catch::Contains(R"(
+        type filter hook forward priority filter; policy accept;
+        meta nfproto ipv4 iifname "eth0" oifname != "qvm-*" drop
+        meta nfproto ipv4 iifname "tun0" oifname != "qvm-*" drop
+        meta nfproto ipv6 iifname "eth0" oifname != "qvm-*" drop
+)"));
+}
+
 TEST_CASE("nat by pasta: nothing of the host's, and the same network for the guest") {
     auto spec = spec_of(Mode::nat);
     spec.uplink = UplinkKind::pasta;
