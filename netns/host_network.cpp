@@ -110,20 +110,39 @@ int index_towards(nl_sock* socket, const ip::address& address) {
     return rtnl_route_nh_get_ifindex(hop);
 }
 
-/// By ioctls, which unlike RTM_GETLINK need no RTNL either.
-std::optional<Uplink> describe(int index) {
-    ifreq request{};
-    request.ifr_ifindex = index;
-    const UniqueFd socket{check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), find_step)};
-    const auto is_gone = [&](unsigned long call) {
-        if (::ioctl(socket.get(), call, &request) == 0) return false;
+/// Asks for an interface by ioctls, which unlike RTM_GETLINK need no RTNL either.
+class Interfaces {
+  public:
+    Interfaces() : socket_(check(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), find_step)) {}
+
+    /// Nothing where it is gone.
+    [[nodiscard]] std::optional<std::string> name_of(int index) const {
+        ifreq request{};
+        request.ifr_ifindex = index;
+        if (is_gone(SIOCGIFNAME, request)) return std::nullopt;
+        return request.ifr_name;
+    }
+    [[nodiscard]] std::optional<Uplink> describe(int index) const {
+        auto name = name_of(index);
+        if (!name) return std::nullopt;
+        ifreq request{};
+        name->copy(request.ifr_name, sizeof request.ifr_name - 1);
+        if (is_gone(SIOCGIFMTU, request)) return std::nullopt;
+        return Uplink{std::move(*name), static_cast<unsigned>(request.ifr_mtu)};
+    }
+
+  private:
+    bool is_gone(unsigned long call, ifreq& request) const {
+        if (::ioctl(socket_.get(), call, &request) == 0) return false;
         if (errno != ENODEV) throw Error(find_step, errno);
         return true;
-    };
-    if (is_gone(SIOCGIFNAME)) return std::nullopt;
-    std::string name{request.ifr_name};
-    if (is_gone(SIOCGIFMTU)) return std::nullopt;
-    return Uplink{std::move(name), static_cast<unsigned>(request.ifr_mtu)};
+    }
+
+    UniqueFd socket_;
+};
+
+std::optional<Uplink> describe(int index) {
+    return Interfaces{}.describe(index);
 }
 
 bool is_link_local(rtnl_route* route) {
@@ -139,11 +158,12 @@ std::vector<std::string> ways_of(const NlCache& routes) {
         for (int i = 0; i < rtnl_route_get_nnexthops(route); ++i)
             indexes.insert(rtnl_route_nh_get_ifindex(rtnl_route_nexthop_n(route, i)));
     });
+    const Interfaces interfaces;
     std::vector<std::string> ways;
     for (const int index : indexes) {
-        const auto uplink = describe(index);
-        if (uplink && uplink->interface != "lo" && !uplink->interface.starts_with(host_link_prefix))
-            ways.push_back(uplink->interface);
+        auto name = interfaces.name_of(index);
+        if (name && *name != "lo" && !name->starts_with(host_link_prefix))
+            ways.push_back(std::move(*name));
     }
     return ways;
 }
