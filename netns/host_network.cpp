@@ -73,18 +73,21 @@ std::unique_ptr<nl_addr, Deleter<nl_addr_put>> to_nl(const ip::address& address)
         nl_addr_build(AF_INET6, bytes.data(), bytes.size())};
 }
 
+/// Nothing where it is of another family, or empty, as a default route's destination is.
 std::optional<ip::address> to_address(const nl_addr* address) {
     if (address == nullptr) return std::nullopt;
     const auto* bytes = static_cast<const unsigned char*>(nl_addr_get_binary_addr(address));
-    if (nl_addr_get_family(address) == AF_INET) {
-        ip::address_v4::bytes_type v4;
-        std::copy_n(bytes, v4.size(), v4.begin());
-        return ip::address_v4{v4};
-    }
-    if (nl_addr_get_family(address) != AF_INET6) return std::nullopt;
-    ip::address_v6::bytes_type v6;
-    std::copy_n(bytes, v6.size(), v6.begin());
-    return ip::address_v6{v6};
+    const auto as = [&](auto& copy, int family) {
+        if (nl_addr_get_family(address) != family || nl_addr_get_len(address) != copy.size())
+            return false;
+        std::copy_n(bytes, copy.size(), copy.begin());
+        return true;
+    };
+    ip::address_v4::bytes_type v4{};
+    ip::address_v6::bytes_type v6{};
+    if (as(v4, AF_INET)) return ip::address_v4{v4};
+    if (as(v6, AF_INET6)) return ip::address_v6{v6};
+    return std::nullopt;
 }
 
 /// What a file of /proc/sys says; nothing where it is not there.
