@@ -173,16 +173,27 @@ class Supervisor final : public Controlled {
     }
 
     /// Whether what the guest sends gets out is tried: the host's firewall may be anybody's. Why it
-    /// does not; empty where it does, or where that cannot be seen.
-    std::string probe_uplink(std::chrono::milliseconds patience) {
-        if (!run_.privileged) return {};
-        const auto obstacle = network_->probe(patience);
-        return obstacle ? describe(*obstacle, read_chain(*obstacle)) : std::string{};
+    /// does not; empty where it does, or where we may not look; nothing where it could not be seen.
+    std::optional<std::string> probe_uplink(std::chrono::milliseconds patience) {
+        if (!run_.privileged) return "";
+        try {
+            const auto obstacle = network_->probe(patience);
+            if (!obstacle) return "";
+            // nft may need a while for a ruleset that is large.
+            if (obstacle != last_obstacle_) {
+                obstacle_text_ = describe(*obstacle, read_chain(*obstacle));
+                last_obstacle_ = obstacle;
+            }
+            return obstacle_text_;
+        } catch (const std::exception& error) {
+            debug(error.what());
+            return std::nullopt;
+        }
     }
 
     void try_uplink() {
         auto& plan = *run_.plan.network;
-        obstacle_ = probe_uplink(first_probe_patience);
+        obstacle_ = probe_uplink(first_probe_patience).value_or("");
         if (obstacle_.empty()) return;
         const bool may_change =
             plan.mode == netns::Mode::nat && run_.options.vm.uplink == Uplink::automatic;
@@ -195,7 +206,7 @@ class Supervisor final : public Controlled {
         state_.network = plan;
         state_.guest = run_.plan.guest;
         save_state();
-        obstacle_ = probe_uplink(first_probe_patience);
+        obstacle_ = probe_uplink(first_probe_patience).value_or("");
         if (!obstacle_.empty()) problem("network", obstacle_);
     }
 
@@ -338,6 +349,9 @@ class Supervisor final : public Controlled {
 
     void lead_group() {
         debug("leading group " + *state_.vm.group);
+        network_->lead();
+        obstacle_ = probe_uplink(probe_patience).value_or("");
+        if (!obstacle_.empty()) problem("network", obstacle_);
         auto dns = network_->take_dns();
         if (run_.plan.network->uplink && !dns.udp) {
             network_->bind_dns();
@@ -928,12 +942,19 @@ class Supervisor final : public Controlled {
         std::optional<Clock::time_point> since =
             Clock::time_point{};  // what is so at first is told
         for (bool probed = true; !over_; probed = false) {
+            const auto begin = Clock::now();
             const auto trouble = follow_host(probed);
             const auto now = Clock::now();
+            // A host of very many routes or rules that change all the time gets a tenth of our
+            // time.
+            co_await delay(9 * (now - begin));
             if (trouble.text.empty()) {
                 since.reset();
                 problem_is_over("network", "the guest reaches the outside again");
-                co_await watch.change();
+                if (trouble.try_again)
+                    co_await (watch.change() || delay(trouble_pause));
+                else
+                    co_await watch.change();
                 continue;
             }
             if (!since) since = now;
@@ -948,7 +969,7 @@ class Supervisor final : public Controlled {
 
     struct Trouble {
         std::string text;        ///< empty where there is none
-        bool try_again = false;  ///< not the host's: nobody says when it is over
+        bool try_again = false;  ///< nobody says when it is over, or what it is
     };
 
     /// `probed`: the uplink has been tried just now, and obstacle_ is what came of it.
@@ -957,9 +978,11 @@ class Supervisor final : public Controlled {
         try {
             const auto trouble = network_->follow_host();
             if (!trouble.empty()) return {trouble};
+            if (probed) return {obstacle_};
             // One member of a group tries it for all.
-            if (!probed) obstacle_ = names_ ? probe_uplink(probe_patience) : std::string{};
-            return {obstacle_};
+            const auto obstacle = names_ ? probe_uplink(probe_patience) : std::string{};
+            if (obstacle) obstacle_ = *obstacle;
+            return {obstacle_, !obstacle};
         } catch (const std::exception& error) {
             return {fmt::format("the host's network changed, and the VM's does not follow: {}",
                                 error.what()),
@@ -1259,8 +1282,10 @@ class Supervisor final : public Controlled {
     std::optional<netns::BridgePort> port_;
     std::optional<netns::PortForwards> forwards_;
     std::optional<NameService> names_;
-    std::optional<KeptProcess> pasta_;  ///< the uplink, where it is that
-    std::string obstacle_;              ///< what its last probe met
+    std::optional<KeptProcess> pasta_;              ///< the uplink, where it is that
+    std::string obstacle_;                          ///< why its last probe did not get through
+    std::optional<netns::Obstacle> last_obstacle_;  ///< that was told, and how
+    std::string obstacle_text_;
     Process qemu_{context_.get_executor()};
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;

@@ -35,8 +35,11 @@ constexpr std::chrono::seconds answer_timeout{2};
 // RFC 7766, section 6.2.3: a server may close idle connections after a few seconds.
 constexpr std::chrono::seconds idle_timeout{10};
 
-// A name whose own servers are slow or gone is one query without an answer.
+// A datagram may be lost, a resolver be started again, a name's own servers be slow or gone.
 constexpr int unanswered_in_a_row = 3;
+// Between questions of our own: to those who refuse at once, and while nobody answers.
+constexpr std::chrono::seconds judge_pause{1};
+constexpr std::chrono::seconds judge_again{10};
 
 /// Which name servers the root has: a question that every resolver can answer at once.
 std::string root_query() {
@@ -134,33 +137,30 @@ struct DnsRelay::State : std::enable_shared_from_this<State> {
     /// Asks one after another. Empty where none answers.
     awaitable<std::string> ask_all(std::string query) {
         std::string failures;
-        bool refused = true;  // which does not pass with the next name
         for (const auto& nameserver : nameservers()) {
             boost::system::error_code why;
             auto reply = co_await ask(nameserver, query, why);
             if (!why) {
-                settle({}, false);
+                settle({});
                 co_return reply;
             }
-            refused = refused && why != asio::error::timed_out;
             failures += (failures.empty() ? "" : ", ") + nameserver.to_string() + ": " +
                         (why == asio::error::timed_out ? "no answer" : why.message());
         }
         settle(
             "names do not resolve in the guest: the host's name servers (/etc/resolv.conf) do "
             "not answer (" +
-                failures + ")",
-            refused);
+            failures + ")");
         co_return std::string{};
     }
 
     /// What has become of a query; `why` is empty where it was answered.
-    void settle(const std::string& why, bool at_once) {
+    void settle(const std::string& why) {
         unanswered = why.empty() ? 0 : unanswered + 1;
-        const bool fails = unanswered > 0 &&
-                           (fails_now || at_once || !answered || unanswered >= unanswered_in_a_row);
-        answered = answered || why.empty();
-        if (std::exchange(fails_now, fails) != fails && report) report(why);
+        const bool fails = unanswered >= unanswered_in_a_row;
+        if (std::exchange(fails_now, fails) == fails || !report) return;
+        report(why);
+        if (fails) asio::co_spawn(udp.get_executor(), judge(), asio::detached);
     }
 
     awaitable<void> answer(std::string query, ip::udp::endpoint client) {
@@ -170,10 +170,17 @@ struct DnsRelay::State : std::enable_shared_from_this<State> {
         if (!reply.empty()) co_await udp.async_send_to(asio::buffer(reply), client, no_throw);
     }
 
+    /// Asks for the root until there is an answer.
     awaitable<void> judge() {
         const auto self = shared_from_this();
-        auto query = root_query();
-        co_await ask_all(std::move(query));
+        if (std::exchange(judges, true)) co_return;
+        while (report && udp.is_open()) {
+            auto query = root_query();
+            const auto answer = co_await ask_all(std::move(query));
+            if (!answer.empty()) break;
+            co_await timeout(fails_now ? judge_again : judge_pause);
+        }
+        judges = false;
     }
 
     awaitable<void> serve_udp() {
@@ -221,8 +228,8 @@ struct DnsRelay::State : std::enable_shared_from_this<State> {
     std::filesystem::path resolv_conf;
     int queries = 0;
     int unanswered = 0;      ///< since the last one that was not
-    bool answered = false;   ///< any of them
     bool fails_now = false;  ///< as report was told
+    bool judges = false;
     int connections = 0;
 };
 

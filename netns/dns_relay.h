@@ -27,8 +27,9 @@ class DnsRelay {
     using Report = std::function<void(const std::string& why)>;
 
     /// Takes ownership of `udp` (bound) and `tcp` (listening), which live in the namespace, and
-    /// starts to serve them on `executor`. With `report` the resolvers are asked once, for the root
-    /// (RFC 1035), and watched from then on. Throws boost::system::system_error.
+    /// starts to serve them on `executor`. With `report` the resolvers are asked for the root (RFC
+    /// 1035) until they answer, and watched from then on; three silences in a row are reported.
+    /// Throws boost::system::system_error.
     DnsRelay(const boost::asio::any_io_executor& executor, UniqueFd udp, UniqueFd tcp,
              Report report = {}, std::filesystem::path resolv_conf = "/etc/resolv.conf");
     DnsRelay(DnsRelay&&) = default;

@@ -107,10 +107,9 @@ UniqueFd lock_directory(const fs::path& directory, milliseconds patience) {
 
 /// Whether somebody has made a router of a host that was none when the lease began: what is off
 /// then is off for them, too.
-bool host_forwards_since(int fd) {
+bool host_forwards_since(int fd, Family family) {
     char before = '1';
-    return ::pread(fd, &before, 1, 0) == 1 && before == '0' &&
-           read_setting("all", Family::ipv4) == '1';
+    return ::pread(fd, &before, 1, 0) == 1 && before == '0' && read_setting("all", family) == '1';
 }
 
 /// Puts the setting back and removes the file, if no other lease shares it; whether it did. The
@@ -122,7 +121,7 @@ bool release(const fs::path& file, unsigned index, int fd) {
     const auto interface = name_of(index);
     const auto family = family_of(file);
     // force_forwarding is nothing that a host has set by making it a router.
-    if (interface && (family == Family::ipv6 || !host_forwards_since(fd)))
+    if (interface && (family == Family::ipv6 || !host_forwards_since(fd, family)))
         write_setting(*interface, family, '0');
     ::unlink(file.c_str());
     ::rmdir(file.parent_path().c_str());  // when it was the last
@@ -174,7 +173,7 @@ bool ForwardingLease::is_on(const std::string& interface) const {
 }
 
 bool ForwardingLease::is_borrowed() const {
-    return lock_ && read_setting("all", family_) == '0';
+    return lock_ && !host_forwards_since(lock_.get(), family_);
 }
 
 void ForwardingLeases::hold(const std::vector<std::string>& interfaces, milliseconds patience) {
@@ -232,8 +231,8 @@ bool is_forwarding_leased(const fs::path& directory, const std::string& interfac
     // Leases come and go under this lock alone: nobody takes ours for one.
     const auto guard = lock_directory(directory, sweep_patience);
     const UniqueFd fd{::open(file.c_str(), O_RDWR | O_CLOEXEC)};
-    const bool leased =
-        fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 && !host_forwards_since(fd.get());
+    const bool leased = fd && ::flock(fd.get(), LOCK_EX | LOCK_NB) != 0 &&
+                        !host_forwards_since(fd.get(), Family::ipv4);
     ::rmdir(directory.c_str());  // when the last went meanwhile
     return leased;
 }

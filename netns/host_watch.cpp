@@ -53,7 +53,8 @@ void join(const UniqueFd& fd, int group) {
 UniqueFd subscribe_routes() {
     auto fd = open_netlink(NETLINK_ROUTE);
     for (const int group : {RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE,
-                            RTNLGRP_IPV4_RULE, RTNLGRP_IPV4_NETCONF})
+                            RTNLGRP_IPV4_RULE, RTNLGRP_IPV4_NETCONF, RTNLGRP_IPV6_IFADDR,
+                            RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE, RTNLGRP_IPV6_NETCONF})
         join(fd, group);
     // Routes that hang on a nexthop object go with it, untold. Kernels before 5.3 have none.
     const int nexthop = RTNLGRP_NEXTHOP;

@@ -7,7 +7,7 @@
 
 namespace qvm::netns {
 
-/// Tells that the host's network changed: links, IPv4 addresses, routes, policy rules, forwarding,
+/// Tells that the host's network changed: links, addresses, routes, policy rules, forwarding,
 /// the firewall. The kernel says so by netlink(7) multicast; nothing is polled.
 class HostWatch {
   public:

@@ -299,7 +299,13 @@ std::string Network::follow_host() {
     return trouble_of(*uplink_, state);
 }
 
-/// Whether others use the host as a router changes; in a group, who has made the table follows it.
+void Network::lead() {
+    if (host_link_index_ == 0) return;
+    borrowed_ = Borrowed{forwarding_.borrowed(), forwarding6_.borrowed()};
+    host_rules_->replace(host_table(plan_, *borrowed_).value());
+}
+
+/// Whether others use the host as a router changes; in a group, who leads follows it.
 void Network::guard_ways() {
     if (!borrowed_) return;
     Borrowed borrowed{forwarding_.borrowed(), forwarding6_.borrowed()};

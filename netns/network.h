@@ -78,6 +78,9 @@ class Network {
     /// Removes what the host can see of the network (the veth, the rules) at once, before the
     /// namespace itself falls; the kernel needs 50 ms and more for that on its own. Idempotent.
     void detach() noexcept;
+    /// Of a group: this member is the one that keeps the host's rules up to date from now on.
+    /// Throws Error.
+    void lead();
     /// Others stay: neither detach() nor the destructor takes anything from them.
     void leave_to_others() noexcept { host_link_index_ = 0; }
 

@@ -55,6 +55,7 @@ constexpr std::uint32_t maxseg_offset = 2;
 constexpr std::uint32_t udp_source_offset = 0;
 constexpr std::uint32_t udp_destination_offset = 2;
 constexpr int answer_timeout_ms = 5000;
+constexpr std::size_t usual_batch = 64 * 1024;  // bytes, for which every socket has room
 
 struct HookFacts {
     const char* name;
@@ -118,6 +119,9 @@ struct ToText {
         return text_of("daddr", m.network);
     }
     std::string operator()(const LocalDestination&) const { return "fib daddr type local"; }
+    std::string operator()(const TransportSource& m) const {
+        return fmt::format("th sport {}", m.port);
+    }
     std::string operator()(const SourcePort& m) const { return fmt::format("udp sport {}", m.udp); }
     std::string operator()(const DestinationPort& m) const {
         return fmt::format("udp dport {}", m.udp);
@@ -323,11 +327,15 @@ struct ToExpressions {
         load_meta(NFT_META_L4PROTO);
         compare(NFT_CMP_EQ, &number, sizeof number);
     }
+    void operator()(const TransportSource& m) const { port(udp_source_offset, m.port); }
     void udp_port(std::uint32_t offset, std::uint16_t number) const {
         protocol(IPPROTO_UDP);
+        port(offset, number);
+    }
+    void port(std::uint32_t offset, std::uint16_t number) const {
         load_payload(NFT_PAYLOAD_TRANSPORT_HEADER, offset, sizeof number);
-        const std::uint16_t port = htons(number);
-        compare(NFT_CMP_EQ, &port, sizeof port);
+        const std::uint16_t bytes = htons(number);
+        compare(NFT_CMP_EQ, &bytes, sizeof bytes);
     }
     void operator()(const SourcePort& m) const { udp_port(udp_source_offset, m.udp); }
     void operator()(const DestinationPort& m) const { udp_port(udp_destination_offset, m.udp); }
@@ -396,22 +404,28 @@ struct ToExpressions {
     }
 };
 
-/// Grows a batch message by message; the buffer is far larger than any table of ours.
+/// Grows a batch message by message.
 class Batch {
   public:
-    explicit Batch(Family family) : family_(number_of(family)), buffer_(64 * 1024) {
+    explicit Batch(Family family) : family_(number_of(family)) {
+        make_room();
         nftnl_batch_begin(end(), sequence_++);
         advance();
     }
 
     /// Starts a message of nf_tables type `type`, to be filled and then closed by advance().
     nlmsghdr* message(std::uint16_t type, std::uint16_t flags) {
-        return nftnl_nlmsg_build_hdr(end(), type, static_cast<std::uint16_t>(family_),
-                                     static_cast<std::uint16_t>(flags | NLM_F_ACK), sequence_++);
+        make_room();
+        last_ = size_;
+        return nftnl_nlmsg_build_hdr(end(), type, static_cast<std::uint16_t>(family_), flags,
+                                     sequence_++);
     }
     void advance() { size_ += reinterpret_cast<nlmsghdr*>(end())->nlmsg_len; }
 
     std::vector<char> finish() {
+        // Errors come unasked, and answers to all might be more than a socket takes.
+        reinterpret_cast<nlmsghdr*>(buffer_.data() + last_)->nlmsg_flags |= NLM_F_ACK;
+        make_room();
         nftnl_batch_end(end(), sequence_++);
         advance();
         buffer_.resize(size_);
@@ -420,10 +434,16 @@ class Batch {
 
   private:
     char* end() { return buffer_.data() + size_; }
+    /// A rule has a dozen expressions of some tens of bytes.
+    void make_room() {
+        constexpr std::size_t longest = 8 * 1024;
+        if (buffer_.size() - size_ < longest) buffer_.resize(2 * buffer_.size() + longest);
+    }
 
     std::uint32_t family_;
     std::vector<char> buffer_;
     std::size_t size_ = 0;
+    std::size_t last_ = 0;  ///< where the last message begins
     std::uint32_t sequence_ = 0;
 };
 
@@ -481,12 +501,6 @@ void add_with_chains(Batch& batch, const Table& table) {
     }
 }
 
-std::size_t count_messages(const Table& table) {
-    std::size_t count = 1 + table.chains.size();
-    for (const auto& chain : table.chains) count += chain.rules.size();
-    return count;
-}
-
 }  // namespace
 
 std::string to_text(const Table& table) {
@@ -526,6 +540,9 @@ Socket::Socket() : socket_(mnl_socket_open2(NETLINK_NETFILTER, SOCK_CLOEXEC)) {
 
 Socket::Socket(UniqueFd fd) : socket_(mnl_socket_fdopen(fd.get())) {
     if (!socket_) throw Error("take over a nfnetlink socket", errno);
+    // What the process before us was told may be queued still, with numbers that began at 0.
+    constexpr int space_of_one_process = 12;  // bits
+    sequence_ = static_cast<std::uint32_t>(::getpid()) << space_of_one_process;
     (void)fd.release();
 }
 
@@ -534,7 +551,7 @@ int Socket::fd() const noexcept {
 }
 
 void Socket::commit(const Table& table) {
-    transact(encode(table), count_messages(table),
+    transact(encode(table),
              fmt::format("create nftables table '{} {}'", name_of(table.family), table.name));
 }
 
@@ -543,23 +560,36 @@ void Socket::replace(const Table& table) {
     add_table(batch, table, 0);  // so that there is one to delete
     delete_table(batch, table.name);
     add_with_chains(batch, table);
-    transact(batch.finish(), 2 + count_messages(table),
+    transact(batch.finish(),
              fmt::format("replace nftables table '{} {}'", name_of(table.family), table.name));
 }
 
 void Socket::remove(const std::string& name) {
     Batch batch{Family::inet};
     delete_table(batch, name);
-    transact(batch.finish(), 1, fmt::format("delete nftables table 'inet {}'", name));
+    transact(batch.finish(), fmt::format("delete nftables table 'inet {}'", name));
 }
 
-void Socket::transact(const std::vector<char>& batch, std::size_t messages,
-                      const std::string& step) {
+void Socket::transact(std::vector<char> batch, const std::string& step) {
+    const auto first = sequence_;
+    std::uint32_t last = first;  // the one that is acknowledged
+    int left = static_cast<int>(batch.size());
+    for (auto* header = reinterpret_cast<nlmsghdr*>(batch.data()); mnl_nlmsg_ok(header, left);
+         header = mnl_nlmsg_next(header, &left)) {
+        header->nlmsg_seq = sequence_++;
+        if ((header->nlmsg_flags & NLM_F_ACK) != 0) last = header->nlmsg_seq;
+    }
+    if (batch.size() > usual_batch) {
+        // As root beyond what the host allows everybody.
+        const int room = 2 * static_cast<int>(batch.size());
+        if (::setsockopt(fd(), SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) != 0)
+            (void)::setsockopt(fd(), SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+    }
     check(static_cast<int>(mnl_socket_sendto(socket_.get(), batch.data(), batch.size())), step);
 
-    // On success every message is acknowledged; on failure only errors are certain to come.
-    pollfd readable{mnl_socket_get_fd(socket_.get()), POLLIN, 0};
-    for (std::size_t left = messages; left > 0;) {
+    // An error comes before that, and what is told of earlier batches is told too late.
+    pollfd readable{fd(), POLLIN, 0};
+    for (bool answered = false; !answered;) {
         if (check(::poll(&readable, 1, answer_timeout_ms), step) == 0) throw Error(step, ETIMEDOUT);
         alignas(nlmsghdr) std::array<char, 16384> buffer;
         int length =
@@ -567,10 +597,11 @@ void Socket::transact(const std::vector<char>& batch, std::size_t messages,
         check(length, step);
         const auto* header = reinterpret_cast<const nlmsghdr*>(buffer.data());
         for (; mnl_nlmsg_ok(header, length); header = mnl_nlmsg_next(header, &length)) {
-            if (header->nlmsg_type != NLMSG_ERROR) continue;
+            if (header->nlmsg_type != NLMSG_ERROR || header->nlmsg_seq - first >= sequence_ - first)
+                continue;
             const auto* ack = static_cast<const nlmsgerr*>(mnl_nlmsg_get_payload(header));
             if (ack->error != 0) throw Error(step, -ack->error);
-            --left;
+            answered = answered || header->nlmsg_seq == last;
         }
     }
 }
@@ -635,6 +666,10 @@ void TraceSocket::set_membership(int option) {
 }
 
 void TraceSocket::start() {
+    std::array<char, 1024> left_over;  // from the last time
+    while (::recv(socket_.fd(), left_over.data(), left_over.size(), MSG_DONTWAIT) >= 0 ||
+           errno == ENOBUFS) {
+    }
     set_membership(NETLINK_ADD_MEMBERSHIP);
 }
 

@@ -52,6 +52,10 @@ struct DestinationNetwork {
 };
 /// fib daddr type local: the destination is one of the host's own addresses.
 struct LocalDestination {};
+/// th sport: of TCP, UDP and whatever else begins with it
+struct TransportSource {
+    std::uint16_t port;
+};
 /// udp sport
 struct SourcePort {
     std::uint16_t udp;
@@ -107,9 +111,9 @@ struct DnatPrefix {
 
 using Statement =
     std::variant<InputInterface, OutputInterface, Ipv4Packet, Ipv6Packet, SourceNetwork,
-                 DestinationNetwork, LocalDestination, SourcePort, DestinationPort, EtherSource,
-                 ArpSender, Icmpv6Type, NeighborTarget, Established, ClampMss, Trace, Accept, Drop,
-                 Reject, Masquerade, Dnat, DnatPrefix>;
+                 DestinationNetwork, LocalDestination, TransportSource, SourcePort, DestinationPort,
+                 EtherSource, ArpSender, Icmpv6Type, NeighborTarget, Established, ClampMss, Trace,
+                 Accept, Drop, Reject, Masquerade, Dnat, DnatPrefix>;
 using Rule = std::vector<Statement>;
 
 /// A base chain with policy accept.
@@ -142,7 +146,7 @@ struct Table {
 std::string to_text(const Table& table);
 
 /// One netlink transaction that creates the table and fails if it exists: nfnetlink messages with
-/// sequence numbers from 0, ready for a NETLINK_NETFILTER socket.
+/// sequence numbers from 0, ready for a NETLINK_NETFILTER socket; the last change is acknowledged.
 std::vector<char> encode(const Table& table);
 
 /// A nfnetlink socket. It belongs to the namespace of the thread that opened it, and the tables
@@ -170,12 +174,13 @@ class Socket {
     [[nodiscard]] int fd() const noexcept;
 
   private:
-    void transact(const std::vector<char>& batch, std::size_t messages, const std::string& step);
+    void transact(std::vector<char> batch, const std::string& step);
 
     struct Close {
         void operator()(mnl_socket* socket) const noexcept;
     };
     std::unique_ptr<mnl_socket, Close> socket_;
+    std::uint32_t sequence_ = 0;  ///< of the next message: an answer to one before is not for it
 };
 
 /// One step of a packet that is traced, as `nft monitor trace` shows them.

@@ -481,12 +481,15 @@ std::optional<nft::Table> host_table(const NetworkPlan& plan, const Borrowed& bo
     // Tied to no uplink: it follows whatever route the host takes.
     const OutputInterface elsewhere{uplink.host_link, true};
     std::vector<Rule> forward;
-    // Nobody else has the host for a router because a guest has.
+    // Nobody else has the host for a router because a guest has. What a bridge passes from port to
+    // port comes by here as well (net.bridge.bridge-nf-call-iptables).
     const OutputInterface not_guests{std::string{host_link_prefix} + "*", true};
     for (const auto& way : borrowed.ipv4)
-        forward.push_back({Ipv4Packet{}, InputInterface{way}, not_guests, Drop{}});
+        forward.push_back(
+            {Ipv4Packet{}, InputInterface{way}, OutputInterface{way, true}, not_guests, Drop{}});
     for (const auto& way : borrowed.ipv6)
-        forward.push_back({Ipv6Packet{}, InputInterface{way}, not_guests, Drop{}});
+        forward.push_back(
+            {Ipv6Packet{}, InputInterface{way}, OutputInterface{way, true}, not_guests, Drop{}});
     forward.push_back({from, ClampMss{}});
     forward.push_back({to, ClampMss{}});
     if (plan.port_isolation) forward.push_back({from, to, Drop{}});

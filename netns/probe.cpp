@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/asio/ip/udp.hpp>
 #include <utility>
 
@@ -18,7 +19,12 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint16_t probe_port = 1;  // tcpmux's (RFC 1078), which is TCP's only
+/// What is tried, until one gets through: a firewall may let guests do some things only.
+struct Kind {
+    int socket_type;
+    std::uint16_t port;
+};
+constexpr std::array kinds{Kind{SOCK_STREAM, 443}, Kind{SOCK_DGRAM, 53}};
 
 std::string table_name(const NetworkPlan& plan) {
     return host_link_name(plan.id) + std::string{probe_suffix};
@@ -39,10 +45,10 @@ ip::address source_of(const NetworkPlan& plan, const ip::address& outside) {
 
 constexpr const char* send_step = "send a probe";
 
-/// A UDP socket of the calling thread's namespace, and its port.
-std::pair<UniqueFd, std::uint16_t> bind_socket(const ip::address& source) {
+/// A socket of the calling thread's namespace, and its port.
+std::pair<UniqueFd, std::uint16_t> bind_socket(int type, const ip::address& source) {
     const int family = source.is_v4() ? AF_INET : AF_INET6;
-    UniqueFd socket{check(::socket(family, SOCK_DGRAM | SOCK_CLOEXEC, 0), send_step)};
+    UniqueFd socket{check(::socket(family, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), send_step)};
     ip::udp::endpoint own{source, 0};
     check(::bind(socket.get(), own.data(), static_cast<socklen_t>(own.size())), send_step);
     auto length = static_cast<socklen_t>(own.capacity());
@@ -50,14 +56,51 @@ std::pair<UniqueFd, std::uint16_t> bind_socket(const ip::address& source) {
     return {std::move(socket), own.port()};
 }
 
-void send(const UniqueFd& socket, const ip::address& outside) {
-    const ip::udp::endpoint to{outside, probe_port};
-    const auto sent =
-        ::sendto(socket.get(), "", 0, 0, to.data(), static_cast<socklen_t>(to.size()));
+/// A SYN, or an empty datagram.
+void send(const UniqueFd& socket, const Kind& kind, const ip::address& outside) {
+    const ip::udp::endpoint to{outside, kind.port};
+    const auto length = static_cast<socklen_t>(to.size());
+    const auto sent = kind.socket_type == SOCK_STREAM
+                          ? ::connect(socket.get(), to.data(), length)
+                          : ::sendto(socket.get(), "", 0, 0, to.data(), length);
     // Of what an output chain drops the sender is told: EPERM, or as its reject has it.
-    if (sent < 0 && errno != EPERM && errno != ECONNREFUSED && errno != EHOSTUNREACH &&
-        errno != EACCES)
+    constexpr std::array expected{EINPROGRESS, EPERM, ECONNREFUSED, EHOSTUNREACH, EACCES};
+    if (sent < 0 && std::ranges::find(expected, errno) == expected.end())
         throw Error(send_step, errno);
+}
+
+/// The host's side of one probe, which ends with it.
+class Pursuit {
+  public:
+    Pursuit(ProbeSockets& host, const nft::Table& table) : host_(host), name_(table.name) {
+        host_.trace.start();
+        host_.rules.replace(table);
+    }
+    Pursuit(const Pursuit&) = delete;
+    Pursuit& operator=(const Pursuit&) = delete;
+    ~Pursuit() {
+        try {
+            host_.trace.stop();
+            host_.rules.remove(name_);
+        } catch (const std::exception&) {
+            // The next one replaces it; at the latest it goes with the socket.
+        }
+    }
+
+  private:
+    ProbeSockets& host_;
+    std::string name_;
+};
+
+/// Those of the packet that was sent, which has met our first rule before all others.
+std::vector<nft::TraceStep> of_probe(std::vector<nft::TraceStep> steps, const NetworkPlan& plan) {
+    const auto first = std::ranges::find_if(steps, [&](const nft::TraceStep& step) {
+        return step.table == table_name(plan) && step.rule != 0;
+    });
+    if (first == steps.end()) return {};
+    const auto packet = first->packet;
+    std::erase_if(steps, [&](const nft::TraceStep& step) { return step.packet != packet; });
+    return steps;
 }
 
 }  // namespace
@@ -65,11 +108,9 @@ void send(const UniqueFd& socket, const ip::address& outside) {
 nft::Table probe_table(const NetworkPlan& plan, const ip::address& outside,
                        std::uint16_t source_port) {
     using namespace nft;
-    const SourcePort from{source_port};
     const DestinationNetwork to{Network{outside}};
-    const DestinationPort port{probe_port};
-    Rule first{from, to, port, Trace{}};
-    Rule last{from, to, port, Drop{}};
+    Rule first{TransportSource{source_port}, to, Trace{}};
+    Rule last{TransportSource{source_port}, to, Drop{}};
     // NAT may have given it another port on its way.
     if (!is_of_host(plan)) last.front() = first.front() = InputInterface{plan.uplink->host_link};
     const auto begin = is_of_host(plan) ? Chain::Hook::output_first : Chain::Hook::prerouting_first;
@@ -97,33 +138,46 @@ Fate fate_of(const std::vector<nft::TraceStep>& steps, const NetworkPlan& plan) 
     return {};
 }
 
-std::optional<Obstacle> probe(const Namespace& space, const NetworkPlan& plan,
-                              const ip::address& outside, ProbeSockets& host,
-                              std::chrono::milliseconds patience) {
+namespace {
+
+std::optional<Obstacle> probe_with(const Kind& kind, const Namespace& space,
+                                   const NetworkPlan& plan, const ip::address& outside,
+                                   ProbeSockets& host, std::chrono::milliseconds patience) {
     const auto source = source_of(plan, outside);
     std::pair<UniqueFd, std::uint16_t> socket;
     if (is_of_host(plan))
-        socket = bind_socket(source);
+        socket = bind_socket(kind.socket_type, source);
     else
-        space.run([&] { socket = bind_socket(source); });
-    host.trace.start();
-    host.rules.commit(probe_table(plan, outside, socket.second));
-    send(socket.first, outside);
-    std::vector<nft::TraceStep> steps;
+        space.run([&] { socket = bind_socket(kind.socket_type, source); });
+    const Pursuit pursuit{host, probe_table(plan, outside, socket.second)};
+    send(socket.first, kind, outside);
     const auto deadline = Clock::now() + patience;
-    Fate fate;
-    while (!fate.reached && !fate.obstacle) {
-        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now());
-        const auto more = host.trace.read(static_cast<int>(std::max<long>(left.count(), 0)));
-        if (more.empty()) break;
+    std::vector<nft::TraceStep> steps;
+    for (auto now = Clock::now(); now < deadline; now = Clock::now()) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - now);
+        const auto more = host.trace.read(static_cast<int>(left.count()));
         steps.insert(steps.end(), more.begin(), more.end());
-        fate = fate_of(steps, plan);
+        steps = of_probe(std::move(steps), plan);
+        const auto fate = fate_of(steps, plan);
+        if (fate.reached) return std::nullopt;
+        if (fate.obstacle) return fate.obstacle;
     }
-    host.trace.stop();
-    host.rules.remove(table_name(plan));
-    // Of a probe that nobody has seen nothing is known.
-    if (fate.reached || steps.empty()) return std::nullopt;
-    return fate.obstacle.value_or(Obstacle{});
+    if (steps.empty()) throw Error("follow a probe through the host's rules", ETIMEDOUT);
+    return Obstacle{};
+}
+
+}  // namespace
+
+std::optional<Obstacle> probe(const Namespace& space, const NetworkPlan& plan,
+                              const ip::address& outside, ProbeSockets& host,
+                              std::chrono::milliseconds patience) {
+    std::optional<Obstacle> first;
+    for (const auto& kind : kinds) {
+        const auto obstacle = probe_with(kind, space, plan, outside, host, patience);
+        if (!obstacle) return std::nullopt;
+        if (!first) first = obstacle;
+    }
+    return first;
 }
 
 }  // namespace qvm::netns

@@ -25,7 +25,7 @@ struct Obstacle {
     bool operator==(const Obstacle&) const = default;
 };
 
-/// The rules for a probe from that UDP port to an address outside, while it lasts.
+/// The rules for a probe from that port to an address outside, while it lasts.
 nft::Table probe_table(const NetworkPlan& plan, const boost::asio::ip::address& outside,
                        std::uint16_t source_port);
 
@@ -43,10 +43,11 @@ struct ProbeSockets {
     nft::TraceSocket trace;
 };
 
-/// Sends one to `outside`, from `space` or, where the uplink is pasta, as pasta does, and follows
-/// it on the host, in whose namespace the calling thread is and `host` (borrowed) was opened.
-/// Returns what ended it; nothing where it would have left the host. Takes 1 ms; `patience` where
-/// it vanishes. Throws Error.
+/// Sends a SYN to `outside`, and if that ends on the way also a datagram, from `space` or, where
+/// the uplink is pasta, as pasta does, and follows it on the host, in whose namespace the calling
+/// thread is and `host` (borrowed) was opened. Returns what ended the first; nothing where one
+/// would have left the host. Takes 1 ms; `patience` where it vanishes. Throws Error, also where
+/// nobody saw it: then nothing is known. also where nobody saw it: then nothing is known.
 std::optional<Obstacle> probe(const Namespace& space, const NetworkPlan& plan,
                               const boost::asio::ip::address& outside, ProbeSockets& host,
                               std::chrono::milliseconds patience);

@@ -111,10 +111,10 @@ class Firewall(harness.Test):
     def test_rules_that_come_later(self):
         for options in ((), ("--uplink", "pasta"), ("--group", "cluster")):
             with self.subTest(options=options):
-                vms = [self.start("--net", "nat", "--name", name, *options, self.hang)
-                       for name in (("box", "other") if "--group" in options else ("box",))]
-                for vm in vms:
-                    vm.out.expect(harness.STARTED, 60)
+                vms = []  # the first of a group leads
+                for name in ("box", "other") if "--group" in options else ("box",):
+                    vms.append(self.start("--net", "nat", "--name", name, *options, self.hang))
+                    vms[-1].out.expect(harness.STARTED, 60)
                 rules, what = ((OUTPUT_DROP, "inet filter output, policy drop")
                                if "pasta" in options else CHAINS["default drop"])
                 self.load(rules)
@@ -125,9 +125,12 @@ class Firewall(harness.Test):
                 self.flush()
                 vms[0].err.expect("qvm: the guest reaches the outside again\n", 20)
                 self.assertEqual(json.loads(self.succeed("inspect", "box"))[0]["problems"], {})
-                if len(vms) > 1:  # one of a group tells
-                    self.assertEqual(self.notes(vms[1]), [])
-                for vm in vms:
+                self.interrupt(vms.pop(0))
+                for vm in vms:  # one of a group tells, and then the next
+                    self.assertEqual(self.notes(vm), [])
+                    self.load(rules)
+                    vm.err.expect(f"qvm: {SAYS}{what}\n", 20)
+                    self.flush()
                     self.interrupt(vm)
 
     def test_what_the_host_itself_sends(self):
@@ -147,14 +150,17 @@ class Firewall(harness.Test):
                 self.flush()
 
     def test_a_firewall_that_lets_it_pass(self):
-        self.load(DEFAULT_DROP.replace("ct state", 'iifname "qvm-*" accept\n        ct state'))
-        self.addCleanup(self.flush)
-        vm = self.boot("--net", "nat", "--name", "box", *self.boot_files())
-        self.assertEqual(self.notes(vm), [])
-        (net,) = [vm["net"] for vm in self.ps()]
-        self.assertEqual((net["uplink"], net["host_address"]), ("veth", "10.213.0.1"))
-        self.assert_reaches_outside(vm)
-        self.power_off(vm)
+        for lets in ("accept", "tcp dport { 80, 443 } accept"):
+            with self.subTest(lets):
+                self.load(DEFAULT_DROP.replace("ct state", f'iifname "qvm-*" {lets}\n        ct state'))
+                self.addCleanup(self.flush)
+                vm = self.boot("--net", "nat", "--name", "box", *self.boot_files())
+                self.assertEqual(self.notes(vm), [])
+                (net,) = [vm["net"] for vm in self.ps()]
+                self.assertEqual((net["uplink"], net["host_address"]), ("veth", "10.213.0.1"))
+                self.assert_reaches_outside(vm)
+                self.power_off(vm)
+                self.flush()
 
     def test_the_probe_leaves_nothing_and_goes_nowhere(self):
         vm = self.start("--net", "nat", self.hang)

@@ -35,7 +35,7 @@ class DryRun(harness.Test):
         plan = self.plan("--net", "nat,subnet=10.9.8.0/24")
         self.assertRegex(plan, r"host: address 10\.213\.0\.0/31 on qvm-\w+\n")
         self.assertRegex(plan, r"inside: address 10\.213\.0\.1/31 on ")
-        self.assertRegex(plan, rf"host: IPv4 forwarding on qvm-\w+ and {played_host.UPLINK}\n")
+        self.assertRegex(plan, rf"host: IPv4 forwarding on qvm-\w+, {played_host.UPLINK}\n")
         self.assertIn("masquerade", plan)
         self.assertIn("10.9.8.1/24", plan)
         self.assertIn(",10.9.8.10,", plan)

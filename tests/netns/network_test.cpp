@@ -393,15 +393,27 @@ TEST_CASE("a change of the host's network is told, and a burst of them once") {
     Changes changes;
     CHECK(changes.told() == 0);
     for (const char* change :
-         {"ip route add 198.18.0.0/15 dev wan0", "ip route del 198.18.0.0/15 dev wan0",
-          "ip address add 203.0.113.77/32 dev wan0", "ip link set wan0 mtu 1300",
-          "ip rule add to 198.18.0.0/15 lookup main", "echo 1 > /proc/sys/net/ipv4/ip_forward",
+         {"ip route add 198.18.0.0/15 dev wan0",
+          "ip route del 198.18.0.0/15 dev wan0",
+          "ip address add 203.0.113.77/32 dev wan0",
+          "ip link set wan0 mtu 1300",
+          "ip rule add to 198.18.0.0/15 lookup main",
+          "echo 1 > /proc/sys/net/ipv4/ip_forward",
           "ip rule del to 198.18.0.0/15 lookup main; echo 0 > /proc/sys/net/ipv4/ip_forward",
           "ip nexthop add id 7 via 203.0.113.1 dev wan0; ip route add 198.18.0.0/15 nhid 7",
-          "ip nexthop del id 7", "ip link add qvm-00000001 type veth peer name up0",
-          "ip link del qvm-00000001", "nft add table ip some",
+          "ip nexthop del id 7",
+          "ip link add qvm-00000001 type veth peer name up0",
+          "ip link del qvm-00000001",
+          "nft add table ip some",
           "nft 'add chain ip some forward { type filter hook forward priority 0; policy drop; }'",
-          "nft insert rule ip some forward iifname eth0 drop", "nft flush ruleset"}) {
+          "nft insert rule ip some forward iifname eth0 drop",
+          "nft flush ruleset",
+          "ip -6 address add 2001:db8::77/64 dev lo",
+          "ip -6 route add 2001:db8:9::/48 dev lo",
+          "ip -6 rule add to 2001:db8:9::1 lookup main",
+          "echo 1 > /proc/sys/net/ipv6/conf/all/forwarding",
+          "ip -6 rule del to 2001:db8:9::1 lookup main; "
+          "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding"}) {
         INFO(change);
         oracle::sh(change);
         CHECK(changes.told() == 1);

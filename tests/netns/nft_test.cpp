@@ -77,6 +77,21 @@ std::string words(std::string text) {
 
 }  // namespace
 
+TEST_CASE("a table of a thousand rules, and errors of the transaction before told to nobody") {
+    Table table{.name = "qvm-large", .chains = {{Chain::Hook::forward_filter, {}}}};
+    for (int i = 0; i < 1000; ++i)
+        table.chains[0].rules.push_back({Ipv4Packet{}, InputInterface{"eth" + std::to_string(i)},
+                                         OutputInterface{"qvm-*", true}, Drop{}});
+    Socket socket;
+    socket.commit(table);
+    CHECK_THROWS_AS(socket.commit(table), Error);
+    socket.replace(table);
+    CHECK_THAT(oracle::sh("nft list table inet qvm-large"),
+               Catch::Contains(R"(iifname "eth999" oifname != "qvm-*" drop)"));
+    socket.remove("qvm-large");
+    CHECK(oracle::sh("nft list tables").empty());
+}
+
 TEST_CASE("what is committed is what the text says, as nft reads it back") {
     Socket socket;
     socket.commit(example);

@@ -117,9 +117,9 @@ TEST_CASE("interfaces that forward because of guests forward for nobody else") {
     const auto table = host_table(make_plan(spec, host, claims), {{"eth0", "tun0"}, {"eth0"}});
     CHECK_THAT(nft::to_text(*table), Catch::Contains(R"(
         type filter hook forward priority filter; policy accept;
-        meta nfproto ipv4 iifname "eth0" oifname != "qvm-*" drop
-        meta nfproto ipv4 iifname "tun0" oifname != "qvm-*" drop
-        meta nfproto ipv6 iifname "eth0" oifname != "qvm-*" drop
+        meta nfproto ipv4 iifname "eth0" oifname != "eth0" oifname != "qvm-*" drop
+        meta nfproto ipv4 iifname "tun0" oifname != "tun0" oifname != "qvm-*" drop
+        meta nfproto ipv6 iifname "eth0" oifname != "eth0" oifname != "qvm-*" drop
 )"));
 }
 

@@ -62,11 +62,11 @@ TEST_CASE("the probe's table begins before all others and ends it after them") {
     flags owner
     chain prerouting {
         type filter hook prerouting priority -350; policy accept;
-        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 udp dport 1 meta nftrace set 1
+        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 meta nftrace set 1
     }
     chain postrouting {
         type filter hook postrouting priority 2147483647; policy accept;
-        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 udp dport 1 drop
+        iifname "qvm-1a2b3c4d" ip daddr 198.41.0.4 drop
     }
 })");
     CHECK(nft::to_text(probe_table(plan_with(UplinkKind::pasta), outside_address(), 40000)) ==
@@ -74,11 +74,11 @@ TEST_CASE("the probe's table begins before all others and ends it after them") {
     flags owner
     chain output {
         type filter hook output priority -350; policy accept;
-        udp sport 40000 ip daddr 198.41.0.4 udp dport 1 meta nftrace set 1
+        th sport 40000 ip daddr 198.41.0.4 meta nftrace set 1
     }
     chain postrouting {
         type filter hook postrouting priority 2147483647; policy accept;
-        udp sport 40000 ip daddr 198.41.0.4 udp dport 1 drop
+        th sport 40000 ip daddr 198.41.0.4 drop
     }
 })");
     CHECK(is_of_another_network("qvm-1a2b3c4d-probe", "00000000"));
