@@ -80,7 +80,15 @@ awaitable<Outcome> stop(ControlClient& vm, const std::string& name, const VerbOp
 /// Also where nobody answers any more.
 awaitable<Outcome> kill(const Directories& directories, const std::string& name) {
     Outcome outcome{name, {}};
-    ControlClient vm{co_await asio::this_coro::executor, directories, name};
+    const auto executor = co_await asio::this_coro::executor;
+    std::optional<ControlClient> found;
+    try {
+        found.emplace(executor, directories, name);
+    } catch (const Failure&) {
+        sweep(directories);  // it may have died while we were on our way
+        throw;
+    }
+    auto& vm = *found;
     try {
         co_await vm.ready();
         co_await vm.execute("qvm-kill", {}, end_timeout);
