@@ -11,6 +11,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <system_error>
+#include <thread>
 
 #include "launcher/definition.h"
 #include "launcher/unix_socket.h"
@@ -35,6 +36,7 @@ namespace {
 constexpr std::chrono::seconds answer_timeout{10};
 constexpr std::chrono::seconds start_timeout{150};
 constexpr std::chrono::milliseconds connect_pause{10};
+constexpr std::chrono::milliseconds dying_pause{1};
 
 bool has_ended(int pidfd) {
     pollfd exit{pidfd, POLLIN, 0};
@@ -43,6 +45,7 @@ bool has_ended(int pidfd) {
 
 /// A pidfd of whoever holds the VM's lock: while it does, its pid cannot be another's.
 UniqueFd open_supervisor(const Directories& directories, const std::string& name) {
+    const auto deadline = std::chrono::steady_clock::now() + answer_timeout;
     for (;;) {
         const auto pid = supervisor_of(directories.run, name);
         if (!pid) throw not_running(directories, name);
@@ -50,6 +53,11 @@ UniqueFd open_supervisor(const Directories& directories, const std::string& name
         const int error = errno;
         if (supervisor_of(directories.run, name) != pid) continue;  // it ended meanwhile
         if (fd) return fd;
+        // One that has died lets go of its lock a moment later.
+        if (error == ESRCH && std::chrono::steady_clock::now() < deadline) {
+            std::this_thread::sleep_for(dying_pause);
+            continue;
+        }
         throw Failure(fmt::format("VM '{}': open its supervisor (pid {}): {}", name, *pid,
                                   std::generic_category().message(error)));
     }

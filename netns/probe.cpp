@@ -79,11 +79,14 @@ class Pursuit {
     Pursuit(const Pursuit&) = delete;
     Pursuit& operator=(const Pursuit&) = delete;
     ~Pursuit() {
+        // What fails is done by the next probe; at the latest it goes with the sockets.
         try {
-            host_.trace.stop();
             host_.rules.remove(name_);
         } catch (const std::exception&) {
-            // The next one replaces it; at the latest it goes with the socket.
+        }
+        try {
+            host_.trace.stop();
+        } catch (const std::exception&) {
         }
     }
 
