@@ -60,8 +60,8 @@ struct DoctorFacts {
     std::uint64_t descriptor_limit = 0;  ///< the hard one
 };
 
-/// Reads all of it; runs programs and makes a VM's network for a moment (100 ms), leaves nothing
-/// behind. Throws std::exception.
+/// Reads all of it; runs programs and makes a VM's network for a moment (130 ms in all), leaves
+/// nothing behind. Throws std::exception.
 DoctorFacts read_doctor_facts();
 
 /// The version in what `PROGRAM --version` prints; empty where there is none.

@@ -197,7 +197,7 @@ class Supervisor final : public Controlled {
         if (obstacle_.empty()) return;
         const bool may_change =
             plan.mode == netns::Mode::nat && run_.options.vm.uplink == Uplink::automatic;
-        if (!may_change || !find_program("pasta")) return problem("network", obstacle_);
+        if (!may_change || !find_program("pasta")) return tell_obstacle();
         reports_.note(obstacle_ + "; so pasta is the uplink");
         network_.reset();
         netns::take_pasta(plan, *run_.plan.guest);
@@ -207,6 +207,10 @@ class Supervisor final : public Controlled {
         state_.guest = run_.plan.guest;
         save_state();
         obstacle_ = probe_uplink(first_probe_patience).value_or("");
+        tell_obstacle();
+    }
+
+    void tell_obstacle() {
         if (!obstacle_.empty()) problem("network", obstacle_);
     }
 
@@ -351,7 +355,7 @@ class Supervisor final : public Controlled {
         debug("leading group " + *state_.vm.group);
         network_->lead();
         obstacle_ = probe_uplink(probe_patience).value_or("");
-        if (!obstacle_.empty()) problem("network", obstacle_);
+        tell_obstacle();
         auto dns = network_->take_dns();
         if (run_.plan.network->uplink && !dns.udp) {
             network_->bind_dns();

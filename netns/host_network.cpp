@@ -199,8 +199,9 @@ HostNetwork read_host_network(RouteSocket& socket) {
     host.has_ipv6 = ::access("/proc/sys/net/ipv6", F_OK) == 0;
     if (!host.has_ipv6) return host;
     host.uplink6 = find_uplink6(socket);
-    host.ways6 = find_ways6(socket);
     host.ipv6_forwarding = read_ipv6_forwarding();
+    if (host.uplink6 && host.ipv6_forwarding == Ipv6Forwarding::by_interface)
+        host.ways6 = find_ways6(socket);
     return host;
 }
 

@@ -33,10 +33,10 @@ struct HostNetwork {
     /// Every address and every route of every table, default routes left out.
     std::vector<boost::asio::ip::network_v4> used;
     std::optional<Uplink> uplink;
-    std::optional<Uplink> uplink6;  ///< for IPv6
-    std::vector<std::string> ways;  ///< see find_ways()
-    std::vector<std::string> ways6;
-    bool has_ipv6 = false;  ///< the kernel has it
+    std::optional<Uplink> uplink6;   ///< for IPv6
+    std::vector<std::string> ways;   ///< see find_ways()
+    std::vector<std::string> ways6;  ///< where they are to be made to forward
+    bool has_ipv6 = false;           ///< the kernel has it
     Ipv6Forwarding ipv6_forwarding = Ipv6Forwarding::off;
 };
 

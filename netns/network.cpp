@@ -294,7 +294,9 @@ std::string Network::follow_host() {
         state = look_at_host();
     }
     if (state.link_exists) enable_host_link();
-    lease_forwarding(find_ways(host_), find_ways6(host_), std::chrono::milliseconds{0});
+    lease_forwarding(find_ways(host_),
+                     uplink_->ipv6 ? find_ways6(host_) : std::vector<std::string>{},
+                     std::chrono::milliseconds{0});
     guard_ways();
     return trouble_of(*uplink_, state);
 }
