@@ -89,17 +89,22 @@ class Children(detached.Test):
         self.assertGreater(seen.get(123, 0), 0, seen)
 
     def test_qemu_before_and_after_its_cpus_run(self):
+        before = 0
         for i, number in enumerate(2 * NUMBERS + NUMBERS[:1]):
             with self.subTest(number=number):
-                started = self.life(i)
+                started = self.start("-q", "-m", "64M", "--net", NETS[i % 3], self.hang)
                 killed = self.kill_child(started.pid, "qemu-system", number)
-                self.assertEqual(self.end_of(started, killed), 125)
-                self.assert_says(started, f"start QEMU: {HOW.format(int(number))}")
+                status = self.end_of(started, killed)
+                # On a busy machine QEMU may be faster than who looks for it.
+                step = {123: "QEMU died", 125: "start QEMU"}[status]
+                self.assert_says(started, f"{step}: {HOW.format(int(number))}")
+                before += status == 125
                 started = self.start("-q", "-m", "64M", "--net", NETS[i % 3], self.hang)
                 started.out.expect(harness.STARTED, 60)
                 killed = self.kill_child(started.pid, "qemu-system", number)
                 self.assertEqual(self.end_of(started, killed), 123)
                 self.assert_says(started, f"QEMU died: {HOW.format(int(number))}")
+        self.assertGreater(before, 0)
 
     def test_qemu_in_the_background(self):
         for number in NUMBERS:
