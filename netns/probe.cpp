@@ -79,10 +79,11 @@ class Pursuit {
     Pursuit(const Pursuit&) = delete;
     Pursuit& operator=(const Pursuit&) = delete;
     ~Pursuit() {
-        // What fails is done by the next probe; at the latest it goes with the sockets.
+        // The table goes with its socket; where there cannot be another one, with the next probe.
         try {
             host_.rules.remove(name_);
         } catch (const std::exception&) {
+            renew();
         }
         try {
             host_.trace.stop();
@@ -91,6 +92,13 @@ class Pursuit {
     }
 
   private:
+    void renew() noexcept {
+        try {
+            host_.rules = nft::Socket{};
+        } catch (const std::exception&) {
+        }
+    }
+
     ProbeSockets& host_;
     std::string name_;
 };

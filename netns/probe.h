@@ -47,7 +47,7 @@ struct ProbeSockets {
 /// the uplink is pasta, as pasta does, and follows it on the host, in whose namespace the calling
 /// thread is and `host` (borrowed) was opened. Returns what ended the first; nothing where one
 /// would have left the host. Takes 1 ms; `patience` where it vanishes. Throws Error, also where
-/// nobody saw it: then nothing is known. also where nobody saw it: then nothing is known.
+/// nobody saw it: then nothing is known.
 std::optional<Obstacle> probe(const Namespace& space, const NetworkPlan& plan,
                               const boost::asio::ip::address& outside, ProbeSockets& host,
                               std::chrono::milliseconds patience);
