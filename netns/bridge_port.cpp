@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <netlink/errno.h>
 #include <netlink/route/link.h>
-#include <unistd.h>
 
 #include "netns/error.h"
 #include "netns/links.h"
@@ -56,8 +55,7 @@ BridgePort::BridgePort(const PortPlan& plan, RouteSocket& host)
     const int index = interface_index(plan.link);
     if (const auto table = guard_table(plan)) rules_.commit(*table);
     std::vector<Request> requests;
-    if (::access("/proc/sys/net/ipv6", F_OK) == 0)
-        requests.push_back(without_link_local(plan.link, index));
+    if (has_ipv6()) requests.push_back(without_link_local(plan.link, index));
     requests.push_back(set_mac(plan.link, index, tap_mac(plan.mac)));
     requests.push_back(set_up(plan.link, index, interface_index(plan.bridge), plan.mtu));
     host.transact(std::move(requests));

@@ -189,6 +189,13 @@ ip::address_v6 outside_address6() {
     return ip::make_address_v6("2001:503:ba3e::2:30");  // the same
 }
 
+bool has_ipv6() {
+    constexpr const char* settings = "/proc/sys/net/ipv6";
+    if (::access(settings, F_OK) == 0) return true;
+    if (errno != ENOENT) throw Error(fmt::format("look for '{}'", settings), errno);
+    return false;
+}
+
 HostNetwork read_host_network(RouteSocket& socket) {
     HostNetwork host;
     add_addresses(socket.get(), host);
@@ -196,7 +203,7 @@ HostNetwork read_host_network(RouteSocket& socket) {
     add_routes(routes, host);
     host.ways = ways_of(routes);
     host.uplink = find_uplink(socket);
-    host.has_ipv6 = ::access("/proc/sys/net/ipv6", F_OK) == 0;
+    host.has_ipv6 = has_ipv6();
     if (!host.has_ipv6) return host;
     host.uplink6 = find_uplink6(socket);
     host.ipv6_forwarding = read_ipv6_forwarding();

@@ -62,6 +62,8 @@ std::vector<std::string> find_ways6(RouteSocket& socket);
 /// The interface towards `address`: its name.
 std::optional<std::string> interface_towards(RouteSocket& socket,
                                              const boost::asio::ip::address_v4& address);
+/// Whether this kernel has IPv6. Throws Error where that cannot be seen.
+bool has_ipv6();
 /// The host's own addresses, those of its loopback and of single links (RFC 4291, section 2.5.6)
 /// left out. Throws Error.
 std::vector<boost::asio::ip::address> read_host_addresses(RouteSocket& socket);
