@@ -58,6 +58,7 @@ Controlled::Answer carry_out(Controlled& vm, qmp::Request request) {
     if (command == "qvm-wait") co_return co_await vm.wait();
     if (command == "qvm-restart") co_return co_await vm.restart(timeout_of(request));
     if (command == "qvm-wait-for") co_return co_await vm.wait_for(text(request, "stage"));
+    if (command == "qvm-save") co_return co_await vm.save(text(request, "directory"));
     if (command == "qvm-inspect") co_return vm.inspect();
     if (command == "qvm-query-console") co_return json::object{{"attached", vm.console_clients()}};
     if (command == "qvm-resize-console") {

@@ -28,6 +28,9 @@ class Controlled {
     /// Answers when the guest has come so far, or has had time for a boot: with the "problem", or
     /// null.
     virtual Answer wait_for(std::string stage) = 0;
+    /// Writes memory, devices and disk into a directory of ours, with the CPUs stopped meanwhile.
+    /// Answers with the {"manifest": ..., "pause-ms": N}; its files are not in it.
+    virtual Answer save(std::string directory) = 0;
     /// All that `qvm inspect` shows.
     virtual boost::json::value inspect() = 0;
     /// How many are attached to the console.

@@ -13,6 +13,8 @@
 
 #include "launcher/failure.h"
 #include "launcher/image_file.h"
+#include "launcher/json_reader.h"
+#include "launcher/json_text.h"
 
 namespace qvm {
 
@@ -31,62 +33,6 @@ constexpr std::array files{"definition.json", "definition.json.new", "overlay.qc
 std::string reason() {
     return std::generic_category().message(errno);
 }
-
-/// Reads members of one object, and says which one is wrong.
-class Reader {
-  public:
-    explicit Reader(const json::object& object) : object_(object) {}
-
-    [[nodiscard]] bool has(const char* key) const { return find(key) != nullptr; }
-    [[nodiscard]] std::optional<std::string> text(const char* key) const {
-        const auto* value = find(key);
-        if (value == nullptr) return std::nullopt;
-        if (!value->is_string()) throw wrong(key, "a string");
-        return std::string{value->get_string()};
-    }
-    [[nodiscard]] std::uint64_t number(const char* key, std::uint64_t otherwise) const {
-        const auto* value = find(key);
-        if (value == nullptr) return otherwise;
-        boost::system::error_code error;
-        const auto number = value->to_number<std::uint64_t>(error);
-        if (error) throw wrong(key, "a whole number");
-        return number;
-    }
-    [[nodiscard]] std::uint64_t number(const char* key, std::uint64_t otherwise,
-                                       std::uint64_t largest) const {
-        const auto value = number(key, otherwise);
-        if (value < 1 || value > largest) throw wrong(key, fmt::format("1 to {}", largest));
-        return value;
-    }
-    [[nodiscard]] bool flag(const char* key) const {
-        const auto* value = find(key);
-        if (value == nullptr) return false;
-        if (!value->is_bool()) throw wrong(key, "true or false");
-        return value->get_bool();
-    }
-    [[nodiscard]] std::vector<std::string> texts(const char* key) const {
-        std::vector<std::string> result;
-        const auto* value = find(key);
-        if (value == nullptr) return result;
-        if (!value->is_array()) throw wrong(key, "an array of strings");
-        for (const auto& item : value->get_array()) {
-            if (!item.is_string()) throw wrong(key, "an array of strings");
-            result.emplace_back(item.get_string());
-        }
-        return result;
-    }
-
-  private:
-    [[nodiscard]] const json::value* find(const char* key) const {
-        const auto* value = object_.if_contains(key);
-        return value == nullptr || value->is_null() ? nullptr : value;
-    }
-    static Failure wrong(const char* key, std::string_view what) {
-        return Failure(fmt::format("'{}' is not {}", key, what));
-    }
-
-    const json::object& object_;
-};
 
 /// A value's own parser, and the member that it read.
 template <typename Parse>
@@ -108,13 +54,6 @@ std::optional<fs::path> path_of(const std::optional<std::string>& text) {
 
 json::value or_null(const std::optional<std::string>& text) {
     return text ? json::value(*text) : json::value(nullptr);
-}
-
-json::object parse_object(const std::string& text) {
-    boost::system::error_code error;
-    auto value = json::parse(text, error);
-    if (error || !value.is_object()) throw Failure("is not a JSON object");
-    return std::move(value.get_object());
 }
 
 }  // namespace
@@ -142,6 +81,7 @@ json::object to_json(const VmOptions& options) {
     for (const auto& drive : options.drives) drives.emplace_back(to_string(drive));
     for (const auto& file : options.ssh_keys) ssh_keys.emplace_back(file.string());
     return {{"image", or_null(options.image)},
+            {"snapshot", or_null(options.snapshot)},
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
             {"user_data", or_null(options.user_data)},
             {"ssh_keys", std::move(ssh_keys)},
@@ -165,9 +105,10 @@ json::object to_json(const VmOptions& options) {
 }
 
 VmOptions vm_options_from(const json::object& object) {
-    const Reader reader{object};
+    const JsonReader reader{object};
     VmOptions options;
     options.image = path_of(reader.text("image"));
+    options.snapshot = reader.text("snapshot");
     constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
     if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
     options.user_data = path_of(reader.text("user_data"));
@@ -211,7 +152,7 @@ std::string to_text(const Definition& definition) {
 
 Definition parse_definition(const std::string& name, const std::string& text) {
     const auto object = parse_object(text);
-    const Reader reader{object};
+    const JsonReader reader{object};
     const auto found = reader.number("version", 0);
     if (found != version)
         throw Failure(fmt::format("has version {}; this qvm knows {}", found, version));
@@ -323,7 +264,7 @@ std::optional<LastEnd> DefinitionStore::last_end(const std::string& name) const 
     if (!text) return std::nullopt;
     try {
         const auto object = parse_object(*text);
-        const Reader reader{object};
+        const JsonReader reader{object};
         return LastEnd{static_cast<int>(reader.number("exit_status", 0)),
                        reader.text("message").value_or(""), reader.text("at").value_or("")};
     } catch (const Failure&) {

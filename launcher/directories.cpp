@@ -84,8 +84,8 @@ struct flock whole_file(short type) {
     return lock;
 }
 
-bool take_lock(int fd) {
-    auto lock = whole_file(F_WRLCK);
+bool take_lock(int fd, short type = F_WRLCK) {
+    auto lock = whole_file(type);
     return ::fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
@@ -188,6 +188,20 @@ UniqueFd try_lock_existing(const fs::path& file) {
     auto fd = open_lock(file, 0);
     if (fd && (!take_lock(fd.get()) || !is_linked(fd.get()))) fd.reset();
     return fd;
+}
+
+UniqueFd share_lock_existing(const fs::path& file) {
+    auto fd = open_lock(file, 0);
+    if (fd && (!take_lock(fd.get(), F_RDLCK) || !is_linked(fd.get()))) fd.reset();
+    return fd;
+}
+
+void share_lock(const UniqueFd& lock) {
+    if (!take_lock(lock.get(), F_RDLCK)) throw Failure("share a lock: " + reason());
+}
+
+bool unshare_lock(const UniqueFd& lock) {
+    return take_lock(lock.get());
 }
 
 void write_file(const fs::path& path, const std::string& text, bool durable) {

@@ -22,6 +22,7 @@ struct Directories {
     [[nodiscard]] std::filesystem::path listeners() const { return run / ".events"; }
     [[nodiscard]] std::filesystem::path ssh() const { return data / "ssh"; }
     [[nodiscard]] std::filesystem::path vms() const { return data / "vm"; }
+    [[nodiscard]] std::filesystem::path snapshots() const { return data / "snapshot"; }
 };
 
 /// From QVM_RUN_DIR, QVM_DATA_DIR, QVM_CACHE_DIR, the XDG variables and who we are. The directories
@@ -58,6 +59,16 @@ std::optional<std::string> read_file(const std::filesystem::path& path);
 
 /// The same, where the file exists; unset where it does not, too.
 UniqueFd try_lock_existing(const std::filesystem::path& file);
+
+/// The same, together with all others who do: unset while one has it alone.
+UniqueFd share_lock_existing(const std::filesystem::path& file);
+
+/// Lets others share a lock that this process had alone (or shares); nobody takes it in between.
+/// Throws Failure.
+void share_lock(const UniqueFd& lock);
+
+/// The reverse: whether nobody shares it any more.
+[[nodiscard]] bool unshare_lock(const UniqueFd& lock);
 
 /// Those of a directory's subdirectories that belong to us; links are passed over.
 std::vector<std::filesystem::path> directories_in(const std::filesystem::path& directory);

@@ -580,6 +580,29 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
+    /// A turn that nobody else has meanwhile.
+    struct Hold {
+        explicit Hold(std::shared_ptr<Core> core_) : core(std::move(core_)), turn(*core) {}
+        std::shared_ptr<Core> core;
+        Turn turn;
+    };
+
+    static awaitable<std::shared_ptr<void>> quiet(std::shared_ptr<Core> self) {
+        auto hold = std::make_shared<Hold>(self);
+        co_await hold->turn.came();
+        const auto runs = [](const auto& session) { return session->shell != 0; };
+        if (self->captures > 0 || std::any_of(self->sessions.begin(), self->sessions.end(), runs))
+            throw Failure("a command runs in the guest, and its connection cannot be saved");
+        const auto deadline = Clock::now() + unplug_patience;
+        while (self->plugged > 0 || !self->going.empty()) {
+            if (Clock::now() >= deadline)
+                throw Failure("the guest does not let go of a command's serial ports");
+            co_await self->unplug_retired();
+            co_await self->wait_for_news(Clock::now() + reap_pause);
+        }
+        co_return hold;
+    }
+
     /// QEMU takes its time until a device has let go of its chardev (RCU): nobody waits for that.
     awaitable<void> unplug(std::shared_ptr<Session> session) {
         const auto ids = std::exchange(session->ports, {});
@@ -660,6 +683,10 @@ UniqueFd ExecService::connect() {
     asio::co_spawn(core_->listener.get_executor(), Core::serve(core_, std::move(service)),
                    asio::detached);
     return std::move(client);
+}
+
+awaitable<std::shared_ptr<void>> ExecService::quiet() {
+    return Core::quiet(core_);
 }
 
 void ExecService::agent_is_up() {

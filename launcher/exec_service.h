@@ -1,6 +1,7 @@
 #pragma once
 
 #include <boost/asio/any_io_executor.hpp>
+#include <boost/asio/awaitable.hpp>
 #include <chrono>
 #include <memory>
 #include <string>
@@ -45,6 +46,9 @@ class ExecService {
     void port_changed(const std::string& id, bool open);
     /// QEMU says DEVICE_DELETED.
     void device_deleted(const std::string& id);
+    /// For as long as somebody holds what is returned, no command has a port in the guest: those
+    /// that come wait. Throws Failure where one runs, or where the guest keeps a port.
+    boost::asio::awaitable<std::shared_ptr<void>> quiet();
     /// What runs in the guest is no more ("the guest restarted"), and neither is its agent. A
     /// command that waited for one still does.
     void guest_is_gone(const std::string& why);

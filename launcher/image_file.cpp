@@ -80,21 +80,13 @@ void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
     }
 }
 
-std::uint64_t modification_time(int fd) {
-    struct stat status {};
-    if (::fstat(fd, &status) != 0) return 0;
-    constexpr std::uint64_t ns = 1'000'000'000;
-    return static_cast<std::uint64_t>(status.st_mtim.tv_sec) * ns +
-           static_cast<std::uint64_t>(status.st_mtim.tv_nsec);
-}
-
 ImageFile open_unused(const std::string& what, const fs::path& path, bool writes) {
     ImageFile image;
     image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
     if (is_in_use(image.fd.get(), writes))
         throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
                                   path.string(), writes ? "has it open" : "writes to it"));
-    image.modified = modification_time(image.fd.get());
+    image.known.push_back(known_file(path, {}, image.fd.get()));
     return image;
 }
 
@@ -109,6 +101,7 @@ ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, 
         images::check_image(info, trust_backing);
         check(image.fd.get(), info);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
+        image.known.front().format = info.format;
     } catch (const images::Error& error) {
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.what()));
     } catch (const std::system_error& error) {
@@ -130,7 +123,7 @@ void open_backing(ImageFile& image, const fs::path& path, std::string name, std:
         ImageFile opened;
         if (format == "raw") {
             opened = open_unused(what, below, false);
-            opened.facts.format = format;
+            opened.facts.format = opened.known.front().format = format;
         } else {
             opened = open_disk(what, below, false, true, [&](int, const images::ImageInfo& info) {
                 if (!format.empty() && info.format != format)
@@ -140,11 +133,24 @@ void open_backing(ImageFile& image, const fs::path& path, std::string name, std:
             });
         }
         image.facts.backing.push_back(opened.facts.format);
+        image.known.push_back(std::move(opened.known.front()));
         image.backing.push_back(std::move(opened.fd));
     }
 }
 
 }  // namespace
+
+KnownFile known_file(const fs::path& path, std::string format, int fd) {
+    struct stat status {};
+    if (::fstat(fd, &status) != 0)
+        throw Failure(fmt::format("look at '{}': {}", path.string(), reason(errno)));
+    constexpr std::uint64_t ns = 1'000'000'000;
+    return {.path = fs::absolute(path),
+            .format = std::move(format),
+            .size = static_cast<std::uint64_t>(status.st_size),
+            .modified = static_cast<std::uint64_t>(status.st_mtim.tv_sec) * ns +
+                        static_cast<std::uint64_t>(status.st_mtim.tv_nsec)};
+}
 
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
     std::string name, format;
@@ -163,7 +169,7 @@ ImageFile open_drive(const DriveOption& drive) {
     // Whatever a guest wrote into a raw disk, its owner can open it as one.
     if (drive.format == "raw") {
         auto image = open_unused(what, drive.file, !drive.read_only);
-        image.facts.format = drive.format;
+        image.facts.format = image.known.front().format = drive.format;
         return image;
     }
     return open_disk(what, drive.file, !drive.read_only, false,

@@ -8,12 +8,25 @@
 
 namespace qvm {
 
+/// A file as it was when a VM began to use it.
+struct KnownFile {
+    std::filesystem::path path;
+    std::string format{};        ///< of a disk; else empty
+    std::uint64_t size = 0;      ///< bytes
+    std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
+
+    bool operator==(const KnownFile&) const = default;
+};
+
+/// What `fd` is, opened as `path`. Throws Failure.
+KnownFile known_file(const std::filesystem::path& path, std::string format, int fd);
+
 /// IMAGE, or a --drive, opened and found to be a disk.
 struct ImageFile {
     UniqueFd fd;  ///< read-only, or read-write where it is written to
     ImageFacts facts;
     std::vector<UniqueFd> backing{};  ///< read-only, in the order of facts.backing
-    std::uint64_t modified = 0;       ///< when its contents last changed, ns since the epoch
+    std::vector<KnownFile> known{};   ///< it, and those beneath
 };
 
 /// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. With

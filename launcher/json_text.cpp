@@ -5,6 +5,8 @@
 #include <boost/json.hpp>
 #include <cmath>
 
+#include "launcher/failure.h"
+
 namespace qvm {
 
 namespace json = boost::json;
@@ -42,6 +44,13 @@ std::string pretty(const json::value& value, std::size_t indentation) {
     if (const auto* number = value.if_double(); number != nullptr && std::isfinite(*number))
         return fmt::format("{}", *number);
     return json::serialize(value);
+}
+
+json::object parse_object(const std::string& text) {
+    boost::system::error_code error;
+    auto value = json::parse(text, error);
+    if (error || !value.is_object()) throw Failure("is not a JSON object");
+    return std::move(value.get_object());
 }
 
 }  // namespace qvm

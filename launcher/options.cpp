@@ -62,7 +62,8 @@ struct VmTexts {
 };
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
-    app.add_option("IMAGE", texts.image, "Disk image, qcow2 or raw; it is not written to");
+    app.add_option("IMAGE", texts.image,
+                   "Disk image, qcow2 or raw; it is not written to. Or snapshot:NAME");
     app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]")
         ->type_name("SIZE");
     app.add_option("--disk-size", texts.disk_size,
@@ -114,8 +115,23 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
         ->type_name("ARG");
 }
 
+/// A name, or the path of a directory.
+std::string parse_snapshot(const std::string& text) {
+    if (text.find('/') != std::string::npos) return text;
+    return value_of("snapshot", text, parse_name);
+}
+
+/// A machine that was saved is what it was.
+void check_clone(const CLI::App& app) {
+    for (const char* option :
+         {"--memory", "--disk-size", "--user-data", "--ssh-key", "--drive", "--cpus", "--kernel",
+          "--initrd", "--append", "--trust-backing", "--accel", "--qemu-arg"})
+        if (app.count(option) > 0)
+            throw Failure(fmt::format("{}: the machine of a snapshot is as it was saved", option));
+}
+
 void check_vm(const std::string& command, const VmOptions& vm) {
-    if (!vm.image && !vm.kernel)
+    if (!vm.image && !vm.kernel && !vm.snapshot)
         throw Failure(command + ": IMAGE is missing", "qvm " + command + " --help");
     if (vm.disk_mib && !vm.image) throw Failure("--disk-size: there is no IMAGE");
     if (vm.initrd && !vm.kernel) throw Failure("--initrd: goes with --kernel only");
@@ -138,7 +154,11 @@ void check_vm(const std::string& command, const VmOptions& vm) {
 }
 
 void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
-    if (!texts.image.empty()) options.image = texts.image;
+    constexpr std::string_view snapshot = "snapshot:";
+    if (texts.image.starts_with(snapshot))
+        options.snapshot = parse_snapshot(texts.image.substr(snapshot.size()));
+    else if (!texts.image.empty())
+        options.image = texts.image;
     if (!texts.disk_size.empty())
         options.disk_mib = value_of("--disk-size", texts.disk_size, parse_memory);
     options.memory_mib = value_of("--memory", texts.memory, parse_memory);
@@ -153,6 +173,7 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
         options.drives.push_back(value_of("--drive", text, parse_drive));
     for (const auto& text : texts.volumes)
         options.volumes.push_back(value_of("--volume", text, parse_volume));
+    if (options.snapshot) check_clone(app);
     check_vm(app.get_name(), options);
 }
 
@@ -214,6 +235,7 @@ class Parser {
         add_events();
         add_qmp();
         add_net();
+        add_snapshot();
         add_image();
         auto& doctor = add("doctor", "Say what this host can do, and the remedy where it cannot",
                            [this](auto*) { return doctor_; });
@@ -264,6 +286,8 @@ class Parser {
         auto& added = add(
             "run", "Boot IMAGE in a throw-away VM, console in this terminal", [this](auto* app) {
                 finish_vm(*app, run_.vm, texts_);
+                if (run_.persist && run_.vm.snapshot)
+                    throw Failure("--persist: a snapshot is not written to");
                 if (run_.persist && !run_.vm.image)
                     throw Failure("--persist: there is no IMAGE to write to");
                 if (run_.persist && run_.vm.disk_mib)
@@ -343,6 +367,8 @@ class Parser {
         auto& added =
             add("create", "Define a VM with a disk of its own, to be started", [this](auto* app) {
                 finish_vm(*app, create_.vm, texts_);
+                if (create_.vm.snapshot)
+                    throw Failure("create: a VM that stays begins with an IMAGE, not a snapshot");
                 if (app->count("--name") > 0) create_.name = value_of("--name", name_, parse_name);
                 return create_;
             });
@@ -579,6 +605,46 @@ class Parser {
         added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
     }
 
+    void add_snapshot() {
+        auto* snapshot = app_.add_subcommand("snapshot", "Machines saved while they ran");
+        snapshot->require_subcommand(1);
+        auto& create = add(
+            "create", "Save a VM that runs, and goes on running",
+            [this](auto*) {
+                save_.vm = parse_names({name_}).front();
+                save_.snapshot = value_of("snapshot", snapshot_, parse_name);
+                return save_;
+            },
+            snapshot);
+        create.add_option("NAME", name_, "The VM")->required();
+        create.add_option("SNAPSHOT", snapshot_, "What it is called")->required();
+        create.add_flag("-q,--quiet", save_.quiet, "No notes on stderr, only errors");
+        create.footer("  qvm snapshot create web ready\n  qvm run snapshot:ready\n");
+        auto& ls = add(
+            "ls", "List snapshots", [this](auto*) { return snapshot_ls_; }, snapshot);
+        ls.add_flag("--json", snapshot_ls_.json, "As JSON");
+        auto& inspect = add(
+            "inspect", "All about snapshots, as JSON",
+            [this](auto*) { return SnapshotInspectOptions{snapshot_names()}; }, snapshot);
+        inspect.add_option("SNAPSHOT", names_, "The snapshots")->required();
+        auto& rm = add(
+            "rm", "Remove snapshots",
+            [this](auto*) {
+                snapshot_rm_.names = snapshot_names();
+                return snapshot_rm_;
+            },
+            snapshot);
+        rm.add_option("SNAPSHOT", names_, "The snapshots")->required();
+        rm.add_flag("-f,--force", snapshot_rm_.force,
+                    "Also those in use: VMs that began with one keep it to their end");
+    }
+
+    [[nodiscard]] std::vector<std::string> snapshot_names() const {
+        std::vector<std::string> names;
+        for (const auto& text : names_) names.push_back(value_of("snapshot", text, parse_name));
+        return names;
+    }
+
     void add_completion() {
         auto& added = add("completion", "Print a shell's completion script", [this](auto*) {
             return CompletionOptions{value_of("SHELL", shell_, parse_shell)};
@@ -648,7 +714,7 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, source_, target_, timeout_, boot_timeout_, timings_, shell_;
+    std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, shell_;
     std::vector<std::string> names_, wait_for_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
@@ -667,6 +733,9 @@ class Parser {
     QmpOptions qmp_;
     NetLsOptions net_ls_;
     DoctorOptions doctor_;
+    SnapshotCreateOptions save_;
+    SnapshotLsOptions snapshot_ls_;
+    SnapshotRmOptions snapshot_rm_;
     ImageDemoOptions demo_;
 };
 

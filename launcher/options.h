@@ -18,7 +18,10 @@ constexpr unsigned most_cpus = 255;  ///< of the q35 machine without an IOMMU
 /// What makes a VM; `qvm create` keeps it.
 struct VmOptions {
     std::optional<std::filesystem::path> image;  ///< may be missing with a kernel
-    std::optional<std::uint64_t> disk_mib;       ///< what the guest sees of it; unset: the image's
+    /// That the machine begins with: a name, or a directory's path. What is of the machine itself
+    /// is the snapshot's then.
+    std::optional<std::string> snapshot;
+    std::optional<std::uint64_t> disk_mib;  ///< what the guest sees of it; unset: the image's
     std::uint64_t memory_mib = 1024;
     unsigned cpus = 1;
     std::optional<std::filesystem::path> user_data;  ///< for cloud-init
@@ -188,6 +191,29 @@ struct DoctorOptions {
     bool json = false;
 };
 
+/// qvm snapshot create
+struct SnapshotCreateOptions {
+    std::string vm;
+    std::string snapshot;
+    bool quiet = false;
+};
+
+/// qvm snapshot ls
+struct SnapshotLsOptions {
+    bool json = false;
+};
+
+/// qvm snapshot inspect
+struct SnapshotInspectOptions {
+    std::vector<std::string> names;
+};
+
+/// qvm snapshot rm
+struct SnapshotRmOptions {
+    std::vector<std::string> names;
+    bool force = false;
+};
+
 /// qvm image demo [PATH]
 struct ImageDemoOptions {
     std::filesystem::path path;
@@ -205,11 +231,13 @@ struct PrintText {
     std::string text;
 };
 
-using Command = std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions,
-                             PsOptions, InspectOptions, LogsOptions, ConsoleOptions, ExecOptions,
-                             SshOptions, SshConfigOptions, CopyOptions, EventsOptions, QmpOptions,
-                             NetLsOptions, NetInspectOptions, NetExecOptions, GcOptions,
-                             DoctorOptions, ImageDemoOptions, CompletionOptions, PrintText>;
+using Command =
+    std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions, PsOptions,
+                 InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, SshOptions,
+                 SshConfigOptions, CopyOptions, EventsOptions, QmpOptions, NetLsOptions,
+                 NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, SnapshotCreateOptions,
+                 SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
+                 CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -19,6 +19,7 @@
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "launcher/granted_file.h"
 #include "launcher/step.h"
 
 namespace qvm {
@@ -42,6 +43,7 @@ struct Launch {
     pid_t parent;
     int error = 0;  ///< written by the child: errno of the call that failed
     const char* failed_call = nullptr;
+    int granted_file = -1;  ///< where the child has SpawnSpec's
 };
 
 bool fail(Launch& launch, const char* call) {
@@ -66,6 +68,7 @@ bool place_descriptors(Launch& launch) {
     if (null < 0) return fail(launch, "open '/dev/null'");
     int last = 2;
     for (const auto& item : spec.inherit) last = std::max(last, item.as);
+    if (spec.granted_file >= 0) ++last;
     constexpr std::size_t most = 600;
     std::array<SpawnSpec::Inherit, most> moved;
     std::size_t count = 0;
@@ -74,14 +77,16 @@ bool place_descriptors(Launch& launch) {
         moved[count].as = as;
         return moved[count++].fd >= 0;
     };
-    if (spec.inherit.size() + 3 > most) return errno = EMFILE, fail(launch, "pass descriptors");
+    if (spec.inherit.size() + 4 > most) return errno = EMFILE, fail(launch, "pass descriptors");
     bool copied = move(spec.stdin_fd, 0) && move(spec.stdout_fd, 1) && move(spec.stderr_fd, 2);
     for (const auto& item : spec.inherit) copied = copied && move(item.fd, item.as);
+    if (spec.granted_file >= 0) copied = copied && move(spec.granted_file, last);
     if (!copied) return fail(launch, "copy a descriptor");
     // Whatever else lies between is not the child's business.
     for (int fd = 3; fd <= last; ++fd) ::close(fd);
     for (std::size_t i = 0; i < count; ++i)
         if (::dup2(moved[i].fd, moved[i].as) < 0) return fail(launch, "pass a descriptor");
+    launch.granted_file = last;
     if (::syscall(SYS_close_range, static_cast<unsigned>(last + 1), ~0U, 0U) != 0)
         return fail(launch, "close the other descriptors");
     return true;
@@ -103,6 +108,8 @@ bool prepare_child(Launch& launch) {
         if (const char* failed = confine(*launch.spec.confinement)) return fail(launch, failed);
     // A change of credentials takes it back.
     if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) return fail(launch, "set the parent-death signal");
+    if (launch.spec.granted_file >= 0)
+        if (const char* failed = filter_opens(launch.granted_file)) return fail(launch, failed);
     // If we died before that call, nobody will send it.
     if (::getppid() != launch.parent) return errno = ESRCH, fail(launch, "find the parent");
     return true;

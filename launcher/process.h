@@ -44,6 +44,7 @@ struct SpawnSpec {
     std::string directory = {};                   ///< where it starts; empty: where we are
     std::optional<Confinement> confinement = {};  ///< unset: it may what we may
     bool ignore_hangup = false;  ///< SIGHUP is ignored, until it says otherwise itself
+    int granted_file = -1;       ///< GrantedFile::child_end(), with a confinement; -1: none
 };
 
 /// How a child ended.

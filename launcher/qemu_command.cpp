@@ -27,12 +27,16 @@ void add_machine(Command& command, const QemuSpec& spec) {
     command.add("-name", doubled(spec.name, ','));
     command.add("-no-user-config");
     command.add("-nodefaults");
-    command.add("-machine",
-                spec.volumes.empty() ? "q35,vmport=off" : "q35,vmport=off,memory-backend=memory");
-    // virtiofsd reads and writes the guest's memory itself (vhost-user).
-    if (!spec.volumes.empty())
+    command.add("-machine", fmt::format("{},vmport=off,memory-backend=memory", spec.machine));
+    // Others see it, too: virtiofsd (vhost-user), and who saves it. One that begins with what was
+    // saved has copies of its own of the pages that it writes to.
+    if (spec.memory_file.empty())
         command.add("-object", fmt::format("memory-backend-memfd,id=memory,size={}M,share=on",
                                            spec.memory_mib));
+    else
+        command.add("-object",
+                    fmt::format("memory-backend-file,id=memory,size={}M,share=off,mem-path={}",
+                                spec.memory_mib, doubled(spec.memory_file, ',')));
     command.add("-accel", spec.kvm ? "kvm" : "tcg");
     command.add("-cpu", spec.cpu);
     command.add("-smp", std::to_string(spec.cpus));
@@ -42,6 +46,7 @@ void add_machine(Command& command, const QemuSpec& spec) {
         command.add("-sandbox",
                     "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     command.add("-S");  // the supervisor says when the CPUs run
+    if (spec.incoming) command.add("-incoming", "defer");
 }
 
 void add_channels(Command& command, const QemuFds& fds) {
@@ -61,6 +66,8 @@ void add_channels(Command& command, const QemuFds& fds) {
     command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
     command.add("-device", "virtio-rng-pci");
     command.add("-device", "pvpanic-pci");
+    // Tells the guest that it is another machine than the one that was saved.
+    command.add("-device", "vmgenid,guid=auto");
 }
 
 /// An image's own node. It has `backing`, a node's name, beneath it (empty: nothing) whatever it

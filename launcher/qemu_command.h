@@ -45,7 +45,10 @@ struct QemuDrive {
 
 struct QemuSpec {
     std::string name;
+    std::string machine = "q35";
     std::uint64_t memory_mib = 1024;
+    bool incoming = false;      ///< it goes on with a state that it is told to load
+    std::string memory_file{};  ///< path of what its memory is at first; empty: nothing but zeros
     unsigned cpus = 1;
     bool kvm = false;
     std::string cpu = "max";

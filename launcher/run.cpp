@@ -119,6 +119,18 @@ bool is_same_file(int one, int other) {
            a.st_ino == b.st_ino;
 }
 
+/// What a snapshot of it would have to find again as it is.
+void note_others(PreparedRun& prepared) {
+    const auto& vm = prepared.options.vm;
+    for (std::size_t i = 0; i < vm.drives.size(); ++i)
+        prepared.others.push_back(prepared.drives[i].known.front());
+    for (const auto& file : {vm.kernel, vm.initrd}) {
+        if (!file) continue;
+        const UniqueFd fd{::open(file->c_str(), O_RDONLY | O_CLOEXEC)};
+        prepared.others.push_back(known_file(*file, {}, fd.get()));
+    }
+}
+
 /// After the image.
 void open_drives(PreparedRun& prepared) {
     std::vector<std::pair<int, bool>> others;  // that QEMU opens, and whether it writes to them
@@ -136,6 +148,51 @@ void open_drives(PreparedRun& prepared) {
     }
 }
 
+/// The machine is what was saved; what the user may say of it is added.
+void open_snapshot(PreparedRun& prepared) {
+    auto& vm = prepared.options.vm;
+    const auto& name = *vm.snapshot;
+    prepared.snapshot = name.find('/') != std::string::npos
+                            ? Snapshot{std::filesystem::absolute(name), "snapshot " + name}
+                            : SnapshotStore{prepared.directories.snapshots()}.open(name);
+    try {
+        vm = clone_options(prepared.snapshot->manifest(), vm);
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("{}: {}", prepared.snapshot->what(), failure.what()));
+    }
+    prepared.others = prepared.snapshot->manifest().others;
+}
+
+void open_disks_of_snapshot(PreparedRun& prepared) {
+    const auto& snapshot = *prepared.snapshot;
+    prepared.image = snapshot.open_disk();
+    const auto drives = prepared.options.vm.drives.size();
+    for (std::size_t i = 0; i < prepared.others.size(); ++i) {
+        auto fd = snapshot.open(prepared.others[i]);  // the others are looked at, too
+        if (i >= drives) continue;
+        prepared.drives.push_back(
+            {.fd = std::move(fd), .facts = {.format = prepared.others[i].format}});
+    }
+}
+
+QemuDrive seed_drive() {
+    return {.format = "raw", .read_only = true, .serial = "cidata"};
+}
+
+/// The machine's own shape, which nobody may change any more.
+void take_machine(PreparedRun& prepared) {
+    const auto& snapshot = *prepared.snapshot;
+    auto& qemu = prepared.plan.qemu;
+    qemu.machine = snapshot.manifest().machine.machine;
+    qemu.cpu = snapshot.manifest().cpu;
+    qemu.incoming = true;
+    if (snapshot.has(snapshot_files::memory))
+        qemu.memory_file = snapshot.directory() / snapshot_files::memory;
+    if (!snapshot.has(snapshot_files::seed)) return;
+    qemu.drives.push_back(seed_drive());
+    prepared.drives.push_back({.fd = snapshot.open(snapshot_files::seed), .facts = {}});
+}
+
 void open_disk(PreparedRun& prepared, const std::optional<Definition>& definition) {
     const auto& vm = prepared.options.vm;
     if (!vm.image) return;
@@ -148,13 +205,19 @@ void open_disk(PreparedRun& prepared, const std::optional<Definition>& definitio
                                   vm.image->string(), prepared.image->facts.virtual_size,
                                   definition->virtual_size, definition->name),
                       "the VM's own disk is of no use without that image");
-    if (definition->image_modified != 0 && prepared.image->modified != definition->image_modified)
+    if (definition->image_modified != 0 &&
+        prepared.image->known.front().modified != definition->image_modified)
         warn(prepared.options,
              fmt::format("image '{}' was written to since VM '{}' was created: what the VM's own "
                          "disk says no longer fits it",
                          vm.image->string(), definition->name));
     prepared.overlay = open_overlay(DefinitionStore{prepared.directories}.path(definition->name) /
                                     DefinitionStore::overlay_name);
+}
+
+/// What a VM is named after that its user did not name.
+std::optional<std::filesystem::path> namesake(const VmOptions& vm) {
+    return vm.snapshot ? std::filesystem::path{*vm.snapshot}.filename() : vm.image;
 }
 
 /// An id by which a VM can be named that its user did not name.
@@ -217,7 +280,7 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
     if (!plan.volumes.empty()) cloud_init.boot_command = mount_command(plan.volumes);
     if (vm.user_data) cloud_init.user_data = read_user_data(*vm.user_data);
     plan.seed = seed_files(cloud_init);
-    plan.qemu.drives.push_back({.format = "raw", .read_only = true, .serial = "cidata"});
+    plan.qemu.drives.push_back(seed_drive());
     if (prepared.options.dry_run) return;
     const MemoryFile seed{images::make_seed(plan.seed)};
     prepared.drives.push_back({.fd = seed.open_for_reading(), .facts = {}});
@@ -239,6 +302,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         prepared.created = definition->created;
         vm = definition->vm;
     }
+    if (vm.snapshot) open_snapshot(prepared);
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
@@ -253,11 +317,16 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         if (options.result_file) check_writable("--result", *options.result_file);
     }
 
-    const auto id = options.name ? random_id() : free_id(vm.image, prepared.directories);
-    const auto name = options.name.value_or(id_name(vm.image, id));
+    const auto id = options.name ? random_id() : free_id(namesake(vm), prepared.directories);
+    const auto name = options.name.value_or(id_name(namesake(vm), id));
     prepared.id = id;
-    open_disk(prepared, definition);
-    open_drives(prepared);
+    if (prepared.snapshot) {
+        open_disks_of_snapshot(prepared);
+    } else {
+        open_disk(prepared, definition);
+        open_drives(prepared);
+        note_others(prepared);
+    }
     if (!options.dry_run) bind_ports(prepared);
     if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
@@ -274,7 +343,10 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.plan.qemu.drives.push_back(
             drive_plan(vm.drives[i], prepared.drives[i].facts.format));
-    add_seed(prepared, id);
+    if (prepared.snapshot)
+        take_machine(prepared);
+    else
+        add_seed(prepared, id);
     prepared.why_not_kvm = accel.why_not_kvm;
     return prepared;
 }
@@ -468,7 +540,7 @@ int create(const CreateOptions& options) {
     if (vm.image) {
         const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);
         definition.virtual_size = image.facts.virtual_size;
-        definition.image_modified = image.modified;
+        definition.image_modified = image.known.front().modified;
     }
     definition.name =
         options.name ? *options.name : id_name(vm.image, free_id(vm.image, directories));

@@ -25,6 +25,7 @@
 #include <boost/asio/read.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
+#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
@@ -32,6 +33,7 @@
 #include <set>
 #include <system_error>
 
+#include "images/sparse.h"
 #include "launcher/console.h"
 #include "launcher/control.h"
 #include "launcher/events.h"
@@ -39,9 +41,11 @@
 #include "launcher/failure.h"
 #include "launcher/firewall.h"
 #include "launcher/flag.h"
+#include "launcher/granted_file.h"
 #include "launcher/guest_ports.h"
 #include "launcher/guest_process.h"
 #include "launcher/host.h"
+#include "launcher/migration.h"
 #include "launcher/name_service.h"
 #include "launcher/process.h"
 #include "launcher/publish.h"
@@ -251,7 +255,11 @@ class Supervisor final : public Controlled {
                         {agent.theirs.get(), numbers.agent},
                         {firmware.theirs.get(), numbers.firmware}};
         if (run_.image) spec.inherit.push_back({run_.image->fd.get(), numbers.base});
-        if (overlay) spec.inherit.push_back({overlay.get(), numbers.overlay});
+        if (overlay) {
+            overlay_link_ =
+                std::filesystem::read_symlink(fmt::format("/proc/self/fd/{}", overlay.get()));
+            spec.inherit.push_back({overlay.get(), numbers.overlay});
+        }
         // After this function QEMU is the only holder of TAP and overlay: its end is theirs.
         std::vector<UniqueFd> devices;
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
@@ -269,13 +277,20 @@ class Supervisor final : public Controlled {
             spec.inherit.push_back({devices[i].get(), numbers.first_drive + static_cast<int>(i)});
         if (network_ && !run_.qemu_account) spec.network_namespace = network_->space().fd();
         debug(shell_text(spec.argv));
+        if (!run_.plan.qemu.memory_file.empty()) {
+            memory_.emplace(run_.plan.qemu.memory_file,
+                            run_.snapshot->open(snapshot_files::memory));
+            spec.granted_file = memory_->child_end();
+        }
         // Where it is may be behind a link that it does not see.
         if (const auto program = find_program(spec.argv.front()))
             spec.argv.front() = std::filesystem::weakly_canonical(*program);
         spec.confinement = confinement_of_qemu(spec.argv.front());
         qemu_.start(std::move(spec));
+        if (memory_) memory_->started();
         state_.qemu_pid = qemu_.child->pid();
         monitor_.emplace(context_.get_executor(), qmp.ours.release());
+        migration_.emplace(context_.get_executor(), *monitor_);
         agent_.emplace(context_.get_executor(), agent.ours.release(), qmp::Dialect::guest_agent,
                        agent_line_limit);
         console_socket_ = std::move(console.ours);
@@ -450,6 +465,7 @@ class Supervisor final : public Controlled {
 
     awaitable<void> live() {
         spawn(qemu_.words.collect(reports_.debug));
+        if (memory_) spawn(memory_->serve(context_.get_executor()));
         if (group_) spawn(group_->mind());
         if (run_.plan.network && run_.plan.network->uplink) spawn(watch_host());
         spawn(watch_signals());
@@ -511,6 +527,7 @@ class Supervisor final : public Controlled {
         try {
             co_await monitor_->handshake(start_timeout);
             timings_.add("qmp-ready", spawned, Clock::now());
+            if (run_.snapshot) co_await restore();
             const auto ready = Clock::now();
             co_await monitor_->execute("cont", {}, start_timeout);
             timings_.add("running", ready, Clock::now());
@@ -534,6 +551,186 @@ class Supervisor final : public Controlled {
         spawn(console_->pump_input());
         if (must_boot()) spawn(watch_boot());
         readiness_.start(stages_);
+        if (agent_is_early_) spawn(greet_agent());
+    }
+
+    // --- snapshots ----------------------------------------------------------------------------
+
+    /// The machine becomes the one that was saved.
+    awaitable<void> restore() {
+        const auto begin = Clock::now();
+        const auto& snapshot = *run_.snapshot;
+        const auto here = co_await migration_->facts();
+        const auto why = misfit(snapshot.manifest().machine, here);
+        if (!why.empty()) throw Failure(fmt::format("{}: {}", snapshot.what(), why));
+        const auto state = snapshot.open(snapshot_files::state);
+        try {
+            co_await migration_->load(state.get(), has_own_memory());
+        } catch (const Failure& failure) {
+            if (monitor_->closed()) co_return;  // watch_qemu() says why
+            throw Failure(fmt::format("{}: load its state: {}", snapshot.what(), failure.what()));
+        }
+        booting_ = true;  // it has
+        timings_.add("restore", begin, Clock::now());
+    }
+
+    /// Whether others can read the guest's memory, in a file, or could when it was saved.
+    [[nodiscard]] bool has_own_memory() const {
+        return !run_.snapshot || run_.snapshot->has(snapshot_files::memory);
+    }
+
+    /// Once begun it is carried out, also when the client goes.
+    Answer save(std::string directory) override {
+        const auto refuse = [](const std::string& why) {
+            throw qmp::CommandError("qvm-save", "GenericError", why);
+        };
+        if (saving_) refuse("it is being saved already");
+        if (restarting_) refuse("it is being restarted");
+        if (called_off()) refuse("it is being stopped");
+        const auto why = why_not_saved(state_.vm, run_.options.persist);
+        if (!why.empty()) refuse(why);
+        saving_ = true;
+        spawn(save_to(std::move(directory)));
+        if (saving_) co_await saved_timer_.async_wait(no_throw);
+        if (!save_failure_.empty()) refuse(save_failure_);
+        co_return saved_;
+    }
+
+    awaitable<void> save_to(std::filesystem::path directory) {
+        save_failure_.clear();
+        try {
+            const auto quiet = co_await commands_->quiet();
+            check_outside_files();
+            auto manifest = manifest_of_vm();
+            manifest.machine = co_await migration_->facts();
+            const auto pause = co_await save_machine(directory);
+            adopt_files(directory, manifest);
+            const std::chrono::duration<double, std::milli> milliseconds = pause;
+            saved_ = {{"manifest", to_json(manifest)}, {"pause_ms", milliseconds.count()}};
+            tell("saved", {{"pause_ms", milliseconds.count()}});
+        } catch (const std::exception& failure) {
+            save_failure_ = over_ ? "it ended" : failure.what();
+        }
+        saving_ = false;
+        saved_timer_.cancel();
+    }
+
+    /// What the guest's disk and memory are worth nothing without.
+    void check_outside_files() const {
+        auto known = run_.others;
+        if (run_.image)
+            known.insert(known.end(), run_.image->known.begin(), run_.image->known.end());
+        for (const auto& file : known) {
+            const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+            if (!fd || known_file(file.path, file.format, fd.get()) != file)
+                throw Failure(fmt::format("'{}' is another than when the VM was started",
+                                          file.path.string()));
+        }
+    }
+
+    [[nodiscard]] Manifest manifest_of_vm() const {
+        Manifest manifest;
+        manifest.created = timestamp();
+        manifest.vm = saved_options(state_.vm, saved_net(state_.vm.net_or_default(), state_.network,
+                                                         state_.guest, state_.port));
+        manifest.kvm = run_.plan.qemu.kvm;
+        manifest.cpu = run_.plan.qemu.cpu;
+        manifest.disk_size = run_.plan.disk_size;
+        manifest.others = run_.others;
+        if (!run_.image) return manifest;
+        manifest.image = run_.image->known;
+        std::size_t disks = 1;
+        if (run_.snapshot) disks += run_.snapshot->manifest().disks.size();
+        if (disks > snapshot_files::most_disks)
+            throw Failure(fmt::format("there are {} snapshots beneath it already", disks - 1));
+        for (std::size_t i = 0; i < disks; ++i) manifest.disks.push_back(snapshot_files::disk(i));
+        return manifest;
+    }
+
+    /// The CPUs stand still for as long as it takes, which is returned. Nobody is told, since they
+    /// go on at once.
+    awaitable<Clock::duration> save_machine(const std::filesystem::path& directory) {
+        const Flag still{stands_still_};
+        const bool runs = state_.state == "running";
+        const auto begin = Clock::now();
+        if (runs) co_await monitor_->execute("stop", {}, command_timeout);
+        std::exception_ptr failure;
+        try {
+            co_await write_machine(directory);
+        } catch (const std::exception&) {
+            failure = std::current_exception();
+        }
+        if (runs && !over_) co_await monitor_->execute("cont", {}, command_timeout);
+        if (failure) std::rethrow_exception(failure);
+        co_return Clock::now() - begin;
+    }
+
+    /// QEMU has by then written to its files what it held of them (it gives up its disks when a
+    /// migration is over).
+    awaitable<void> write_machine(const std::filesystem::path& directory) {
+        const auto state = create_file(directory / snapshot_files::state);
+        const bool own_memory = run_.plan.qemu.memory_file.empty();
+        co_await migration_->save(state.get(), own_memory);
+        struct Copy {
+            UniqueFd from, to;
+        };
+        std::vector<Copy> copies;
+        if (own_memory)
+            copies.push_back({open_file_of_qemu("/memfd:memory-backend-memfd"),
+                              create_file(directory / snapshot_files::memory)});
+        if (run_.image)
+            copies.push_back({open_file_of_qemu(overlay_link_),
+                              create_file(directory / snapshot_files::disk(0))});
+        asio::thread_pool worker{1};
+        co_await asio::co_spawn(
+            worker,
+            [&]() -> awaitable<void> {
+                for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
+                co_return;
+            },
+            asio::use_awaitable);
+    }
+
+    static UniqueFd create_file(const std::filesystem::path& path) {
+        UniqueFd fd{::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+        if (!fd)
+            throw Failure(fmt::format("create '{}': {}", path.string(),
+                                      std::generic_category().message(errno)));
+        return fd;
+    }
+
+    /// A file that only QEMU has, known by what the kernel says of its descriptor.
+    [[nodiscard]] UniqueFd open_file_of_qemu(const std::string& target) const {
+        const auto directory = fmt::format("/proc/{}/fd", state_.qemu_pid);
+        for (const auto& entry : std::filesystem::directory_iterator{directory}) {
+            std::error_code ignored;
+            if (!std::filesystem::read_symlink(entry, ignored).string().starts_with(target))
+                continue;
+            UniqueFd fd{::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC)};
+            if (fd) return fd;
+            throw Failure(fmt::format("open '{}': {}", entry.path().string(),
+                                      std::generic_category().message(errno)));
+        }
+        throw Failure(fmt::format("find '{}' among QEMU's files: there is none", target));
+    }
+
+    /// What does not change: the disks that its own began with, and the seed.
+    void adopt_files(const std::filesystem::path& directory, const Manifest& manifest) {
+        const auto seed = directory / snapshot_files::seed;
+        if (!run_.plan.seed.empty()) {
+            write_file(seed, images::make_seed(run_.plan.seed));
+        }
+        if (!run_.snapshot) return;
+        const auto& parent = *run_.snapshot;
+        const auto link = [&](const std::string& from, const std::filesystem::path& to) {
+            const auto path = parent.directory() / from;
+            if (::link(path.c_str(), to.c_str()) != 0)
+                throw Failure(fmt::format("link '{}' to '{}': {}", path.string(), to.string(),
+                                          std::generic_category().message(errno)));
+        };
+        if (parent.has(snapshot_files::seed)) link(snapshot_files::seed, seed);
+        for (std::size_t i = 1; i < manifest.disks.size(); ++i)
+            link(parent.manifest().disks[i - 1], directory / manifest.disks[i]);
     }
 
     // --- how far the guest has come -----------------------------------------------------------
@@ -687,7 +884,9 @@ class Supervisor final : public Controlled {
             if (event->name == "RESET" && is_running()) guest_restarts();
             if (event->name == "STOP") cpus_stopped();
             if (event->name == "RESUME") cpus_run();
+            if (event->name == "MIGRATION") migration_->take_status(*event);
         }
+        migration_->close();
         const auto gone = co_await (qemu_.child->wait() || delay(grace()));
         auto how = gone.index() == 0 ? std::get<0>(gone).describe()
                                      : "talk to it: " + monitor_->error().message();
@@ -750,7 +949,7 @@ class Supervisor final : public Controlled {
     }
 
     void cpus_stopped() {
-        if (over_ || restarting_ || powering_down_ || !is_running()) return;
+        if (over_ || stands_still_ || restarting_ || powering_down_ || !is_running()) return;
         enter("paused");
         tell("paused");
     }
@@ -815,8 +1014,11 @@ class Supervisor final : public Controlled {
     void port_changed(const qmp::Event& event) {
         const auto* id = event.data.if_contains("id");
         const auto* open = event.data.if_contains("open");
-        if (id == nullptr || !id->is_string() || open == nullptr || !commands_) return;
-        if (*id != agent_port) {
+        if (id == nullptr || !id->is_string() || open == nullptr) return;
+        // One that was saved with its agent has it at once.
+        if (!commands_) {
+            agent_is_early_ = *id == agent_port && *open == true;
+        } else if (*id != agent_port) {
             commands_->port_changed(std::string{id->get_string()}, *open == true);
         } else if (*open == true) {
             if (!greeting_agent_) spawn(greet_agent());
@@ -1089,6 +1291,7 @@ class Supervisor final : public Controlled {
             throw qmp::CommandError("qvm-restart", "GenericError", why);
         };
         if (restarting_) refuse("The VM is being restarted already");
+        if (saving_) refuse("The VM is being saved");
         if (powering_down_ || over_) refuse("The VM is being stopped");
         restarting_ = true;
         spawn(restart_guest(timeout));
@@ -1182,6 +1385,7 @@ class Supervisor final : public Controlled {
     }
 
     Answer pass_through(std::string command, boost::json::object arguments) override {
+        while (stands_still_ && !over_) co_await saved_timer_.async_wait(no_throw);
         try {
             co_return co_await monitor_->execute(command, std::move(arguments), foreign_timeout);
         } catch (const std::system_error& error) {
@@ -1293,6 +1497,9 @@ class Supervisor final : public Controlled {
     Process qemu_{context_.get_executor()};
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
+    std::optional<Migration> migration_;
+    std::optional<GrantedFile> memory_;  ///< of a snapshot: what the guest's is at first
+    std::string overlay_link_;           ///< by which it is found among QEMU's descriptors
     UniqueFd control_listener_;
     UniqueFd console_listener_;
     UniqueFd exec_listener_;
@@ -1333,11 +1540,17 @@ class Supervisor final : public Controlled {
     bool qemu_gone_ = false;
     bool taken_down_ = false;
     bool greeting_agent_ = false;
+    bool agent_is_early_ = false;              ///< it was there before the CPUs were known to run
     std::set<std::string> failed_operations_;  ///< of the guest's disk, that were told
     bool powering_down_ = false;
     bool restarting_ = false;
     bool was_off_ = false;  ///< in the last restart, before it was reset
     std::string restart_failure_;
+    bool saving_ = false;
+    bool stands_still_ = false;  ///< for as long as it is saved
+    std::string save_failure_;
+    boost::json::object saved_;                                           ///< what is answered
+    asio::steady_timer saved_timer_{context_, Clock::time_point::max()};  ///< cancelled after one
     int signal_ = 0;
     Clock::time_point signalled_at_;
     RunResult result_;

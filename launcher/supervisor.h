@@ -12,6 +12,7 @@
 #include "launcher/last_words.h"
 #include "launcher/options.h"
 #include "launcher/process.h"
+#include "launcher/snapshot.h"
 #include "launcher/timings.h"
 #include "launcher/vm_plan.h"
 #include "netns/host_network.h"
@@ -31,6 +32,8 @@ struct PreparedRun {
     Directories directories;
     std::optional<ImageFile> image;
     std::vector<ImageFile> drives;
+    std::vector<KnownFile> others;     ///< read-only drives, kernel and initrd, as they are now
+    std::optional<Snapshot> snapshot;  ///< that the machine begins with
     UniqueFd overlay;    ///< of a VM that was created; else one is made that goes with it
     bool named = false;  ///< by `qvm create`
     std::optional<Confinement> qemu_account;  ///< of --qemu-user

@@ -8,6 +8,7 @@
 #include "launcher/failure.h"
 #include "launcher/group.h"
 #include "launcher/output.h"
+#include "launcher/snapshot.h"
 #include "netns/error.h"
 #include "netns/forwarding.h"
 
@@ -51,6 +52,9 @@ Swept sweep(const Directories& directories) {
     sweep_forwarding(directories, swept);
     if (const auto count = store.sweep(); count > 0)
         swept.others.push_back(fmt::format("{} half made definitions", count));
+    if (const auto count = SnapshotStore{directories.snapshots()}.sweep(); count > 0)
+        swept.others.push_back(
+            fmt::format("{} snapshots that were not finished, or are of no use", count));
     return swept;
 }
 

@@ -27,7 +27,9 @@ constexpr unsigned link_prefix6 = 64;
 constexpr std::chrono::milliseconds bind_pause{2};
 constexpr int most_bind_tries = 250;
 constexpr const char* tap_names = "tap%d";  // of guests that share a bridge
-constexpr const char* bridge_mac = "52:54:00:00:00:01";
+// The guests' router: the same in every namespace, since a guest that was saved in one remembers
+// it.
+constexpr const char* router_mac = "52:54:00:00:00:01";
 
 bool has_veth(const NetworkPlan& plan) {
     return plan.uplink && plan.uplink->kind == UplinkKind::veth;
@@ -41,7 +43,7 @@ std::vector<Request> inside_requests(const NetworkPlan& plan, int host_namespace
         requests.push_back(add_veth(inner_link_name, inner_link_index, plan.uplink->host_link,
                                     host_namespace, plan.mtu));
     if (!plan.bridged) return requests;
-    requests.push_back(add_bridge(bridge_name, bridge_index, bridge_mac, plan.mtu));
+    requests.push_back(add_bridge(bridge_name, bridge_index, router_mac, plan.mtu));
     return requests;
 }
 
@@ -169,6 +171,7 @@ std::vector<Request> Network::open_port(const NetworkPlan& plan, const GuestPlan
     // A member of a group that has left leaves an empty one of that name behind.
     if (const auto guard = guard_table(plan, guest, tap_.name)) inner_rules_->replace(*guard);
     std::vector<Request> requests;
+    if (!plan.bridged) requests.push_back(set_mac(tap_.name, index, router_mac));
     if (plan.subnet6) requests.push_back(without_link_local(tap_.name, index));
     requests.push_back(set_up(tap_.name, index, plan.bridged ? bridge_index : 0, plan.mtu));
     if (plan.port_isolation) requests.push_back(isolate_port(tap_.name, index));

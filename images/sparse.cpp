@@ -1,0 +1,141 @@
+#include "images/sparse.h"
+
+#include <linux/fs.h>
+#include <nettle/sha2.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+#include <vector>
+
+namespace qvm::images {
+
+namespace {
+
+constexpr off_t page = 4096;
+constexpr off_t block = 64 * 1024;
+constexpr off_t buffer_size = 1024 * 1024;
+
+[[noreturn]] void fail(const char* call) {
+    throw std::system_error(errno, std::generic_category(), call);
+}
+
+off_t size_of(int fd) {
+    struct stat status {};
+    if (::fstat(fd, &status) != 0) fail("stat");
+    return status.st_size;
+}
+
+bool is_zero(const char* bytes, std::size_t size) {
+    return size == 0 || (bytes[0] == 0 && std::memcmp(bytes, bytes + 1, size - 1) == 0);
+}
+
+/// Where data begins at or after `offset`, or `end` where there is none.
+off_t next_data(int fd, off_t offset, off_t end) {
+    const off_t at = ::lseek(fd, offset, SEEK_DATA);
+    if (at < 0 && errno != ENXIO) fail("find data");
+    return at < 0 ? end : std::min(at, end);
+}
+
+off_t next_hole(int fd, off_t offset, off_t end) {
+    const off_t at = ::lseek(fd, offset, SEEK_HOLE);
+    if (at < 0) fail("find a hole");
+    return std::min(at, end);
+}
+
+void read_all(int fd, char* to, off_t size, off_t offset) {
+    while (size > 0) {
+        const auto got = ::pread(fd, to, static_cast<std::size_t>(size), offset);
+        if (got < 0 && errno == EINTR) continue;
+        if (got == 0) errno = EIO;  // it has become shorter
+        if (got <= 0) fail("read");
+        to += got, offset += got, size -= got;
+    }
+}
+
+void write_all(int fd, const char* from, off_t size, off_t offset) {
+    while (size > 0) {
+        const auto done = ::pwrite(fd, from, static_cast<std::size_t>(size), offset);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) fail("write");
+        from += done, offset += done, size -= done;
+    }
+}
+
+/// Those of the pages that are not all zeros, neighbours in one piece.
+void write_pages(int fd, const char* bytes, off_t size, off_t offset) {
+    const auto has_data = [&](off_t at) {
+        return at < size &&
+               !is_zero(bytes + at, static_cast<std::size_t>(std::min(page, size - at)));
+    };
+    for (off_t begin = 0; begin < size; begin += page) {
+        off_t end = begin;
+        while (has_data(end)) end += page;
+        if (end == begin) continue;
+        write_all(fd, bytes + begin, std::min(end, size) - begin, offset + begin);
+        begin = end;  // which is no data
+    }
+}
+
+/// Calls `take` with pieces of the data, which begin at multiples of `block`.
+template <typename Take>
+void for_each_piece(int fd, Take take) {
+    std::vector<char> buffer(buffer_size);
+    const off_t end = size_of(fd);
+    off_t at = 0;
+    for (off_t data = 0; (data = next_data(fd, at, end)) < end;) {
+        const off_t hole = next_hole(fd, data, end);
+        const off_t stop = std::min(end, (hole + block - 1) / block * block);
+        for (at = data - data % block; at < stop;) {
+            const off_t size = std::min(buffer_size, stop - at);
+            read_all(fd, buffer.data(), size, at);
+            take(buffer.data(), size, at);
+            at += size;
+        }
+    }
+}
+
+}  // namespace
+
+void fill_sparse(int from, int to) {
+    for_each_piece(from, [to](const char* bytes, off_t size, off_t offset) {
+        write_pages(to, bytes, size, offset);
+    });
+}
+
+void copy_sparse(int from, int to) {
+    if (::ioctl(to, FICLONE, from) == 0) return;
+    if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
+    fill_sparse(from, to);
+}
+
+std::string sparse_checksum(int fd) {
+    sha256_ctx context;
+    ::nettle_sha256_init(&context);
+    for_each_piece(fd, [&](const char* bytes, off_t size, off_t offset) {
+        for (off_t at = 0; at < size; at += block) {
+            const auto length = static_cast<std::size_t>(std::min(block, size - at));
+            if (is_zero(bytes + at, length)) continue;
+            std::array<std::uint8_t, 8> number{};
+            for (std::size_t i = 0; i < number.size(); ++i)
+                number[i] = static_cast<std::uint8_t>(
+                    static_cast<std::uint64_t>((offset + at) / block) >> (8 * i));
+            ::nettle_sha256_update(&context, number.size(), number.data());
+            ::nettle_sha256_update(&context, length,
+                                   reinterpret_cast<const std::uint8_t*>(bytes + at));
+        }
+    });
+    std::array<std::uint8_t, SHA256_DIGEST_SIZE> digest{};
+    ::nettle_sha256_digest(&context, digest.size(), digest.data());
+    constexpr const char* digits = "0123456789abcdef";
+    std::string text;
+    for (const auto byte : digest) text += {digits[byte >> 4], digits[byte & 15]};
+    return text;
+}
+
+}  // namespace qvm::images

@@ -1,0 +1,150 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launcher/definition.h"
+#include "launcher/image_file.h"
+#include "launcher/migration.h"
+#include "netns/bridge_port.h"
+#include "netns/plan.h"
+#include "netns/unique_fd.h"
+
+/// Machines that were saved while they ran: `<data>/snapshot/NAME/`, from which others begin.
+namespace qvm {
+
+/// A file of a snapshot's own, in its directory.
+struct SnapshotFile {
+    std::string name;
+    std::uint64_t size = 0;  ///< bytes
+    std::string checksum;    ///< images::sparse_checksum()
+};
+
+/// What a snapshot says of itself: manifest.json.
+struct Manifest {
+    std::string created;  ///< RFC 3339, UTC
+    VmOptions vm;         ///< the machine, and its network as the guest knows it
+    MachineFacts machine;
+    bool kvm = false;
+    std::string cpu;                  ///< QEMU's -cpu
+    std::uint64_t disk_size = 0;      ///< bytes that the guest sees; 0 without a disk
+    std::vector<std::string> disks;   ///< its overlays by file name, the newest first
+    std::vector<KnownFile> image;     ///< the image below them, and what is beneath, in order
+    std::vector<KnownFile> others;    ///< read-only drives, in order; kernel and initrd
+    std::vector<SnapshotFile> files;  ///< all of its own
+};
+
+/// As JSON and back. Reading throws Failure with what is wrong. Pure.
+boost::json::object to_json(const Manifest& manifest);
+Manifest parse_manifest(const boost::json::object& object);
+
+/// Why a VM with these options cannot be saved; empty where it can. Pure.
+std::string why_not_saved(const VmOptions& vm, bool persist);
+
+/// A guest's network as it knows it: the values that its run had, whoever chose them. Pure.
+NetOption saved_net(NetOption net, const std::optional<netns::NetworkPlan>& network,
+                    const std::optional<netns::GuestPlan>& guest,
+                    const std::optional<netns::PortPlan>& port);
+
+/// A VM's options for the manifest: without what is of one life, or of the host. `net` is its
+/// network as the guest knows it. Pure.
+VmOptions saved_options(VmOptions vm, NetOption net);
+
+/// The same for a clone, of which `wanted` says what may be new. Throws Failure for what may not.
+/// Pure.
+VmOptions clone_options(const Manifest& manifest, const VmOptions& wanted);
+
+/// What the guest has of its network, and cannot be told to change; and what is the host's side of
+/// it, which a clone may have another of. Throws Failure where the user asks for another network.
+/// Pure.
+NetOption clone_net(const NetOption& saved, const std::optional<NetOption>& wanted);
+
+/// The file names within a snapshot's directory.
+namespace snapshot_files {
+inline constexpr const char* manifest = "manifest.json";
+inline constexpr const char* memory = "memory";  ///< the guest's, with holes
+inline constexpr const char* state = "state";    ///< of QEMU's devices
+inline constexpr const char* seed = "seed";      ///< of cloud-init, where there was one
+std::string disk(std::size_t number);
+inline constexpr std::size_t most_disks = 16;
+}  // namespace snapshot_files
+
+/// One that is used: nobody removes it meanwhile.
+class Snapshot {
+  public:
+    /// Takes hold of the one in that directory. Throws Failure, with `what` ("snapshot 'base'").
+    Snapshot(std::filesystem::path directory, std::string what);
+
+    [[nodiscard]] const Manifest& manifest() const noexcept { return manifest_; }
+    [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+    /// Opens a file of its own for reading; it must have the size that the manifest says.
+    [[nodiscard]] UniqueFd open(const std::string& name) const;
+    [[nodiscard]] bool has(const std::string& name) const;
+    /// Opens what it needs and is not its own. Throws Failure where that has changed since.
+    [[nodiscard]] UniqueFd open(const KnownFile& file) const;
+    /// The disk beneath a clone's own overlay; nothing where the guest has none.
+    [[nodiscard]] std::optional<ImageFile> open_disk() const;
+    [[nodiscard]] const std::string& what() const noexcept { return what_; }
+
+  private:
+    std::filesystem::path directory_;
+    std::string what_;
+    UniqueFd lock_;
+    Manifest manifest_;
+};
+
+/// A snapshot that is being made: a directory with a name of no snapshot's and a lock, removed with
+/// this object unless it was kept.
+class SnapshotDraft {
+  public:
+    /// In `store`, for one of that name. Throws Failure.
+    SnapshotDraft(const std::filesystem::path& store, const std::string& name);
+    SnapshotDraft(const SnapshotDraft&) = delete;
+    SnapshotDraft& operator=(const SnapshotDraft&) = delete;
+    ~SnapshotDraft();
+
+    [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
+    /// Writes the manifest, with the sizes and checksums of all files. Throws Failure.
+    void finish(Manifest manifest);
+    /// Puts it in its place, on disk when it returns. Throws Failure where the name is taken.
+    void keep();
+    /// Others may use it from now on, and it goes with the last of them and this object.
+    void share();
+
+  private:
+    std::filesystem::path store_;
+    std::string name_;
+    std::filesystem::path path_;
+    UniqueFd lock_;
+    bool kept_ = false;
+};
+
+class SnapshotStore {
+  public:
+    explicit SnapshotStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
+
+    [[nodiscard]] std::vector<std::string> names() const;
+    [[nodiscard]] bool exists(const std::string& name) const;
+    [[nodiscard]] std::filesystem::path path(const std::string& name) const {
+        return directory_ / name;
+    }
+    /// Throws Failure where there is none of that name, or none that can be used.
+    [[nodiscard]] Snapshot open(const std::string& name) const;
+    /// Whether it is removed: not while somebody uses it, unless `force`; those have it to their
+    /// end. Throws Failure where there is none.
+    [[nodiscard]] bool remove(const std::string& name, bool force) const;
+    /// Removes drafts that nobody is at work on any more; how many.
+    [[nodiscard]] std::size_t sweep() const;
+    [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+
+  private:
+    std::filesystem::path directory_;
+};
+
+/// Bytes on disk of what is in a directory.
+std::uint64_t space_of(const std::filesystem::path& directory);
+
+}  // namespace qvm

@@ -1,0 +1,73 @@
+#include "images/sparse.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+
+#include "tests/unit/images/support.h"
+
+using namespace qvm::images;
+using namespace qvm::images::test;
+
+namespace {
+
+constexpr off_t mib = 1024 * 1024;
+
+struct stat status_of(const File& file) {
+    struct stat status {};
+    REQUIRE(::fstat(file.fd(), &status) == 0);
+    return status;
+}
+
+/// 64 MiB with something at its beginning, across a block, and at its end.
+void fill(const File& file) {
+    REQUIRE(::ftruncate(file.fd(), 64 * mib + 5) == 0);
+    const std::string text(9000, 'x');
+    for (const off_t offset : {off_t{0}, 3 * mib - 100, 64 * mib + 5 - 9000})
+        REQUIRE(::pwrite(file.fd(), text.data(), text.size(), offset) == 9000);
+    const std::string zeros(2 * mib, '\0');
+    REQUIRE(::pwrite(file.fd(), zeros.data(), zeros.size(), 10 * mib) == 2 * mib);
+}
+
+}  // namespace
+
+TEST_CASE("a copy has the same contents, and holes for what is zero") {
+    const TemporaryDirectory directory;
+    const File from{directory / "from", O_RDWR | O_CREAT};
+    fill(from);
+    const File to{directory / "to", O_RDWR | O_CREAT};
+    copy_sparse(from.fd(), to.fd());
+    CHECK(read_file(directory / "to") == read_file(directory / "from"));
+    CHECK(status_of(to).st_blocks * 512 < mib);
+
+    const File memory{directory / "memory", O_RDWR | O_CREAT};
+    REQUIRE(::ftruncate(memory.fd(), 64 * mib + 5) == 0);
+    fill_sparse(from.fd(), memory.fd());
+    CHECK(read_file(directory / "memory") == read_file(directory / "from"));
+}
+
+TEST_CASE("a checksum is of what is in a file, wherever its holes are") {
+    const TemporaryDirectory directory;
+    const File one{directory / "one", O_RDWR | O_CREAT};
+    fill(one);
+    const File other{directory / "other", O_RDWR | O_CREAT};
+    const auto text = read_file(directory / "one");
+    REQUIRE(::write(other.fd(), text.data(), text.size()) == static_cast<ssize_t>(text.size()));
+    const auto checksum = sparse_checksum(one.fd());
+    CHECK(checksum.size() == 64);
+    CHECK(checksum == sparse_checksum(other.fd()));
+    REQUIRE(::pwrite(other.fd(), "y", 1, 20 * mib) == 1);
+    CHECK(checksum != sparse_checksum(other.fd()));
+    // The same in another place.
+    REQUIRE(::pwrite(one.fd(), "y", 1, 21 * mib) == 1);
+    CHECK(sparse_checksum(one.fd()) != sparse_checksum(other.fd()));
+}
+
+TEST_CASE("the checksum of nothing is SHA-256's") {
+    const TemporaryDirectory directory;
+    const File empty{directory / "empty", O_RDWR | O_CREAT};
+    CHECK(sparse_checksum(empty.fd()) ==
+          "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+}
