@@ -72,7 +72,8 @@ void send(const UniqueFd& socket, const Kind& kind, const ip::address& outside) 
 /// The host's side of one probe, which ends with it.
 class Pursuit {
   public:
-    Pursuit(ProbeSockets& host, const nft::Table& table) : host_(host), name_(table.name) {
+    // Delegating: what fails from here on is undone, too.
+    Pursuit(ProbeSockets& host, const nft::Table& table) : Pursuit(host, table.name) {
         host_.trace.start();
         host_.rules.replace(table);
     }
@@ -92,6 +93,8 @@ class Pursuit {
     }
 
   private:
+    Pursuit(ProbeSockets& host, std::string name) : host_(host), name_(std::move(name)) {}
+
     void renew() noexcept {
         try {
             host_.rules = nft::Socket{};
