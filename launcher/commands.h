@@ -25,6 +25,7 @@ int qmp_command(const QmpOptions& options);
 int net_ls(const NetLsOptions& options);
 int net_inspect(const NetInspectOptions& options);
 int net_exec(const NetExecOptions& options);
+int fork(const ForkOptions& options);
 int snapshot_create(const SnapshotCreateOptions& options);
 int snapshot_ls(const SnapshotLsOptions& options);
 int snapshot_inspect(const SnapshotInspectOptions& options);

@@ -305,8 +305,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// The agent's child.
     awaitable<std::int64_t> start_shell(const Session& session) {
         try {
-            auto arguments =
-                guest_exec_arguments(session.guest_command, session.tag, session.secret);
+            auto arguments = guest_exec_arguments(session.guest_command, session.tag,
+                                                  session.secret, std::exchange(prelude, {}));
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
             co_return answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
@@ -651,6 +651,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::list<std::shared_ptr<Session>> sessions;
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
+    std::string prelude;                           ///< of the next command
     std::size_t captures = 0;                      ///< commands that run without ports
     std::size_t plugged = 0;                       ///< ports
     unsigned unanswered = 0;                       ///< messages to the guest about them
@@ -687,6 +688,10 @@ UniqueFd ExecService::connect() {
 
 awaitable<std::shared_ptr<void>> ExecService::quiet() {
     return Core::quiet(core_);
+}
+
+void ExecService::begin_with(std::string script) {
+    core_->prelude = std::move(script);
 }
 
 void ExecService::agent_is_up() {

@@ -38,6 +38,8 @@ class ExecService {
     /// A client's connection from within this process. Throws Failure.
     UniqueFd connect();
 
+    /// The next command's shell carries out this script before.
+    void begin_with(std::string script);
     /// The agent answers: who waited for it goes on.
     void agent_is_up();
     /// It does not any more. What it has started may go on.

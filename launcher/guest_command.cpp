@@ -185,10 +185,10 @@ std::string guest_port_name(std::string_view stream, std::string_view tag) {
 }
 
 json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
-                                  const std::string& secret) {
+                                  const std::string& secret, const std::string& prelude) {
     const auto size = command.terminal.value_or(TerminalSize{});
     json::array words{"-c",
-                      script,
+                      prelude + script,
                       "qvm",
                       tag,
                       secret,

@@ -35,9 +35,10 @@ std::string guest_port_name(std::string_view stream, std::string_view tag);
 /// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
 /// sysfs and devtmpfs, and for a terminal setsid. What the ports say beside the command's own
 /// output, on the port of stderr, is what GuestStderr reads; `secret`, which the command does not
-/// know, keeps it from being forged by accident.
+/// know, keeps it from being forged by accident. The shell carries out the script `prelude` before.
 boost::json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
-                                         const std::string& secret);
+                                         const std::string& secret,
+                                         const std::string& prelude = {});
 
 /// The same where the guest has no ports for it: the agent itself starts it, with `input` as its
 /// stdin, and keeps what it writes until it has ended. The guest needs nothing else. Throws Failure

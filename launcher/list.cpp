@@ -79,6 +79,8 @@ std::string ports_of(const LivingVm& vm) {
 }
 
 std::string image_of(const LivingVm& vm) {
+    const auto snapshot = vm.text("snapshot");
+    if (!snapshot.empty() && snapshot.find('/') == std::string::npos) return "snapshot:" + snapshot;
     return std::filesystem::path{vm.text("image")}.filename().string();
 }
 

@@ -33,6 +33,7 @@ struct Execute {
     int operator()(const qvm::NetLsOptions& o) const { return qvm::net_ls(o); }
     int operator()(const qvm::NetInspectOptions& o) const { return qvm::net_inspect(o); }
     int operator()(const qvm::NetExecOptions& o) const { return qvm::net_exec(o); }
+    int operator()(const qvm::ForkOptions& o) const { return qvm::fork(o); }
     int operator()(const qvm::SnapshotCreateOptions& o) const { return qvm::snapshot_create(o); }
     int operator()(const qvm::SnapshotLsOptions& o) const { return qvm::snapshot_ls(o); }
     int operator()(const qvm::SnapshotInspectOptions& o) const { return qvm::snapshot_inspect(o); }

@@ -31,12 +31,21 @@ constexpr const char* run_footer =
     "  printf 'ip addr\\npoweroff\\n' | qvm run demo.qcow2\n"
     "  qvm run -d --group lab --name web -p 8080:80 web.qcow2\n";
 
-unsigned parse_cpus(std::string_view text) {
+unsigned parse_up_to(std::string_view text, unsigned most) {
     unsigned value = 0;
     const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc{} || rest != text.data() + text.size() || value < 1 || value > most_cpus)
-        throw Failure(fmt::format("must be a number from 1 to {}", most_cpus));
+    if (error != std::errc{} || rest != text.data() + text.size() || value < 1 || value > most)
+        throw Failure(fmt::format("must be a number from 1 to {}", most));
     return value;
+}
+
+unsigned parse_cpus(std::string_view text) {
+    return parse_up_to(text, most_cpus);
+}
+
+unsigned parse_count(std::string_view text) {
+    constexpr unsigned most = 1000;
+    return parse_up_to(text, most);
 }
 
 CompletionOptions::Shell parse_shell(std::string_view text) {
@@ -236,6 +245,7 @@ class Parser {
         add_qmp();
         add_net();
         add_snapshot();
+        add_fork();
         add_image();
         auto& doctor = add("doctor", "Say what this host can do, and the remedy where it cannot",
                            [this](auto*) { return doctor_; });
@@ -286,6 +296,8 @@ class Parser {
         auto& added = add(
             "run", "Boot IMAGE in a throw-away VM, console in this terminal", [this](auto* app) {
                 finish_vm(*app, run_.vm, texts_);
+                if (run_.restore_hook && !run_.vm.snapshot)
+                    throw Failure("--restore-hook: goes with snapshot:NAME only");
                 if (run_.persist && run_.vm.snapshot)
                     throw Failure("--persist: a snapshot is not written to");
                 if (run_.persist && !run_.vm.image)
@@ -314,6 +326,10 @@ class Parser {
             ->type_name("TIME");
         add_wait_for(added);
         add_command_options(added, run_.interactive);
+        added
+            .add_option("--restore-hook", run_.restore_hook,
+                        "A shell script that the guest of a snapshot runs before anything else")
+            ->type_name("FILE");
         added.add_flag("--dry-run", run_.dry_run, "Print the network plan and QEMU's command line");
         added.add_flag("--audit", run_.audit,
                        "Compare the host before and after; exit status 125 if it differs");
@@ -639,6 +655,37 @@ class Parser {
                     "Also those in use: VMs that began with one keep it to their end");
     }
 
+    void add_fork() {
+        auto& added =
+            add("fork", "Start copies of a VM that runs, as it is now", [this](auto* app) {
+                fork_.vm = parse_names({name_}).front();
+                if (app->count("--name") > 0)
+                    fork_.name = value_of("--name", snapshot_, parse_name);
+                if (app->count("--number") > 0)
+                    fork_.count = value_of("--number", timeout_, parse_count);
+                for (const auto& text : fork_.publish) value_of("--publish", text, parse_publish);
+                return fork_;
+            });
+        added.add_option("NAME", name_, "The VM")->required();
+        added.add_option("-n,--number", timeout_, "How many [1]")->type_name("N");
+        added
+            .add_option("--name", snapshot_,
+                        "Name of the copy; of several, with a number behind it [NAME's]")
+            ->type_name("NAME");
+        added
+            .add_option("-p,--publish", fork_.publish,
+                        "Forward a host port, which each copy has another of: 0:GUESTPORT "
+                        "(repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("PORTS");
+        added
+            .add_option("--restore-hook", fork_.restore_hook,
+                        "A shell script that each runs before anything else")
+            ->type_name("FILE");
+        added.add_flag("-q,--quiet", fork_.quiet, "No notes on stderr, only errors");
+        added.footer("  qvm fork web -n 16 -p 0:22\n");
+    }
+
     [[nodiscard]] std::vector<std::string> snapshot_names() const {
         std::vector<std::string> names;
         for (const auto& text : names_) names.push_back(value_of("snapshot", text, parse_name));
@@ -733,6 +780,7 @@ class Parser {
     QmpOptions qmp_;
     NetLsOptions net_ls_;
     DoctorOptions doctor_;
+    ForkOptions fork_;
     SnapshotCreateOptions save_;
     SnapshotLsOptions snapshot_ls_;
     SnapshotRmOptions snapshot_rm_;

@@ -67,6 +67,7 @@ struct RunOptions {
     std::optional<GuestCommand> command;  ///< instead of the console
     bool interactive = false;             ///< our stdin is the command's
     std::optional<std::filesystem::path> result_file;
+    std::optional<std::filesystem::path> restore_hook;  ///< a shell script for the guest
     Verbosity verbosity;
 };
 
@@ -191,6 +192,16 @@ struct DoctorOptions {
     bool json = false;
 };
 
+/// qvm fork
+struct ForkOptions {
+    std::string vm;
+    unsigned count = 1;
+    std::optional<std::string> name;  ///< of the clone, or of all and a number
+    std::vector<std::string> publish;
+    std::optional<std::filesystem::path> restore_hook;
+    bool quiet = false;
+};
+
 /// qvm snapshot create
 struct SnapshotCreateOptions {
     std::string vm;
@@ -235,9 +246,9 @@ using Command =
     std::variant<RunOptions, CreateOptions, StartOptions, RemoveOptions, VerbOptions, PsOptions,
                  InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, SshOptions,
                  SshConfigOptions, CopyOptions, EventsOptions, QmpOptions, NetLsOptions,
-                 NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, SnapshotCreateOptions,
-                 SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
-                 CompletionOptions, PrintText>;
+                 NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, ForkOptions,
+                 SnapshotCreateOptions, SnapshotLsOptions, SnapshotInspectOptions,
+                 SnapshotRmOptions, ImageDemoOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -152,15 +152,24 @@ void open_drives(PreparedRun& prepared) {
 void open_snapshot(PreparedRun& prepared) {
     auto& vm = prepared.options.vm;
     const auto& name = *vm.snapshot;
-    prepared.snapshot = name.find('/') != std::string::npos
-                            ? Snapshot{std::filesystem::absolute(name), "snapshot " + name}
-                            : SnapshotStore{prepared.directories.snapshots()}.open(name);
+    if (name.find('/') != std::string::npos)
+        prepared.snapshot.emplace(std::filesystem::absolute(name), "snapshot " + name);
+    else
+        prepared.snapshot.emplace(SnapshotStore{prepared.directories.snapshots()}.open(name));
     try {
         vm = clone_options(prepared.snapshot->manifest(), vm);
     } catch (const Failure& failure) {
         throw Failure(fmt::format("{}: {}", prepared.snapshot->what(), failure.what()));
     }
     prepared.others = prepared.snapshot->manifest().others;
+    const auto& hook = prepared.options.restore_hook;
+    if (!hook) return;
+    check_readable_file("--restore-hook", *hook);
+    prepared.restore_hook = read_file(*hook).value_or("");
+    constexpr std::size_t longest = 100 * 1024;  // of one argument, which Linux takes (128 KiB)
+    if (prepared.restore_hook.size() > longest)
+        throw Failure(fmt::format("--restore-hook '{}': is longer than {} KiB", hook->string(),
+                                  longest / 1024));
 }
 
 void open_disks_of_snapshot(PreparedRun& prepared) {

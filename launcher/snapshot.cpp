@@ -254,6 +254,15 @@ Snapshot::Snapshot(fs::path directory, std::string what)
     }
 }
 
+Snapshot::~Snapshot() {
+    if (!lock_ || !directory_.filename().string().starts_with('.') || !unshare_lock(lock_)) return;
+    try {
+        remove_directory(directory_, files);
+    } catch (const std::exception&) {
+        // For the next sweep.
+    }
+}
+
 bool Snapshot::has(const std::string& name) const {
     const auto& own = manifest_.files;
     return std::any_of(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
@@ -328,16 +337,17 @@ SnapshotDraft::~SnapshotDraft() {
     }
 }
 
-void SnapshotDraft::finish(Manifest manifest) {
+void SnapshotDraft::finish(Manifest manifest, bool kept) {
     const auto what = fmt::format("snapshot '{}'", name_);
     for (const char* name : files) {
         const auto path = path_ / name;
         if (std::string_view{name} == lock_name || !fs::exists(path)) continue;
         const auto fd = open_file(path, what);
         try {
-            manifest.files.push_back({.name = name,
-                                      .size = known_file(path, {}, fd.get()).size,
-                                      .checksum = images::sparse_checksum(fd.get())});
+            manifest.files.push_back(
+                {.name = name,
+                 .size = known_file(path, {}, fd.get()).size,
+                 .checksum = kept ? images::sparse_checksum(fd.get()) : std::string{}});
         } catch (const std::system_error& error) {
             throw Failure(
                 fmt::format("{}: read '{}': {}", what, path.string(), error.code().message()));

@@ -77,6 +77,10 @@ class Snapshot {
   public:
     /// Takes hold of the one in that directory. Throws Failure, with `what` ("snapshot 'base'").
     Snapshot(std::filesystem::path directory, std::string what);
+    Snapshot(Snapshot&&) = default;
+    Snapshot& operator=(Snapshot&&) = delete;
+    /// One that was shared (SnapshotDraft::share()) goes with the last who uses it.
+    ~Snapshot();
 
     [[nodiscard]] const Manifest& manifest() const noexcept { return manifest_; }
     [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
@@ -107,8 +111,9 @@ class SnapshotDraft {
     ~SnapshotDraft();
 
     [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
-    /// Writes the manifest, with the sizes and checksums of all files. Throws Failure.
-    void finish(Manifest manifest);
+    /// Writes the manifest, with the sizes and, where it will be `kept`, the checksums of all
+    /// files. Throws Failure.
+    void finish(Manifest manifest, bool kept);
     /// Puts it in its place, on disk when it returns. Throws Failure where the name is taken.
     void keep();
     /// Others may use it from now on, and it goes with the last of them and this object.

@@ -1,6 +1,7 @@
 // snapshot create, ls, rm, inspect; fork.
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <boost/asio/co_spawn.hpp>
@@ -11,6 +12,7 @@
 #include "launcher/control_client.h"
 #include "launcher/json_text.h"
 #include "launcher/output.h"
+#include "launcher/process.h"
 #include "launcher/snapshot.h"
 #include "launcher/table.h"
 #include "launcher/vm_state.h"
@@ -38,7 +40,7 @@ std::string size_text(std::uint64_t bytes) {
 std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot) {
     std::vector<std::string> names;
     for (const auto& vm : vms)
-        if (vm.text("spec.snapshot") == snapshot) names.push_back(vm.text("name"));
+        if (vm.text("snapshot") == snapshot) names.push_back(vm.text("name"));
     return names;
 }
 
@@ -68,21 +70,21 @@ std::string image_of(const json::object& snapshot) {
 
 /// Has the VM's supervisor write the machine into the draft. How long the guest stood still, in ms.
 awaitable<double> save(const Directories& directories, const std::string& name,
-                       SnapshotDraft& draft) {
+                       SnapshotDraft& draft, bool kept) {
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     co_await vm.ready();
     json::object arguments{{"directory", fs::absolute(draft.path()).string()}};
     const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout);
-    draft.finish(parse_manifest(answer.at("manifest").as_object()));
+    draft.finish(parse_manifest(answer.at("manifest").as_object()), kept);
     co_return answer.at("pause_ms").to_number<double>();
 }
 
-double save(const std::string& name, SnapshotDraft& draft) {
+double save(const std::string& name, SnapshotDraft& draft, bool kept) {
     const auto directories = find_directories();
     asio::io_context context{1};
     std::exception_ptr failure;
     double pause = 0;
-    asio::co_spawn(context, save(directories, name, draft),
+    asio::co_spawn(context, save(directories, name, draft, kept),
                    [&](const std::exception_ptr& error, double took) {
                        failure = error;
                        pause = took;
@@ -92,11 +94,56 @@ double save(const std::string& name, SnapshotDraft& draft) {
     return pause;
 }
 
+/// `qvm run` of one clone.
+std::vector<std::string> clone_command(const ForkOptions& options, const std::string& name,
+                                       const fs::path& snapshot) {
+    std::vector<std::string> words{"/proc/self/exe", "run", "--detach", "--name", name};
+    if (options.quiet) words.emplace_back("--quiet");
+    for (const auto& port : options.publish) words.insert(words.end(), {"--publish", port});
+    if (options.restore_hook)
+        words.insert(words.end(), {"--restore-hook", options.restore_hook->string()});
+    words.push_back("snapshot:" + snapshot.string());
+    return words;
+}
+
+std::string clone_name(const ForkOptions& options, unsigned number) {
+    if (!options.name) return fmt::format("{}-{}", options.vm, random_id().substr(0, 4));
+    return options.count == 1 ? *options.name : fmt::format("{}-{}", *options.name, number);
+}
+
 }  // namespace
+
+int fork(const ForkOptions& options) {
+    SnapshotDraft draft{find_directories().snapshots(), options.vm};
+    const auto pause = save(options.vm, draft, false);
+    draft.share();
+    if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
+    struct Clone {
+        std::string name;
+        Child process;
+    };
+    std::vector<Clone> clones;
+    for (unsigned number = 1; number <= options.count; ++number) {
+        SpawnSpec spec;
+        auto name = clone_name(options, number);
+        spec.argv = clone_command(options, name, fs::absolute(draft.path()));
+        spec.stderr_fd = STDERR_FILENO;
+        clones.push_back({std::move(name), Child::spawn(spec)});
+    }
+    int exit_status = status::ok;
+    for (auto& clone : clones) {
+        const auto end = clone.process.wait_blocking();
+        if (end.signal == 0 && end.code == 0)
+            print(clone.name + "\n");
+        else if (exit_status == status::ok)
+            exit_status = end.signal == 0 ? end.code : status::failed;
+    }
+    return exit_status;
+}
 
 int snapshot_create(const SnapshotCreateOptions& options) {
     SnapshotDraft draft{find_directories().snapshots(), options.snapshot};
-    const auto pause = save(options.vm, draft);
+    const auto pause = save(options.vm, draft, true);
     draft.keep();
     if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
     print(options.snapshot + "\n");

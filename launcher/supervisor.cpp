@@ -34,6 +34,7 @@
 #include <system_error>
 
 #include "images/sparse.h"
+#include "launcher/awaken.h"
 #include "launcher/console.h"
 #include "launcher/control.h"
 #include "launcher/events.h"
@@ -44,7 +45,9 @@
 #include "launcher/granted_file.h"
 #include "launcher/guest_ports.h"
 #include "launcher/guest_process.h"
+#include "launcher/guest_script.h"
 #include "launcher/host.h"
+#include "launcher/memory_file.h"
 #include "launcher/migration.h"
 #include "launcher/name_service.h"
 #include "launcher/process.h"
@@ -1038,6 +1041,7 @@ class Supervisor final : public Controlled {
             debug(std::string{"guest agent: "} + error.what());
             co_return;
         }
+        if (run_.snapshot && !std::exchange(awake_, true)) co_await awaken();
         co_await mount_volumes();
         if (!ready_ && !must_boot()) {
             ready_ = Clock::now();
@@ -1050,6 +1054,40 @@ class Supervisor final : public Controlled {
         tell("agent-up");
         readiness_.agent_is_up();
         co_await resize_console();
+    }
+
+    /// A guest that was saved learns who it is now, and when. Without a shell it stays as it was;
+    /// the hook is what its user relies on.
+    awaitable<void> awaken() {
+        const auto begin = Clock::now();
+        const Awakening awakening{.name = state_.name,
+                                  .now = std::chrono::system_clock::now(),
+                                  .random = random_id() + random_id() + random_id() + random_id(),
+                                  .boot_id = random_uuid()};
+        // A command that waits is told on its way: that saves the guest a shell, and us asking it.
+        if (run_.options.command && run_.restore_hook.empty()) {
+            commands_->begin_with(awaken_script(awakening));
+            co_return;
+        }
+        auto arguments = awaken_arguments(awakening, run_.restore_hook);
+        std::string why;
+        try {
+            const auto answer =
+                co_await agent_->execute("guest-exec", std::move(arguments), command_timeout);
+            const auto end = co_await capture_end(*agent_, answer.at("pid").to_number<int>(),
+                                                  [this] { return !over_; });
+            if (end && end->exit_status != 0)
+                why = fmt::format("exit status {}: {}", end->exit_status,
+                                  first_line(end->err.empty() ? end->out : end->err));
+        } catch (const std::exception& failure) {
+            why = failure.what();
+        }
+        timings_.add("awaken", begin, Clock::now());
+        if (why.empty()) co_return;
+        if (run_.restore_hook.empty())
+            debug("tell the guest what is new: " + why);
+        else
+            end(status::failed, fmt::format("--restore-hook in the guest: {}", why));
     }
 
     /// Before others may use the agent: their commands find them.
@@ -1540,6 +1578,7 @@ class Supervisor final : public Controlled {
     bool qemu_gone_ = false;
     bool taken_down_ = false;
     bool greeting_agent_ = false;
+    bool awake_ = false;                       ///< the guest of a snapshot knows what is new
     bool agent_is_early_ = false;              ///< it was there before the CPUs were known to run
     std::set<std::string> failed_operations_;  ///< of the guest's disk, that were told
     bool powering_down_ = false;

@@ -34,6 +34,7 @@ struct PreparedRun {
     std::vector<ImageFile> drives;
     std::vector<KnownFile> others;     ///< read-only drives, kernel and initrd, as they are now
     std::optional<Snapshot> snapshot;  ///< that the machine begins with
+    std::string restore_hook;          ///< the text of --restore-hook
     UniqueFd overlay;    ///< of a VM that was created; else one is made that goes with it
     bool named = false;  ///< by `qvm create`
     std::optional<Confinement> qemu_account;  ///< of --qemu-user
