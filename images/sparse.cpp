@@ -100,6 +100,15 @@ void for_each_piece(int fd, Take take) {
     }
 }
 
+std::string digest_of(sha256_ctx& context) {
+    std::array<std::uint8_t, SHA256_DIGEST_SIZE> digest{};
+    ::nettle_sha256_digest(&context, digest.size(), digest.data());
+    constexpr const char* digits = "0123456789abcdef";
+    std::string text;
+    for (const auto byte : digest) text += {digits[byte >> 4], digits[byte & 15]};
+    return text;
+}
+
 }  // namespace
 
 void fill_sparse(int from, int to) {
@@ -130,12 +139,15 @@ std::string sparse_checksum(int fd) {
                                    reinterpret_cast<const std::uint8_t*>(bytes + at));
         }
     });
-    std::array<std::uint8_t, SHA256_DIGEST_SIZE> digest{};
-    ::nettle_sha256_digest(&context, digest.size(), digest.data());
-    constexpr const char* digits = "0123456789abcdef";
-    std::string text;
-    for (const auto byte : digest) text += {digits[byte >> 4], digits[byte & 15]};
-    return text;
+    return digest_of(context);
+}
+
+std::string checksum(std::string_view text) {
+    sha256_ctx context;
+    ::nettle_sha256_init(&context);
+    ::nettle_sha256_update(&context, text.size(),
+                           reinterpret_cast<const std::uint8_t*>(text.data()));
+    return digest_of(context);
 }
 
 }  // namespace qvm::images

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 /// Files of which most may be holes: a guest's memory, an overlay.
 namespace qvm::images {
@@ -21,5 +22,8 @@ void fill_sparse(int from, int to);
 /// same contents have the same, wherever their holes are; size is not part of it. Throws
 /// std::system_error.
 std::string sparse_checksum(int fd);
+
+/// The SHA-256 of a text, in hexadecimal. Pure.
+std::string checksum(std::string_view text);
 
 }  // namespace qvm::images

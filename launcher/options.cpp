@@ -48,6 +48,12 @@ unsigned parse_count(std::string_view text) {
     return parse_up_to(text, most);
 }
 
+RunOptions::Warm parse_warm(std::string_view text) {
+    if (text == "use") return RunOptions::Warm::on;
+    if (text == "refresh") return RunOptions::Warm::refresh;
+    throw Failure("is not refresh");
+}
+
 CompletionOptions::Shell parse_shell(std::string_view text) {
     using Shell = CompletionOptions::Shell;
     if (text == "bash") return Shell::bash;
@@ -296,8 +302,8 @@ class Parser {
         auto& added = add(
             "run", "Boot IMAGE in a throw-away VM, console in this terminal", [this](auto* app) {
                 finish_vm(*app, run_.vm, texts_);
-                if (run_.restore_hook && !run_.vm.snapshot)
-                    throw Failure("--restore-hook: goes with snapshot:NAME only");
+                if (app->count("--warm") > 0) run_.warm = value_of("--warm", warm_, parse_warm);
+                check_warm();
                 if (run_.persist && run_.vm.snapshot)
                     throw Failure("--persist: a snapshot is not written to");
                 if (run_.persist && !run_.vm.image)
@@ -327,6 +333,11 @@ class Parser {
         add_wait_for(added);
         add_command_options(added, run_.interactive);
         added
+            .add_flag("--warm{use}", warm_,
+                      "Boot once, and begin all later runs of the same machine where it was ready;\n"
+                      "refresh: boot again")
+            ->type_name("[=refresh]");
+        added
             .add_option("--restore-hook", run_.restore_hook,
                         "A shell script that the guest of a snapshot runs before anything else")
             ->type_name("FILE");
@@ -342,6 +353,17 @@ class Parser {
         add_verbosity(added, run_.verbosity);
         with_command_.push_back(&added);
         added.footer(std::string{vm_footer} + run_footer);
+    }
+
+    void check_warm() const {
+        const bool warm = run_.warm != RunOptions::Warm::off;
+        if (warm && run_.vm.snapshot) throw Failure("--warm: a snapshot is warm already");
+        if (warm && run_.persist) throw Failure("--warm: --persist writes to the image itself");
+        if (warm && run_.dry_run) throw Failure("--warm: goes with no --dry-run");
+        if (warm && run_.audit)
+            throw Failure("--warm: what it keeps is what --audit would find");
+        if (run_.restore_hook && !run_.vm.snapshot && !warm)
+            throw Failure("--restore-hook: goes with snapshot:NAME or --warm only");
     }
 
     void add_wait_for(CLI::App& app) {
@@ -747,10 +769,11 @@ class Parser {
         if (!commands.empty()) return help_of(*commands.front(), name);
         auto text = app.help(path);
         // How CLI11 shows the value of an option that was given none.
-        constexpr std::string_view shown = "--timings{-} [=FILE]";
-        constexpr std::string_view meant = "--timings[=FILE]    ";
-        if (const auto at = text.find(shown); at != std::string::npos)
-            text.replace(at, shown.size(), meant);
+        using Texts = std::pair<std::string_view, std::string_view>;
+        for (const auto& [shown, meant] : {Texts{"--timings{-} [=FILE]", "--timings[=FILE]    "},
+                                           Texts{"--warm{use} [=refresh]", "--warm[=refresh]      "}})
+            if (const auto at = text.find(shown); at != std::string::npos)
+                text.replace(at, shown.size(), meant);
         return text;
     }
 
@@ -761,7 +784,7 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, shell_;
+    std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, warm_, shell_;
     std::vector<std::string> names_, wait_for_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;

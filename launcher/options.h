@@ -68,6 +68,8 @@ struct RunOptions {
     bool interactive = false;             ///< our stdin is the command's
     std::optional<std::filesystem::path> result_file;
     std::optional<std::filesystem::path> restore_hook;  ///< a shell script for the guest
+    enum class Warm { off, on, refresh };
+    Warm warm = Warm::off;  ///< begins with what an earlier run has booted
     Verbosity verbosity;
 };
 

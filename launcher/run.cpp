@@ -23,6 +23,7 @@
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
 #include "launcher/volumes.h"
+#include "launcher/warm.h"
 #include "netns/error.h"
 #include "netns/tap.h"
 
@@ -519,7 +520,10 @@ int run(const RunOptions& options, Timings& timings) {
     // Written when the directory may be another.
     for (auto* file : {&absolute.timings_file, &absolute.result_file})
         if (*file) *file = std::filesystem::absolute(**file);
-    return run(absolute, false, timings);
+    const auto now = [&timings](const RunOptions& run_options) {
+        return run(run_options, false, timings);
+    };
+    return options.warm == RunOptions::Warm::off ? now(absolute) : run_warm(absolute, now);
 }
 
 int start(const StartOptions& options, Timings& timings) {

@@ -149,6 +149,11 @@ class SnapshotStore {
     std::filesystem::path directory_;
 };
 
+/// Has the VM's supervisor write its machine into the draft, which is finished then; with checksums
+/// where it is `kept`. Returns how long the guest stood still, in ms. Throws Failure.
+double save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
+               bool kept);
+
 /// Bytes on disk of what is in a directory.
 std::uint64_t space_of(const std::filesystem::path& directory);
 

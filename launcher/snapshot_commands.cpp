@@ -79,21 +79,6 @@ awaitable<double> save(const Directories& directories, const std::string& name,
     co_return answer.at("pause_ms").to_number<double>();
 }
 
-double save(const std::string& name, SnapshotDraft& draft, bool kept) {
-    const auto directories = find_directories();
-    asio::io_context context{1};
-    std::exception_ptr failure;
-    double pause = 0;
-    asio::co_spawn(context, save(directories, name, draft, kept),
-                   [&](const std::exception_ptr& error, double took) {
-                       failure = error;
-                       pause = took;
-                   });
-    context.run();
-    if (failure) std::rethrow_exception(failure);
-    return pause;
-}
-
 /// `qvm run` of one clone.
 std::vector<std::string> clone_command(const ForkOptions& options, const std::string& name,
                                        const fs::path& snapshot) {
@@ -113,9 +98,25 @@ std::string clone_name(const ForkOptions& options, unsigned number) {
 
 }  // namespace
 
+double save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
+               bool kept) {
+    asio::io_context context{1};
+    std::exception_ptr failure;
+    double pause = 0;
+    asio::co_spawn(context, save(directories, vm, draft, kept),
+                   [&](const std::exception_ptr& error, double took) {
+                       failure = error;
+                       pause = took;
+                   });
+    context.run();
+    if (failure) std::rethrow_exception(failure);
+    return pause;
+}
+
 int fork(const ForkOptions& options) {
-    SnapshotDraft draft{find_directories().snapshots(), options.vm};
-    const auto pause = save(options.vm, draft, false);
+    const auto directories = find_directories();
+    SnapshotDraft draft{directories.snapshots(), options.vm};
+    const auto pause = save_vm(directories, options.vm, draft, false);
     draft.share();
     if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
     struct Clone {
@@ -142,8 +143,9 @@ int fork(const ForkOptions& options) {
 }
 
 int snapshot_create(const SnapshotCreateOptions& options) {
-    SnapshotDraft draft{find_directories().snapshots(), options.snapshot};
-    const auto pause = save(options.vm, draft, true);
+    const auto directories = find_directories();
+    SnapshotDraft draft{directories.snapshots(), options.snapshot};
+    const auto pause = save_vm(directories, options.vm, draft, true);
     draft.keep();
     if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
     print(options.snapshot + "\n");

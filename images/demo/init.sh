@@ -10,6 +10,7 @@ mkdir -p /dev/pts /dev/shm /dev/virtio-ports
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /tmp
+: >/run/qvm-booting # `qvm run --warm` waits for its end
 
 modprobe -a -q $(cat /etc/modules) 2>/dev/null
 
@@ -28,6 +29,7 @@ for nic in /sys/class/net/eth*; do
     waiting="$waiting $!"
 done
 [ -z "$waiting" ] || wait $waiting
+rm -f /run/qvm-booting
 
 # What busybox's halt, poweroff and reboot send to PID 1.
 end() {
