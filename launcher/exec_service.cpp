@@ -76,17 +76,6 @@ std::int64_t number_in(const json::object& object, const char* key) {
     return value != nullptr && value->is_int64() ? value->get_int64() : 0;
 }
 
-/// A socket that QEMU was given by getfd under this name (qapi/char.json).
-json::object chardev_of(const std::string& id) {
-    json::object address{{"type", "fd"}};
-    address["data"] = json::object{{"str", id}};
-    json::object backend{{"type", "socket"}};
-    backend["data"] = json::object{{"addr", std::move(address)}, {"server", false}};
-    json::object chardev{{"id", id}};
-    chardev["backend"] = std::move(backend);
-    return chardev;
-}
-
 /// What a refused or unanswered command is to a user.
 template <typename Work>
 awaitable<json::value> in_words(std::string step, Work work) {
@@ -366,8 +355,9 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             json::object name{{"fdname", id}};
             return monitor.execute("getfd", std::move(name), socket.qemu.get(), command_timeout);
         });
-        co_await in_words(
-            step, [&] { return monitor.execute("chardev-add", chardev_of(id), command_timeout); });
+        co_await in_words(step, [&] {
+            return monitor.execute("chardev-add", socket_chardev(id), command_timeout);
+        });
         session.ports.push_back(id);
         ++plugged;
         unanswered += messages_of_port;

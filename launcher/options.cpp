@@ -333,9 +333,10 @@ class Parser {
         add_wait_for(added);
         add_command_options(added, run_.interactive);
         added
-            .add_flag("--warm{use}", warm_,
-                      "Boot once, and begin all later runs of the same machine where it was ready;\n"
-                      "refresh: boot again")
+            .add_flag(
+                "--warm{use}", warm_,
+                "Boot once, and begin all later runs of the same machine where it was ready;\n"
+                "refresh: boot again")
             ->type_name("[=refresh]");
         added
             .add_option("--restore-hook", run_.restore_hook,
@@ -360,8 +361,7 @@ class Parser {
         if (warm && run_.vm.snapshot) throw Failure("--warm: a snapshot is warm already");
         if (warm && run_.persist) throw Failure("--warm: --persist writes to the image itself");
         if (warm && run_.dry_run) throw Failure("--warm: goes with no --dry-run");
-        if (warm && run_.audit)
-            throw Failure("--warm: what it keeps is what --audit would find");
+        if (warm && run_.audit) throw Failure("--warm: what it keeps is what --audit would find");
         if (run_.restore_hook && !run_.vm.snapshot && !warm)
             throw Failure("--restore-hook: goes with snapshot:NAME or --warm only");
     }
@@ -770,8 +770,9 @@ class Parser {
         auto text = app.help(path);
         // How CLI11 shows the value of an option that was given none.
         using Texts = std::pair<std::string_view, std::string_view>;
-        for (const auto& [shown, meant] : {Texts{"--timings{-} [=FILE]", "--timings[=FILE]    "},
-                                           Texts{"--warm{use} [=refresh]", "--warm[=refresh]      "}})
+        for (const auto& [shown, meant] :
+             {Texts{"--timings{-} [=FILE]", "--timings[=FILE]    "},
+              Texts{"--warm{use} [=refresh]", "--warm[=refresh]      "}})
             if (const auto at = text.find(shown); at != std::string::npos)
                 text.replace(at, shown.size(), meant);
         return text;
@@ -784,7 +785,8 @@ class Parser {
     bool version_flag_ = false;
 
     VmTexts texts_;
-    std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, warm_, shell_;
+    std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, warm_,
+        shell_;
     std::vector<std::string> names_, wait_for_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;

@@ -6,6 +6,8 @@
 
 namespace qvm {
 
+namespace json = boost::json;
+
 namespace {
 
 /// Grows a command line by options.
@@ -188,6 +190,16 @@ bool is_plain(char c) {
 
 }  // namespace
 
+json::object socket_chardev(const std::string& id) {
+    json::object address{{"type", "fd"}};
+    address["data"] = json::object{{"str", id}};
+    json::object backend{{"type", "socket"}};
+    backend["data"] = json::object{{"addr", std::move(address)}, {"server", false}};
+    json::object chardev{{"id", id}};
+    chardev["backend"] = std::move(backend);
+    return chardev;
+}
+
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) {
     Command command{"qemu-system-x86_64"};
     add_machine(command, spec);
@@ -200,6 +212,8 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     const int first_volume = fds.first_drive + drives + static_cast<int>(backing.size());
     add_volumes(command, spec.volumes, first_volume);
     if (spec.nic) add_nic(command, *spec.nic, first_volume + static_cast<int>(spec.volumes.size()));
+    // The root bus of q35 itself takes nothing later on.
+    command.add("-device", fmt::format("pcie-root-port,id={}", hotplug_bus));
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
     if (!spec.initrd.empty()) command.add("-initrd", spec.initrd);
     if (!spec.append.empty()) command.add("-append", spec.append);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <boost/json/object.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -70,6 +71,13 @@ inline constexpr int most_ports = 64;
 
 /// QEMU's id of the serial port that the guest agent opens, as VSERPORT_CHANGE names it.
 inline constexpr const char* agent_port = "agent0";
+
+/// Where a device is plugged in while the machine runs.
+inline constexpr const char* hotplug_bus = "plug";
+
+/// The arguments of chardev-add for a socket that QEMU was given by getfd under this name
+/// (qapi/char.json).
+boost::json::object socket_chardev(const std::string& id);
 
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds = {});
 

@@ -196,7 +196,9 @@ void take_machine(PreparedRun& prepared) {
     qemu.machine = snapshot.manifest().machine.machine;
     qemu.cpu = snapshot.manifest().cpu;
     qemu.incoming = true;
-    if (snapshot.has(snapshot_files::memory))
+    // Volumes are plugged in when it is there, and share its memory: it is a copy then.
+    qemu.volumes.clear();
+    if (snapshot.has(snapshot_files::memory) && prepared.options.vm.volumes.empty())
         qemu.memory_file = snapshot.directory() / snapshot_files::memory;
     if (!snapshot.has(snapshot_files::seed)) return;
     qemu.drives.push_back(seed_drive());

@@ -93,6 +93,9 @@ constexpr auto exit_grace = 3s;     // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;  // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;   // of whoever reads our stdout, when the guest is off
 
+/// How the kernel names QEMU's memory-backend-memfd among its descriptors.
+constexpr const char* memory_link = "/memfd:memory-backend-memfd";
+
 bool is_ignored(int number) {
     struct sigaction action {};
     return ::sigaction(number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
@@ -268,7 +271,8 @@ class Supervisor final : public Controlled {
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
         if (run_.image)
             for (auto& fd : run_.image->backing) devices.push_back(std::move(fd));
-        for (auto& socket : volumes_.start(directory_.path())) devices.push_back(std::move(socket));
+        for (auto& socket : volumes_.start(directory_.path()))
+            (run_.snapshot ? volume_sockets_ : devices).push_back(std::move(socket));
         const auto add_tap = [&](auto& owner) {
             for (auto& fd : owner->take_tap()) devices.push_back(std::move(fd));
             if (!run_.plan.qemu.nic->vhost) return;
@@ -566,9 +570,12 @@ class Supervisor final : public Controlled {
         const auto here = co_await migration_->facts();
         const auto why = misfit(snapshot.manifest().machine, here);
         if (!why.empty()) throw Failure(fmt::format("{}: {}", snapshot.what(), why));
+        const bool own_memory = snapshot.has(snapshot_files::memory);
         const auto state = snapshot.open(snapshot_files::state);
         try {
-            co_await migration_->load(state.get(), has_own_memory());
+            if (own_memory && !memory_) co_await fill_memory();
+            co_await migration_->load(state.get(), own_memory);
+            co_await volumes_.plug_in(*monitor_, std::move(volume_sockets_));
         } catch (const Failure& failure) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
             throw Failure(fmt::format("{}: load its state: {}", snapshot.what(), failure.what()));
@@ -577,9 +584,24 @@ class Supervisor final : public Controlled {
         timings_.add("restore", begin, Clock::now());
     }
 
-    /// Whether others can read the guest's memory, in a file, or could when it was saved.
-    [[nodiscard]] bool has_own_memory() const {
-        return !run_.snapshot || run_.snapshot->has(snapshot_files::memory);
+    /// With what was saved of it.
+    awaitable<void> fill_memory() {
+        const auto from = run_.snapshot->open(snapshot_files::memory);
+        const auto to = open_file_of_qemu(memory_link, O_RDWR);
+        co_await elsewhere([&] { images::fill_sparse(from.get(), to.get()); });
+    }
+
+    /// Work that blocks, while everything else goes on.
+    template <typename Work>
+    static awaitable<void> elsewhere(Work work) {
+        asio::thread_pool worker{1};
+        co_await asio::co_spawn(
+            worker,
+            [&]() -> awaitable<void> {
+                work();
+                co_return;
+            },
+            asio::use_awaitable);
     }
 
     /// Once begun it is carried out, also when the client goes.
@@ -679,19 +701,14 @@ class Supervisor final : public Controlled {
         };
         std::vector<Copy> copies;
         if (own_memory)
-            copies.push_back({open_file_of_qemu("/memfd:memory-backend-memfd"),
+            copies.push_back({open_file_of_qemu(memory_link, O_RDONLY),
                               create_file(directory / snapshot_files::memory)});
         if (run_.image)
-            copies.push_back({open_file_of_qemu(overlay_link_),
+            copies.push_back({open_file_of_qemu(overlay_link_, O_RDONLY),
                               create_file(directory / snapshot_files::disk(0))});
-        asio::thread_pool worker{1};
-        co_await asio::co_spawn(
-            worker,
-            [&]() -> awaitable<void> {
-                for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
-                co_return;
-            },
-            asio::use_awaitable);
+        co_await elsewhere([&] {
+            for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
+        });
     }
 
     static UniqueFd create_file(const std::filesystem::path& path) {
@@ -703,13 +720,13 @@ class Supervisor final : public Controlled {
     }
 
     /// A file that only QEMU has, known by what the kernel says of its descriptor.
-    [[nodiscard]] UniqueFd open_file_of_qemu(const std::string& target) const {
+    [[nodiscard]] UniqueFd open_file_of_qemu(const std::string& target, int access) const {
         const auto directory = fmt::format("/proc/{}/fd", state_.qemu_pid);
         for (const auto& entry : std::filesystem::directory_iterator{directory}) {
             std::error_code ignored;
             if (!std::filesystem::read_symlink(entry, ignored).string().starts_with(target))
                 continue;
-            UniqueFd fd{::open(entry.path().c_str(), O_RDONLY | O_CLOEXEC)};
+            UniqueFd fd{::open(entry.path().c_str(), access | O_CLOEXEC)};
             if (fd) return fd;
             throw Failure(fmt::format("open '{}': {}", entry.path().string(),
                                       std::generic_category().message(errno)));
@@ -1536,8 +1553,9 @@ class Supervisor final : public Controlled {
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
     std::optional<Migration> migration_;
-    std::optional<GrantedFile> memory_;  ///< of a snapshot: what the guest's is at first
-    std::string overlay_link_;           ///< by which it is found among QEMU's descriptors
+    std::optional<GrantedFile> memory_;     ///< of a snapshot: what the guest's is at first
+    std::vector<UniqueFd> volume_sockets_;  ///< of a clone, until they are plugged in
+    std::string overlay_link_;              ///< by which it is found among QEMU's descriptors
     UniqueFd control_listener_;
     UniqueFd console_listener_;
     UniqueFd exec_listener_;

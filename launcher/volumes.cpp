@@ -16,6 +16,7 @@
 #include "launcher/guest_script.h"
 #include "launcher/host.h"
 #include "launcher/memory_file.h"
+#include "launcher/qemu_command.h"
 #include "launcher/unix_socket.h"
 #include "qmp/error.h"
 
@@ -32,13 +33,21 @@ namespace {
 constexpr auto command_timeout = 10s;  // of the agent
 constexpr auto mount_patience = 60s;   // with a guest that loads a module for it, say
 
-/// Parameters: the tag, the directory and the options of each.
-constexpr const char* mount_script = R"(while [ $# -gt 0 ]; do
+/// Parameters: the number of tries; the tag, the directory and the options of each.
+constexpr const char* mount_script = R"(tries=$1
+shift
+while [ $# -gt 0 ]; do
     if ! grep -q "^$1 .* virtiofs " /proc/mounts; then
-        mkdir -p "$2" && mount -t virtiofs -o "$3" "$1" "$2" || exit
+        mkdir -p "$2" || exit
+        until why=$(mount -t virtiofs -o "$3" "$1" "$2" 2>&1); do
+            tries=$((tries - 1))
+            [ $tries -gt 0 ] || { echo "$why" >&2; exit 1; }
+            sleep 0.1 || sleep 1
+        done
     fi
     shift 3
 done)";
+constexpr unsigned plugged_tries = 100;  // of a guest that has yet to notice them
 
 /// Parameters: the directory, then virtiofsd's command. Read-only is a mount's property, in a mount
 /// namespace that goes with the command; virtiofsd itself has no word for it.
@@ -53,13 +62,14 @@ std::string volume_tag(std::size_t number) {
     return fmt::format("volume{}", number);
 }
 
-std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes) {
+std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes, bool plugged) {
     std::vector<std::size_t> order(volumes.size());
     std::iota(order.begin(), order.end(), 0);
     std::stable_sort(order.begin(), order.end(), [&](auto one, auto other) {
         return volumes[one].guest_directory < volumes[other].guest_directory;
     });
-    std::vector<std::string> words{"/bin/sh", "-c", mount_script, "sh"};
+    std::vector<std::string> words{"/bin/sh", "-c", mount_script, "sh",
+                                   std::to_string(plugged ? plugged_tries : 1)};
     for (const auto i : order)
         words.insert(words.end(), {volume_tag(i), volumes[i].guest_directory,
                                    volumes[i].read_only ? "ro" : "rw"});
@@ -143,9 +153,31 @@ awaitable<void> Volumes::watch(Daemon& daemon) {
     died_(daemon.end);
 }
 
+awaitable<void> Volumes::plug_in(qmp::Client& monitor, std::vector<UniqueFd> sockets) {
+    plugged_ = true;
+    if (sockets.size() > most_plugged)
+        throw Failure(fmt::format("--volume: a clone may have {}", most_plugged));
+    // A device's functions are noticed with its function 0, which comes last.
+    for (auto i = sockets.size(); i-- > 0;) {
+        const auto tag = volume_tag(i);
+        json::object name{{"fdname", tag}};
+        co_await monitor.execute("getfd", std::move(name), sockets[i].get(), command_timeout);
+        auto chardev = socket_chardev(tag);
+        co_await monitor.execute("chardev-add", std::move(chardev), command_timeout);
+        json::object device{{"driver", "vhost-user-fs-pci"},
+                            {"id", tag},
+                            {"chardev", tag},
+                            {"tag", tag},
+                            {"bus", hotplug_bus},
+                            {"addr", fmt::format("0.{}", i)},
+                            {"multifunction", true}};
+        co_await monitor.execute("device_add", std::move(device), command_timeout);
+    }
+}
+
 awaitable<void> Volumes::mount(qmp::Client& agent) {
     if (volumes_.empty()) co_return;
-    auto words = mount_command(volumes_);
+    auto words = mount_command(volumes_, plugged_);
     json::object arguments{{"path", words.front()}, {"capture-output", true}};
     words.erase(words.begin());
     arguments["arg"] = json::value_from(words);

@@ -21,8 +21,9 @@ namespace qvm {
 std::string volume_tag(std::size_t number);
 
 /// The command that mounts the volumes in the guest, those that are not mounted yet; a directory
-/// comes before what is below it. Pure.
-std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes);
+/// comes before what is below it. Devices that were plugged in by now are waited for. Pure.
+std::vector<std::string> mount_command(const std::vector<VolumeOption>& volumes,
+                                       bool plugged = false);
 
 /// virtiofsd's command, with its listening socket as descriptor `socket`. Pure.
 std::vector<std::string> virtiofsd_command(const std::string& program, const VolumeOption& volume,
@@ -34,6 +35,8 @@ VolumeOption resolve_volume(VolumeOption volume);
 
 class Volumes {
   public:
+    static constexpr std::size_t most_plugged = 8;  ///< the functions of a PCI device
+
     /// `died` is told of a virtiofsd that ended. It must outlive this object, and the executor runs
     /// no more when this object goes.
     Volumes(const boost::asio::any_io_executor& executor, std::vector<VolumeOption> volumes,
@@ -42,6 +45,9 @@ class Volumes {
     /// Starts a virtiofsd for each, which QEMU reaches by the sockets that are returned, in order.
     /// `directory`: for a moment, of their other ends' names. Throws Failure.
     std::vector<UniqueFd> start(const std::filesystem::path& directory);
+    /// Plugs them into a machine that runs already, or goes on with a saved state: `sockets` are
+    /// start()'s. Throws Failure, and what qmp::Client does.
+    boost::asio::awaitable<void> plug_in(qmp::Client& monitor, std::vector<UniqueFd> sockets);
     /// Mounts them in the guest, by its agent. Throws Failure with the guest's reason.
     boost::asio::awaitable<void> mount(qmp::Client& agent);
     /// How one of them has ended; empty where none has.
@@ -64,6 +70,7 @@ class Volumes {
     Report debug_;
     std::function<void(const std::string&)> died_;
     std::list<Daemon> daemons_;
+    bool plugged_ = false;  ///< the guest may not know of the devices yet
 };
 
 }  // namespace qvm

@@ -39,9 +39,9 @@ using namespace asio::experimental::awaitable_operators;
 
 namespace {
 
-constexpr auto settle_time = 5min;       // of a guest whose agent answers, until it has booted
-constexpr auto longest_life = 30min;     // of the VM that is saved, should nobody end it
-constexpr auto turn_pause = 100ms;       // between two looks whether another run is done
+constexpr auto settle_time = 5min;    // of a guest whose agent answers, until it has booted
+constexpr auto longest_life = 30min;  // of the VM that is saved, should nobody end it
+constexpr auto turn_pause = 100ms;    // between two looks whether another run is done
 constexpr auto kill_timeout = 30s;
 constexpr std::uint64_t default_limit = 10 * 1024;  // MiB
 
@@ -57,8 +57,8 @@ while [ -e /run/qvm-booting ]; do sleep 0.1 || sleep 1; done
 UniqueFd open_to_read(const fs::path& file) {
     UniqueFd fd{::open(file.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
     if (!fd)
-        throw Failure(fmt::format("open '{}': {}", file.string(),
-                                  std::generic_category().message(errno)));
+        throw Failure(
+            fmt::format("open '{}': {}", file.string(), std::generic_category().message(errno)));
     return fd;
 }
 
@@ -153,17 +153,17 @@ void settle(const Directories& directories, const std::string& name) {
         context,
         [&]() -> asio::awaitable<void> {
             asio::steady_timer timer{context, settle_time};
-            const auto first = co_await (
-                run_in_guest(context.get_executor(), std::move(*service),
-                             guest_script(settle_script)) ||
-                timer.async_wait(asio::use_awaitable));
+            const auto first = co_await (run_in_guest(context.get_executor(), std::move(*service),
+                                                      guest_script(settle_script)) ||
+                                         timer.async_wait(asio::use_awaitable));
             late = first.index() == 1;
         },
         [&](const std::exception_ptr& error) { failure = error; });
     context.run();
     if (failure) std::rethrow_exception(failure);
     if (late)
-        throw Failure(fmt::format("--warm: the guest still boots after {} min", settle_time / 1min));
+        throw Failure(
+            fmt::format("--warm: the guest still boots after {} min", settle_time / 1min));
 }
 
 /// Boots the machine and saves it under `key`. An exit status that is not 0 where it does not boot.
@@ -252,9 +252,8 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
     boot.detach = true;
     boot.wait_for = options.wait_for;
     const auto& stages = boot.wait_for;
-    if (std::none_of(stages.begin(), stages.end(), [](const auto& stage) {
-            return stage.stage == WaitForOption::Stage::agent;
-        }))
+    if (std::none_of(stages.begin(), stages.end(),
+                     [](const auto& stage) { return stage.stage == WaitForOption::Stage::agent; }))
         boot.wait_for.push_back({.stage = WaitForOption::Stage::agent});
     boot.boot_timeout = options.boot_timeout;
     boot.timeout = longest_life;
