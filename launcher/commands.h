@@ -29,6 +29,8 @@ int fork(const ForkOptions& options);
 int snapshot_create(const SnapshotCreateOptions& options);
 int snapshot_ls(const SnapshotLsOptions& options);
 int snapshot_inspect(const SnapshotInspectOptions& options);
+int snapshot_export(const SnapshotExportOptions& options);
+int snapshot_import(const SnapshotImportOptions& options);
 int snapshot_rm(const SnapshotRmOptions& options);
 int image_demo(const ImageDemoOptions& options);
 int doctor(const DoctorOptions& options);

@@ -14,6 +14,7 @@ struct KnownFile {
     std::string format{};        ///< of a disk; else empty
     std::uint64_t size = 0;      ///< bytes
     std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
+    std::string checksum{};      ///< images::sparse_checksum(), where it was asked for
 
     bool operator==(const KnownFile&) const = default;
 };

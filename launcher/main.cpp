@@ -37,6 +37,8 @@ struct Execute {
     int operator()(const qvm::SnapshotCreateOptions& o) const { return qvm::snapshot_create(o); }
     int operator()(const qvm::SnapshotLsOptions& o) const { return qvm::snapshot_ls(o); }
     int operator()(const qvm::SnapshotInspectOptions& o) const { return qvm::snapshot_inspect(o); }
+    int operator()(const qvm::SnapshotExportOptions& o) const { return qvm::snapshot_export(o); }
+    int operator()(const qvm::SnapshotImportOptions& o) const { return qvm::snapshot_import(o); }
     int operator()(const qvm::SnapshotRmOptions& o) const { return qvm::snapshot_rm(o); }
     int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
     int operator()(const qvm::DoctorOptions& o) const { return qvm::doctor(o); }

@@ -665,6 +665,29 @@ class Parser {
             "inspect", "All about snapshots, as JSON",
             [this](auto*) { return SnapshotInspectOptions{snapshot_names()}; }, snapshot);
         inspect.add_option("SNAPSHOT", names_, "The snapshots")->required();
+        auto& to_file = add(
+            "export", "Write a snapshot into one file, for another host",
+            [this](auto*) {
+                export_.snapshot = value_of("snapshot", snapshot_, parse_name);
+                return export_;
+            },
+            snapshot);
+        to_file.add_option("SNAPSHOT", snapshot_, "The snapshot")->required();
+        to_file.add_option("FILE", export_.file, "Where to: a tar archive, compressed by zstd")
+            ->required();
+        auto& from_file = add(
+            "import", "Read a snapshot that was exported",
+            [this](auto*) {
+                import_.snapshot = value_of("snapshot", snapshot_, parse_name);
+                return import_;
+            },
+            snapshot);
+        from_file.add_option("FILE", import_.file, "What was exported")->required();
+        from_file.add_option("SNAPSHOT", snapshot_, "What it is called")->required();
+        from_file
+            .add_option("--image", import_.image,
+                        "The image that its VM was run with, if it is elsewhere by now")
+            ->type_name("PATH");
         auto& rm = add(
             "rm", "Remove snapshots",
             [this](auto*) {
@@ -809,6 +832,8 @@ class Parser {
     SnapshotCreateOptions save_;
     SnapshotLsOptions snapshot_ls_;
     SnapshotRmOptions snapshot_rm_;
+    SnapshotExportOptions export_;
+    SnapshotImportOptions import_;
     ImageDemoOptions demo_;
 };
 

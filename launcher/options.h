@@ -221,6 +221,19 @@ struct SnapshotInspectOptions {
     std::vector<std::string> names;
 };
 
+/// qvm snapshot export
+struct SnapshotExportOptions {
+    std::string snapshot;
+    std::filesystem::path file;
+};
+
+/// qvm snapshot import
+struct SnapshotImportOptions {
+    std::filesystem::path file;
+    std::string snapshot;
+    std::optional<std::filesystem::path> image;  ///< where it is here
+};
+
 /// qvm snapshot rm
 struct SnapshotRmOptions {
     std::vector<std::string> names;
@@ -249,8 +262,9 @@ using Command =
                  InspectOptions, LogsOptions, ConsoleOptions, ExecOptions, SshOptions,
                  SshConfigOptions, CopyOptions, EventsOptions, QmpOptions, NetLsOptions,
                  NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, ForkOptions,
-                 SnapshotCreateOptions, SnapshotLsOptions, SnapshotInspectOptions,
-                 SnapshotRmOptions, ImageDemoOptions, CompletionOptions, PrintText>;
+                 SnapshotExportOptions, SnapshotImportOptions, SnapshotCreateOptions,
+                 SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
+                 CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -50,7 +50,8 @@ json::array to_json(const std::vector<KnownFile>& known) {
         array.push_back(json::object{{"path", file.path.string()},
                                      {"format", file.format},
                                      {"size", file.size},
-                                     {"modified_ns", file.modified}});
+                                     {"modified_ns", file.modified},
+                                     {"checksum", file.checksum}});
     return array;
 }
 
@@ -61,7 +62,8 @@ std::vector<KnownFile> known_files_from(const JsonReader& reader, const char* ke
         known.push_back({.path = file.text("path").value_or(""),
                          .format = file.text("format").value_or(""),
                          .size = file.number("size", 0),
-                         .modified = file.number("modified_ns", 0)});
+                         .modified = file.number("modified_ns", 0),
+                         .checksum = file.text("checksum").value_or("")});
     }
     return known;
 }
@@ -77,14 +79,6 @@ MachineFacts machine_from(const json::object& object) {
                                            {"features", cpu.number("features", 0)}});
     }
     return machine;
-}
-
-/// A file of a snapshot's has no directory of its own.
-std::string file_name(const std::optional<std::string>& text) {
-    if (!text ||
-        std::none_of(files.begin(), files.end(), [&](auto* name) { return *text == name; }))
-        throw Failure(fmt::format("'{}' is no file of a snapshot", text.value_or("")));
-    return *text;
 }
 
 /// Keeps what a directory has by now.
@@ -113,6 +107,14 @@ void keep(std::optional<Value>& wanted, const std::optional<Value>& saved, const
 
 std::string snapshot_files::disk(std::size_t number) {
     return fmt::format("disk-{}", number);
+}
+
+std::string snapshot_files::check_name(const std::string& name) {
+    const bool known =
+        std::any_of(files.begin(), files.end(), [&](auto* file) { return name == file; });
+    if (!known || name == lock_name)
+        throw Failure(fmt::format("'{}' is no file of a snapshot", name));
+    return name;
 }
 
 json::object to_json(const Manifest& manifest) {
@@ -148,14 +150,16 @@ Manifest parse_manifest(const json::object& object) {
     manifest.kvm = reader.text("accel") == "kvm";
     manifest.cpu = reader.text("cpu").value_or("");
     manifest.disk_size = reader.number("disk_size", 0);
-    for (const auto& name : reader.texts("disks")) manifest.disks.push_back(file_name(name));
+    for (const auto& name : reader.texts("disks"))
+        manifest.disks.push_back(snapshot_files::check_name(name));
     manifest.image = known_files_from(reader, "image");
     manifest.others = known_files_from(reader, "others");
     for (const auto* own : reader.objects("files")) {
         const JsonReader file{*own};
-        manifest.files.push_back({.name = file_name(file.text("name")),
-                                  .size = file.number("size", 0),
-                                  .checksum = file.text("checksum").value_or("")});
+        manifest.files.push_back(
+            {.name = snapshot_files::check_name(file.text("name").value_or("")),
+             .size = file.number("size", 0),
+             .checksum = file.text("checksum").value_or("")});
     }
     return manifest;
 }
@@ -284,7 +288,8 @@ UniqueFd Snapshot::open(const std::string& name) const {
 
 UniqueFd Snapshot::open(const KnownFile& file) const {
     auto fd = open_file(file.path, what_);
-    if (known_file(file.path, file.format, fd.get()) != file)
+    const auto now = known_file(file.path, file.format, fd.get());
+    if (now.size != file.size || now.modified != file.modified)
         throw Failure(
             fmt::format("{}: '{}' was changed since it was made", what_, file.path.string()),
             "what the snapshot has of it in memory, and on its own disk, no longer fits");
@@ -353,6 +358,10 @@ void SnapshotDraft::finish(Manifest manifest, bool kept) {
                 fmt::format("{}: read '{}': {}", what, path.string(), error.code().message()));
         }
     }
+    write(manifest);
+}
+
+void SnapshotDraft::write(const Manifest& manifest) const {
     write_file(path_ / snapshot_files::manifest, json::serialize(to_json(manifest)) + "\n");
 }
 

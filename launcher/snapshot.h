@@ -69,6 +69,8 @@ inline constexpr const char* memory = "memory";  ///< the guest's, with holes
 inline constexpr const char* state = "state";    ///< of QEMU's devices
 inline constexpr const char* seed = "seed";      ///< of cloud-init, where there was one
 std::string disk(std::size_t number);
+/// The name, where a file of a snapshot has it. Throws Failure for another.
+std::string check_name(const std::string& name);
 inline constexpr std::size_t most_disks = 16;
 }  // namespace snapshot_files
 
@@ -114,6 +116,8 @@ class SnapshotDraft {
     /// Writes the manifest, with the sizes and, where it will be `kept`, the checksums of all
     /// files. Throws Failure.
     void finish(Manifest manifest, bool kept);
+    /// Writes the manifest of one that has all its files. Throws Failure.
+    void write(const Manifest& manifest) const;
     /// Puts it in its place, on disk when it returns. Throws Failure where the name is taken.
     void keep();
     /// Others may use it from now on, and it goes with the last of them and this object.

@@ -1,5 +1,6 @@
 // snapshot create, ls, rm, inspect; fork.
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -7,10 +8,13 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
+#include <sstream>
 
+#include "images/sparse.h"
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
 #include "launcher/json_text.h"
+#include "launcher/memory_file.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/snapshot.h"
@@ -77,6 +81,66 @@ awaitable<double> save(const Directories& directories, const std::string& name,
     const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout);
     draft.finish(parse_manifest(answer.at("manifest").as_object()), kept);
     co_return answer.at("pause_ms").to_number<double>();
+}
+
+std::string checksum_of(const fs::path& file, int fd) {
+    try {
+        return images::sparse_checksum(fd);
+    } catch (const std::system_error& error) {
+        throw Failure(fmt::format("read '{}': {}", file.string(), error.code().message()));
+    }
+}
+
+/// What it prints. Throws Failure with what it says is wrong.
+std::string run_tar(const std::vector<std::string>& words) {
+    const auto done = run_tool(words);
+    if (done.status.signal == 0 && done.status.code == 0) return done.out;
+    constexpr std::string_view prefix = "tar: ";
+    auto why = first_line(done.err);
+    if (why.starts_with(prefix)) why.erase(0, prefix.size());
+    throw Failure("tar: " + (why.empty() ? done.status.describe() : why));
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+    std::vector<std::string> lines;
+    std::istringstream in{text};
+    for (std::string line; std::getline(in, line);) lines.push_back(line);
+    return lines;
+}
+
+/// That what was read is what was written: files, and no links to others.
+void check_files(const fs::path& directory, const Manifest& manifest) {
+    for (const auto& file : manifest.files) {
+        const auto path = directory / file.name;
+        const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
+        if (!fd || !fs::is_regular_file(fs::symlink_status(path)) ||
+            known_file(path, {}, fd.get()).size != file.size ||
+            checksum_of(path, fd.get()) != file.checksum)
+            throw Failure(fmt::format("'{}' in it is not what it was", file.name));
+    }
+}
+
+/// Files that are not the snapshot's own are here as they were there: known by their contents, and
+/// from now on by what this file system says of them.
+void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
+    if (image && !manifest.image.empty()) {
+        manifest.image.front().path = fs::absolute(*image);
+        manifest.vm.image = manifest.image.front().path;
+    }
+    for (auto* known : {&manifest.image, &manifest.others})
+        for (auto& file : *known) {
+            const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+            if (!fd)
+                throw Failure(fmt::format("it needs '{}': {}", file.path.string(),
+                                          std::generic_category().message(errno)),
+                              known == &manifest.image ? "--image PATH, where it is elsewhere here"
+                                                       : std::string{});
+            const auto here = known_file(file.path, file.format, fd.get());
+            if (here.size != file.size || checksum_of(file.path, fd.get()) != file.checksum)
+                throw Failure(
+                    fmt::format("it needs '{}', and what is here is another", file.path.string()));
+            file.modified = here.modified;
+        }
 }
 
 /// `qvm run` of one clone.
@@ -189,6 +253,69 @@ int snapshot_inspect(const SnapshotInspectOptions& options) {
     json::array array;
     for (const auto& name : options.names) array.push_back(describe(store, name, vms));
     print(pretty(array) + "\n");
+    return status::ok;
+}
+
+int snapshot_export(const SnapshotExportOptions& options) {
+    const auto store = find_directories().snapshots();
+    const auto snapshot = SnapshotStore{store}.open(options.snapshot);
+    auto manifest = snapshot.manifest();
+    for (auto* known : {&manifest.image, &manifest.others})
+        for (auto& file : *known) file.checksum = checksum_of(file.path, snapshot.open(file).get());
+    // A draft that is never kept holds the manifest with these.
+    const SnapshotDraft draft{store, ".export-" + options.snapshot};
+    draft.write(manifest);
+    auto aside = fs::absolute(options.file);
+    aside.replace_filename("." + aside.filename().string());  // tar goes by how the name ends
+    std::vector<std::string> words{"tar",
+                                   "--create",
+                                   "--sparse",
+                                   "--auto-compress",
+                                   "--file",
+                                   aside.string(),
+                                   "--directory",
+                                   draft.path().string(),
+                                   snapshot_files::manifest,
+                                   "--directory",
+                                   snapshot.directory().string()};
+    for (const auto& file : manifest.files) words.push_back(file.name);
+    const BlockedSignals blocked;  // nothing half written stays
+    try {
+        // A guest's memory is for nobody else to read.
+        if (!UniqueFd{::open(aside.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)})
+            throw Failure(std::generic_category().message(errno));
+        run_tar(words);
+        fs::rename(aside, options.file);
+    } catch (const std::exception& failure) {
+        ::unlink(aside.c_str());
+        throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()));
+    }
+    return status::ok;
+}
+
+int snapshot_import(const SnapshotImportOptions& options) {
+    const auto file = fs::absolute(options.file).string();
+    SnapshotDraft draft{find_directories().snapshots(), options.snapshot};
+    const BlockedSignals blocked;  // nothing half written stays
+    try {
+        check_readable_file("open", options.file);
+        std::vector<std::string> words{"tar", "--extract",   "--no-same-owner",     "--file",
+                                       file,  "--directory", draft.path().string(), "--"};
+        // Nothing else of it is touched.
+        for (const auto& name : lines_of(run_tar({"tar", "--list", "--file", file})))
+            words.push_back(snapshot_files::check_name(name));
+        run_tar(words);
+        auto manifest = parse_manifest(
+            parse_object(read_file(draft.path() / snapshot_files::manifest).value_or("")));
+        check_files(draft.path(), manifest);
+        adopt(manifest, options.image);
+        draft.write(manifest);
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("import '{}': {}", options.file.string(), failure.what()),
+                      failure.hint());
+    }
+    draft.keep();
+    print(options.snapshot + "\n");
     return status::ok;
 }
 

@@ -647,7 +647,7 @@ class Supervisor final : public Controlled {
             known.insert(known.end(), run_.image->known.begin(), run_.image->known.end());
         for (const auto& file : known) {
             const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-            if (!fd || known_file(file.path, file.format, fd.get()) != file)
+            if (!fd || known_file(file.path, file.format, fd.get()).modified != file.modified)
                 throw Failure(fmt::format("'{}' is another than when the VM was started",
                                           file.path.string()));
         }
