@@ -16,7 +16,7 @@ using Shell = CompletionOptions::Shell;
 
 /// What is offered in one place: the words, or what `kind` says.
 struct Offer {
-    enum class Kind { nothing, words, files, living, all, networks };
+    enum class Kind { nothing, words, files, living, all, networks, snapshots };
     Kind kind = Kind::nothing;
     std::string words = {};
 };
@@ -77,7 +77,11 @@ std::string path_of(const CommandShape& command) {
 
 Offer offer_of_positional(const CommandShape& command, const ArgumentShape& positional) {
     const auto& name = positional.names.front();
-    return name == "NAME" ? offer_of_name(path_of(command)) : offer_of_value(name);
+    if (name == "NAME") return offer_of_name(path_of(command));
+    // Those that there are; the others make one.
+    const auto& verb = command.path.back();
+    if (name == "SNAPSHOT" && verb != "create" && verb != "import") return {Offer::Kind::snapshots};
+    return offer_of_value(name);
 }
 
 std::vector<std::string> names_of(const std::vector<CommandShape>& commands) {
@@ -119,6 +123,7 @@ _qvm_names() {
     living) "$1" ps -q ;;
     all) "$1" ps -a -q ;;
     networks) "$1" ps -q && "$1" net ls | sed '1d; s/ .*//' ;;
+    snapshots) "$1" snapshot ls -q ;;
     esac 2>/dev/null
 }
 
@@ -214,6 +219,8 @@ std::string bash_offer(const Offer& offer) {
             return "names=all";
         case Offer::Kind::networks:
             return "names=networks";
+        case Offer::Kind::snapshots:
+            return "names=snapshots";
         case Offer::Kind::nothing:
             break;
     }
@@ -296,6 +303,7 @@ constexpr std::string_view zsh_head = R"script(#compdef qvm
 
 _qvm_living() { compadd "$@" -- ${(f)"$($qvm ps -q 2>/dev/null)"} }
 _qvm_all() { compadd "$@" -- ${(f)"$($qvm ps -a -q 2>/dev/null)"} }
+_qvm_snapshots() { compadd "$@" -- ${(f)"$($qvm snapshot ls -q 2>/dev/null)"} }
 _qvm_networks() {
   compadd "$@" -- ${(fu)"$({ $qvm ps -q && $qvm net ls | sed '1d; s/ .*//' } 2>/dev/null)"}
 }
@@ -321,6 +329,8 @@ std::string zsh_action(const Offer& offer) {
             return "_qvm_all";
         case Offer::Kind::networks:
             return "_qvm_networks";
+        case Offer::Kind::snapshots:
+            return "_qvm_snapshots";
         case Offer::Kind::nothing:
             break;
     }
@@ -430,6 +440,10 @@ function __qvm_all
     eval (__qvm_program) ps -a -q 2>/dev/null
 end
 
+function __qvm_snapshots
+    eval (__qvm_program) snapshot ls -q 2>/dev/null
+end
+
 function __qvm_networks
     __qvm_living
     eval (__qvm_program) net ls 2>/dev/null | string replace -r ' .*' '' | tail -n +2
@@ -454,6 +468,8 @@ std::string fish_offer(const Offer& offer) {
             return " -a '(__qvm_all)'";
         case Offer::Kind::networks:
             return " -a '(__qvm_networks)'";
+        case Offer::Kind::snapshots:
+            return " -a '(__qvm_snapshots)'";
         case Offer::Kind::nothing:
             break;
     }

@@ -51,6 +51,7 @@ constexpr std::size_t most_captures = 20;
 constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
 constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
 constexpr auto accept_pause = 100ms;  // where there are no descriptors just now
+constexpr auto end_patience = 1s;     // with a command that may have ended
 constexpr auto reap_pause = 100ms;    // between two questions whether the agent's child has ended
 constexpr int reap_questions = 10;
 constexpr auto late_word = 1s;  // that a command may still be on its way to tell its end
@@ -577,12 +578,21 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         Turn turn;
     };
 
+    [[nodiscard]] bool runs_command() const {
+        return captures > 0 || std::any_of(sessions.begin(), sessions.end(),
+                                           [](const auto& session) { return session->shell != 0; });
+    }
+
     static awaitable<std::shared_ptr<void>> quiet(std::shared_ptr<Core> self) {
         auto hold = std::make_shared<Hold>(self);
         co_await hold->turn.came();
-        const auto runs = [](const auto& session) { return session->shell != 0; };
-        if (self->captures > 0 || std::any_of(self->sessions.begin(), self->sessions.end(), runs))
-            throw Failure("a command runs in the guest, and its connection cannot be saved");
+        // One that has just ended is not told of yet.
+        const auto end = Clock::now() + end_patience;
+        while (self->runs_command()) {
+            if (Clock::now() >= end)
+                throw Failure("a command runs in the guest, and its connection cannot be saved");
+            co_await self->wait_for_news(Clock::now() + reap_pause);
+        }
         const auto deadline = Clock::now() + unplug_patience;
         while (self->plugged > 0 || !self->going.empty()) {
             if (Clock::now() >= deadline)

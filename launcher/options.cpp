@@ -661,6 +661,7 @@ class Parser {
         auto& ls = add(
             "ls", "List snapshots", [this](auto*) { return snapshot_ls_; }, snapshot);
         ls.add_flag("--json", snapshot_ls_.json, "As JSON");
+        ls.add_flag("-q,--quiet", snapshot_ls_.names, "Names only");
         auto& inspect = add(
             "inspect", "All about snapshots, as JSON",
             [this](auto*) { return SnapshotInspectOptions{snapshot_names()}; }, snapshot);

@@ -214,6 +214,7 @@ struct SnapshotCreateOptions {
 /// qvm snapshot ls
 struct SnapshotLsOptions {
     bool json = false;
+    bool names = false;
 };
 
 /// qvm snapshot inspect

@@ -286,6 +286,16 @@ UniqueFd Snapshot::open(const std::string& name) const {
     return fd;
 }
 
+UniqueFd Snapshot::open_state() const {
+    auto fd = open(snapshot_files::state);
+    for (const auto& file : manifest_.files)
+        if (file.name == snapshot_files::state &&
+            images::sparse_checksum(fd.get()) != file.checksum)
+            throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
+                                      (directory_ / file.name).string()));
+    return fd;
+}
+
 UniqueFd Snapshot::open(const KnownFile& file) const {
     auto fd = open_file(file.path, what_);
     const auto now = known_file(file.path, file.format, fd.get());
@@ -348,11 +358,12 @@ void SnapshotDraft::finish(Manifest manifest, bool kept) {
         const auto path = path_ / name;
         if (std::string_view{name} == lock_name || !fs::exists(path)) continue;
         const auto fd = open_file(path, what);
+        const bool checked = kept || std::string_view{name} == snapshot_files::state;
         try {
             manifest.files.push_back(
                 {.name = name,
                  .size = known_file(path, {}, fd.get()).size,
-                 .checksum = kept ? images::sparse_checksum(fd.get()) : std::string{}});
+                 .checksum = checked ? images::sparse_checksum(fd.get()) : std::string{}});
         } catch (const std::system_error& error) {
             throw Failure(
                 fmt::format("{}: read '{}': {}", what, path.string(), error.code().message()));

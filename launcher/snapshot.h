@@ -88,6 +88,9 @@ class Snapshot {
     [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
     /// Opens a file of its own for reading; it must have the size that the manifest says.
     [[nodiscard]] UniqueFd open(const std::string& name) const;
+    /// The same of the devices' state, which QEMU may load without complaint whatever is in it: it
+    /// must have its checksum. Throws std::system_error, too.
+    [[nodiscard]] UniqueFd open_state() const;
     [[nodiscard]] bool has(const std::string& name) const;
     /// Opens what it needs and is not its own. Throws Failure where that has changed since.
     [[nodiscard]] UniqueFd open(const KnownFile& file) const;

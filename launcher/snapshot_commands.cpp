@@ -219,6 +219,10 @@ int snapshot_create(const SnapshotCreateOptions& options) {
 int snapshot_ls(const SnapshotLsOptions& options) {
     const auto directories = find_directories();
     const SnapshotStore store{directories.snapshots()};
+    if (options.names) {
+        for (const auto& name : store.names()) print(name + "\n");
+        return status::ok;
+    }
     const auto vms = read_vms(directories.run);
     json::array array;
     for (const auto& name : store.names()) try {

@@ -571,7 +571,7 @@ class Supervisor final : public Controlled {
         const auto why = misfit(snapshot.manifest().machine, here);
         if (!why.empty()) throw Failure(fmt::format("{}: {}", snapshot.what(), why));
         const bool own_memory = snapshot.has(snapshot_files::memory);
-        const auto state = snapshot.open(snapshot_files::state);
+        const auto state = snapshot.open_state();
         try {
             if (own_memory && !memory_) co_await fill_memory();
             co_await migration_->load(state.get(), own_memory);

@@ -27,6 +27,7 @@ struct Fake final : Controlled {
         return answer("restart " + std::to_string(t.count()));
     }
     Answer wait_for(std::string stage) override { return answer("wait-for " + stage); }
+    Answer save(std::string directory) override { return answer("save " + directory); }
     json::value inspect() override { return "inspect"; }
     std::size_t console_clients() override { return 3; }
     Answer resize_console(unsigned rows, unsigned columns) override {
@@ -66,6 +67,7 @@ TEST_CASE("qvm-* is ours, everything else QEMU's") {
     CHECK(outcome_of("qvm-restart", R"({"timeout":2})") == R"("restart 2000")");
     CHECK(outcome_of("qvm-kill") == R"("kill")");
     CHECK(outcome_of("qvm-wait") == R"("wait")");
+    CHECK(outcome_of("qvm-save", R"({"directory":"/d"})") == R"("save /d")");
     CHECK(outcome_of("qvm-inspect") == R"("inspect")");
     CHECK(outcome_of("qvm-query-console") == R"({"attached":3})");
     CHECK(outcome_of("qvm-resize-console", R"({"rows":24,"columns":80})") == R"("resize 24 80")");

@@ -25,7 +25,8 @@ TEST_CASE("the whole command of a plain VM") {
     -name web \
     -no-user-config \
     -nodefaults \
-    -machine q35,vmport=off \
+    -machine q35,vmport=off,memory-backend=memory \
+    -object memory-backend-memfd,id=memory,size=1024M,share=on \
     -accel tcg \
     -cpu max \
     -smp 1 \
@@ -44,6 +45,7 @@ TEST_CASE("the whole command of a plain VM") {
     -device isa-debugcon,iobase=0x402,chardev=firmware \
     -device virtio-rng-pci \
     -device pvpanic-pci \
+    -device vmgenid,guid=auto \
     -add-fd fd=7,set=1 \
     -blockdev driver=file,node-name=base-file,filename=/dev/fdset/1,read-only=on \
     -blockdev '{"driver":"qcow2","node-name":"base","file":"base-file","read-only":true,"backing":null}' \
@@ -52,7 +54,21 @@ TEST_CASE("the whole command of a plain VM") {
     -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap,cache.no-flush=on \
     -device virtio-blk-pci,drive=disk,bootindex=0 \
     -netdev tap,id=net0,fd=9 \
-    -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56)");
+    -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56 \
+    -device pcie-root-port,id=plug)");
+}
+
+TEST_CASE("a machine that was saved begins with its memory's file, and waits for its state") {
+    auto spec = example();
+    spec.machine = "pc-q35-7.2";
+    spec.incoming = true;
+    spec.memory_file = "/snapshots/a,b/memory";
+    const auto argv = qemu_command(spec);
+    CHECK(has(argv, "pc-q35-7.2,vmport=off,memory-backend=memory"));
+    CHECK(
+        has(argv,
+            "memory-backend-file,id=memory,size=1024M,share=off,mem-path=/snapshots/a,,b/memory"));
+    CHECK(shell_text(argv).find("-S \\\n    -incoming defer \\\n") != std::string::npos);
 }
 
 TEST_CASE("the image's format is fixed, and a base is read-only") {

@@ -46,7 +46,7 @@ TEST_CASE("the plan of an isolated VM, as --dry-run prints it") {
     CHECK(text.find("  4. inside: IPv4 forwarding on\n  5. inside: run dnsmasq ") !=
           std::string::npos);
     CHECK(text.find("\nqemu:\nqemu-system-x86_64 \\\n") != std::string::npos);
-    CHECK(text.find(",mac=52:54:00:a8:1a:0a\n") != std::string::npos);
+    CHECK(text.find(",mac=52:54:00:a8:1a:0a \\\n") != std::string::npos);
 }
 
 TEST_CASE("a port on a bridge: a MAC that is the VM's own, and no addresses") {
