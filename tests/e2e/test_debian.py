@@ -3,8 +3,10 @@
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
 
 import harness
 import picture
@@ -153,6 +155,33 @@ class Debian(harness.Test):
                          (0, "640 regular file\n777 symbolic link\n"))
         self.succeed("cp", "-q", "debian:/srv/tree", self.files / "copy", seconds=vm.BOOT)
         self.assertEqual((self.files / "copy/a/file").stat().st_mode & 0o777, 0o640)
+
+    def test_forks(self):
+        """Sixteen at once, with one address inside; each is reached through its own port."""
+        names = self.succeed("fork", "-q", "-n", "16", "--name", "copy", "-p", "0:22", "debian",
+                             seconds=vm.BOOT).split()
+        self.assertEqual(len(names), 16)
+        for name in names:
+            self.killed_with_test(name)
+        states = {each["name"]: each for each in self.ps()}
+        for name in names:
+            self.assertEqual(states[name]["net"]["address"], "192.168.26.10")
+            port = states[name]["ports"][0]["host_port"]
+            with socket.create_connection(("127.0.0.1", port), vm.BOOT) as client:
+                client.settimeout(vm.BOOT)
+                self.assertTrue(client.recv(100).startswith(b"SSH-2.0-"), name)
+        script = "cat /proc/sys/kernel/random/boot_id; od -A n -t x4 -N 16 /dev/urandom; hostname; date +%s"
+        said = []
+        for name in names[:4]:
+            done = self.qvm("exec", name, "sh", "-c", script, seconds=vm.BOOT)
+            self.assertEqual((done.returncode, done.stderr), (0, ""))
+            said.append(done.stdout.splitlines())
+            self.assertLess(abs(int(said[-1][3]) - time.time()), 5)
+        self.assertEqual([lines[2] for lines in said], names[:4])
+        for i, what in enumerate(("boot ID", "random numbers")):
+            self.assertEqual(len({lines[i] for lines in said}), 4, what)
+        self.assertEqual(self.ssh(names[0], "hostname"), (0, f"{names[0]}\n", ""))
+        self.assertEqual(self.exec("hostname"), (0, "debian\n"))
 
     def test_root_is_the_last_partition(self):
         status, root = self.exec("findmnt", "-n", "-o", "SOURCE", "/")
