@@ -137,12 +137,14 @@ struct Session {
 
 struct ExecService::Core : std::enable_shared_from_this<Core> {
     Core(const asio::any_io_executor& executor, UniqueFd listener_, qmp::Client& monitor_,
-         qmp::Client& agent_, Clock::duration boot_patience_)
+         qmp::Client& agent_, Clock::duration boot_patience_, std::vector<SocketPair> ready_)
         : listener(executor),
           monitor(monitor_),
           agent(agent_),
           news(executor),
           boot_patience(boot_patience_) {
+        for (auto& [ours, theirs] : ready_) ready.push_back({std::move(ours), std::move(theirs)});
+        plugged = ready.size();
         news.expires_at(Clock::time_point::max());
         in_step("listen for commands", [&] {
             listener.assign(listener_.get());
@@ -254,17 +256,29 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         if (!request) co_return false;
         session.guest_command = parse_guest_command(*request);
         session.secret = text_in(*request, "secret");
-        session.tag = std::to_string(++count);
-        const bool terminal = session.guest_command.terminal.has_value();
-        for (std::size_t i = 0; i < (terminal ? 2 : 3); ++i) {
-            auto [client, qemu] = make_socket_pair("make a command's streams");
-            session.sockets.push_back({std::move(client), std::move(qemu)});
-        }
+        take_sockets(session);
         std::vector<int> ends;
         for (const auto& socket : session.sockets) ends.push_back(socket.client.get());
         const bool sent =
             send_with_fds(session.connection.native_handle(), R"({"streams": true})", ends);
         co_return sent;
+    }
+
+    void take_sockets(Session& session) {
+        const bool terminal = session.guest_command.terminal.has_value();
+        if (!terminal && !ready.empty()) {
+            session.tag = ready_tag;
+            session.sockets = std::exchange(ready, {});
+            for (const char* stream : stream_names)
+                session.ports.push_back(port_id(stream, ready_tag));
+            session.end_port = session.ports.back();
+            return;
+        }
+        session.tag = std::to_string(++count);
+        for (std::size_t i = 0; i < (terminal ? 2 : stream_names.size()); ++i) {
+            auto [client, qemu] = make_socket_pair("make a command's streams");
+            session.sockets.push_back({std::move(client), std::move(qemu)});
+        }
     }
 
     awaitable<void> start_with_ports(Session& session) {
@@ -274,14 +288,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         co_await wait_for_agent(session);  // it may have gone again
         if (has_left(session)) throw ClientLeft{};
         co_await unplug_retired();
-        if (plugged + session.sockets.size() > most_plugged)
-            throw Failure("as many commands as can run in the guest already");
-        if (!terminal) {
-            co_await plug_in(session, "in", session.sockets[0]);
-            co_await plug_in(session, "out", session.sockets[1]);
-        }
-        co_await plug_in(session, "err", session.sockets.back());
-        session.end_port = session.ports.back();
+        if (session.ports.empty()) co_await plug_in_first(session);
         session.shell = co_await start_shell(session);
         co_await wait_for_ports(session);
         // By then the guest's shell has seen which consoles there were before this one.
@@ -349,8 +356,20 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
+    /// All but a terminal.
+    awaitable<void> plug_in_first(Session& session) {
+        if (plugged + session.sockets.size() > most_plugged)
+            throw Failure("as many commands as can run in the guest already");
+        if (!session.guest_command.terminal) {
+            co_await plug_in(session, "in", session.sockets[0]);
+            co_await plug_in(session, "out", session.sockets[1]);
+        }
+        co_await plug_in(session, "err", session.sockets.back());
+        session.end_port = session.ports.back();
+    }
+
     awaitable<void> plug_in(Session& session, std::string stream, StreamSockets& socket) {
-        const auto id = fmt::format("exec-{}-{}", stream, session.tag);
+        const auto id = port_id(stream, session.tag);
         const auto step = std::string{"plug in a serial port"};
         co_await in_words(step, [&] {
             json::object name{{"fdname", id}};
@@ -594,7 +613,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             co_await self->wait_for_news(Clock::now() + reap_pause);
         }
         const auto deadline = Clock::now() + unplug_patience;
-        while (self->plugged > 0 || !self->going.empty()) {
+        while (self->plugged > self->ready.size() || !self->going.empty()) {
             if (Clock::now() >= deadline)
                 throw Failure("the guest does not let go of a command's serial ports");
             co_await self->unplug_retired();
@@ -649,6 +668,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     asio::steady_timer news;  ///< cancelled to wake those who wait
     std::deque<const Turn*> turns;
     std::list<std::shared_ptr<Session>> sessions;
+    std::vector<StreamSockets> ready;              ///< of ports that are plugged in already
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
     std::string prelude;                           ///< of the next command
@@ -664,8 +684,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 };
 
 ExecService::ExecService(const asio::any_io_executor& executor, UniqueFd listener,
-                         qmp::Client& monitor, qmp::Client& agent, Clock::duration boot_patience)
-    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, boot_patience)) {
+                         qmp::Client& monitor, qmp::Client& agent, Clock::duration boot_patience,
+                         std::vector<SocketPair> ready)
+    : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, boot_patience,
+                                   std::move(ready))) {
     asio::co_spawn(
         executor, [core = core_] { return core->accept(); }, asio::detached);
 }
@@ -688,6 +710,10 @@ UniqueFd ExecService::connect() {
 
 awaitable<std::shared_ptr<void>> ExecService::quiet() {
     return Core::quiet(core_);
+}
+
+bool ExecService::has_ready_ports() const {
+    return !core_->ready.empty();
 }
 
 void ExecService::begin_with(std::string script) {

@@ -5,7 +5,9 @@
 #include <chrono>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "launcher/unix_socket.h"
 #include "netns/unique_fd.h"
 #include "qmp/client.h"
 
@@ -28,9 +30,12 @@ class ExecService {
   public:
     /// `monitor` and `agent` must outlive this object and be used on `executor`. For as
     /// long as `boot_patience` an agent is waited for that has not been up since the guest started.
+    /// `ready`: the sockets of the ports that the machine has already for the first command
+    /// (QemuSpec::ready_ports), those that QEMU has included; none where it has no such ports.
     ExecService(const boost::asio::any_io_executor& executor, UniqueFd listener,
                 qmp::Client& monitor, qmp::Client& agent,
-                std::chrono::steady_clock::duration boot_patience);
+                std::chrono::steady_clock::duration boot_patience,
+                std::vector<SocketPair> ready = {});
     ~ExecService();
     ExecService(const ExecService&) = delete;
     ExecService& operator=(const ExecService&) = delete;
@@ -48,9 +53,12 @@ class ExecService {
     void port_changed(const std::string& id, bool open);
     /// QEMU says DEVICE_DELETED.
     void device_deleted(const std::string& id);
-    /// For as long as somebody holds what is returned, no command has a port in the guest: those
-    /// that come wait. Throws Failure where one runs, or where the guest keeps a port.
+    /// For as long as somebody holds what is returned, no command has a port in the guest, but for
+    /// those that are ready: those that come wait. Throws Failure where one runs, or where the
+    /// guest keeps a port.
     boost::asio::awaitable<std::shared_ptr<void>> quiet();
+    /// Whether no command has used the ports that were ready.
+    [[nodiscard]] bool has_ready_ports() const;
     /// What runs in the guest is no more ("the guest restarted"), and neither is its agent. A
     /// command that waited for one still does.
     void guest_is_gone(const std::string& why);

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "images/contents.h"
@@ -20,6 +22,9 @@ namespace qvm {
 namespace fs = std::filesystem;
 
 namespace {
+
+constexpr std::chrono::milliseconds dying_pause{20};
+constexpr int dying_tries = 100;
 
 std::string reason(int error) {
     return std::generic_category().message(error);
@@ -208,6 +213,9 @@ void make_named_overlay(const fs::path& path, std::uint64_t virtual_size) {
 
 UniqueFd open_overlay(const fs::path& path) {
     auto fd = open_file("open overlay", path, O_RDWR);
+    // The QEMU of a supervisor that was killed is gone a moment after it.
+    for (int tries = 0; tries < dying_tries && is_in_use(fd.get(), true); ++tries)
+        std::this_thread::sleep_for(dying_pause);
     if (is_in_use(fd.get(), true))
         throw Failure(
             fmt::format("open overlay '{}': is in use by another process", path.string()));

@@ -52,7 +52,8 @@ UniqueFd make_overlay(const std::filesystem::path& directory, std::uint64_t virt
 /// Failure.
 void make_named_overlay(const std::filesystem::path& path, std::uint64_t virtual_size);
 
-/// Opens an overlay that make_named_overlay() made, for QEMU. Throws Failure.
+/// Opens an overlay that make_named_overlay() made, for QEMU; waits 2 s at most where another
+/// process has it open. Throws Failure.
 UniqueFd open_overlay(const std::filesystem::path& path);
 
 /// Throws Failure if `path` is no file that can be read. `option` names it in the message.

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "launcher/guest_command.h"
+
 namespace qvm {
 
 namespace json = boost::json;
@@ -51,7 +53,16 @@ void add_machine(Command& command, const QemuSpec& spec) {
     if (spec.incoming) command.add("-incoming", "defer");
 }
 
-void add_channels(Command& command, const QemuFds& fds) {
+void add_ready_ports(Command& command, int first) {
+    for (std::size_t i = 0; i < stream_names.size(); ++i) {
+        const auto id = port_id(stream_names[i], ready_tag);
+        command.add("-chardev", fmt::format("socket,id={},fd={}", id, first + static_cast<int>(i)));
+        command.add("-device", fmt::format("virtserialport,chardev={0},id={0},name={1}", id,
+                                           guest_port_name(stream_names[i], ready_tag)));
+    }
+}
+
+void add_channels(Command& command, const QemuSpec& spec, const QemuFds& fds) {
     command.add("-chardev", fmt::format("socket,id=qmp,fd={}", fds.qmp));
     command.add("-mon", "chardev=qmp,mode=control");
     command.add("-chardev", fmt::format("socket,id=console,fd={}", fds.console));
@@ -64,6 +75,7 @@ void add_channels(Command& command, const QemuFds& fds) {
                                        agent_port));
     // SeaBIOS' log (its CONFIG_DEBUG_IO port), so that a disk that does not boot is noticed. Its
     // screen is not sent to the console, which it would reset and clear.
+    if (spec.ready_ports) add_ready_ports(command, fds.first_stream);
     command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
     command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
     command.add("-device", "virtio-rng-pci");
@@ -190,6 +202,10 @@ bool is_plain(char c) {
 
 }  // namespace
 
+std::string port_id(std::string_view stream, std::string_view tag) {
+    return fmt::format("exec-{}-{}", stream, tag);
+}
+
 json::object socket_chardev(const std::string& id) {
     json::object address{{"type", "fd"}};
     address["data"] = json::object{{"str", id}};
@@ -203,7 +219,7 @@ json::object socket_chardev(const std::string& id) {
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) {
     Command command{"qemu-system-x86_64"};
     add_machine(command, spec);
-    add_channels(command, fds);
+    add_channels(command, spec, fds);
     const int drives = static_cast<int>(spec.drives.size());
     const auto backing = spec.disk ? spec.disk->backing : std::vector<std::string>{};
     add_backing(command, backing, fds.first_drive + drives, first_drive_set + drives);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <boost/json/object.hpp>
 #include <cstdint>
 #include <optional>
@@ -18,8 +19,9 @@ struct QemuFds {
     int firmware = 6;  ///< what SeaBIOS says of itself
     int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
     int overlay = 8;
+    int first_stream = 9;  ///< of the first command: its stdin, stdout and stderr
     /// One for each; then come the files beneath the image, volumes, the TAP's queues, and vhost's.
-    int first_drive = 9;
+    int first_drive = 12;
 };
 
 struct QemuNic {
@@ -60,6 +62,7 @@ struct QemuSpec {
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;
     std::string append;
+    bool ready_ports = true;         ///< those of the first command are there from the start
     bool sandbox = true;             ///< QEMU's own filter of system calls
     std::vector<std::string> extra;  ///< the user's own, last
 };
@@ -68,6 +71,13 @@ struct QemuSpec {
 /// that runs in the guest.
 inline constexpr const char* port_bus = "ports.0";
 inline constexpr int most_ports = 64;
+
+/// A command's streams, in the order of their ports.
+inline constexpr std::array stream_names{"in", "out", "err"};
+/// The tag of the command whose ports a machine starts with.
+inline constexpr const char* ready_tag = "0";
+/// QEMU's id of a port and its chardev.
+std::string port_id(std::string_view stream, std::string_view tag);
 
 /// QEMU's id of the serial port that the guest agent opens, as VSERPORT_CHANGE names it.
 inline constexpr const char* agent_port = "agent0";

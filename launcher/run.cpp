@@ -195,6 +195,7 @@ void take_machine(PreparedRun& prepared) {
     auto& qemu = prepared.plan.qemu;
     qemu.machine = snapshot.manifest().machine.machine;
     qemu.cpu = snapshot.manifest().cpu;
+    qemu.ready_ports = snapshot.manifest().ready_ports;
     qemu.incoming = true;
     // Volumes are plugged in when it is there, and share its memory: it is a copy then.
     qemu.volumes.clear();

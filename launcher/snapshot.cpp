@@ -131,6 +131,7 @@ json::object to_json(const Manifest& manifest) {
             {"machine", std::move(machine)},
             {"accel", manifest.kvm ? "kvm" : "tcg"},
             {"cpu", manifest.cpu},
+            {"ready_ports", manifest.ready_ports},
             {"disk_size", manifest.disk_size},
             {"disks", json::value_from(manifest.disks)},
             {"image", to_json(manifest.image)},
@@ -149,6 +150,7 @@ Manifest parse_manifest(const json::object& object) {
     manifest.machine = machine_from(reader.object("machine"));
     manifest.kvm = reader.text("accel") == "kvm";
     manifest.cpu = reader.text("cpu").value_or("");
+    manifest.ready_ports = reader.flag("ready_ports");
     manifest.disk_size = reader.number("disk_size", 0);
     for (const auto& name : reader.texts("disks"))
         manifest.disks.push_back(snapshot_files::check_name(name));
@@ -287,13 +289,13 @@ UniqueFd Snapshot::open(const std::string& name) const {
 }
 
 UniqueFd Snapshot::open_state() const {
-    auto fd = open(snapshot_files::state);
+    const auto fd = open(snapshot_files::state);
     for (const auto& file : manifest_.files)
         if (file.name == snapshot_files::state &&
             images::sparse_checksum(fd.get()) != file.checksum)
             throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
                                       (directory_ / file.name).string()));
-    return fd;
+    return open(snapshot_files::state);  // QEMU reads from its beginning
 }
 
 UniqueFd Snapshot::open(const KnownFile& file) const {

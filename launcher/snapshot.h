@@ -30,6 +30,7 @@ struct Manifest {
     MachineFacts machine;
     bool kvm = false;
     std::string cpu;                  ///< QEMU's -cpu
+    bool ready_ports = false;         ///< QemuSpec's
     std::uint64_t disk_size = 0;      ///< bytes that the guest sees; 0 without a disk
     std::vector<std::string> disks;   ///< its overlays by file name, the newest first
     std::vector<KnownFile> image;     ///< the image below them, and what is beneath, in order

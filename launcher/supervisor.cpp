@@ -260,6 +260,11 @@ class Supervisor final : public Controlled {
                         {console.theirs.get(), numbers.console},
                         {agent.theirs.get(), numbers.agent},
                         {firmware.theirs.get(), numbers.firmware}};
+        for (std::size_t i = 0; i < (run_.plan.qemu.ready_ports ? stream_names.size() : 0); ++i) {
+            ready_streams_.push_back(make_socket_pair(step));
+            spec.inherit.push_back(
+                {ready_streams_.back().theirs.get(), numbers.first_stream + static_cast<int>(i)});
+        }
         if (run_.image) spec.inherit.push_back({run_.image->fd.get(), numbers.base});
         if (overlay) {
             overlay_link_ =
@@ -522,7 +527,8 @@ class Supervisor final : public Controlled {
     void serve_clients() {
         commands_.emplace(
             context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
-            has_stage(stages_, WaitForOption::Stage::agent) ? forever : boot_patience());
+            has_stage(stages_, WaitForOption::Stage::agent) ? forever : boot_patience(),
+            std::move(ready_streams_));
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -659,6 +665,7 @@ class Supervisor final : public Controlled {
         manifest.vm = saved_options(state_.vm, saved_net(state_.vm.net_or_default(), state_.network,
                                                          state_.guest, state_.port));
         manifest.kvm = run_.plan.qemu.kvm;
+        manifest.ready_ports = commands_->has_ready_ports();
         manifest.cpu = run_.plan.qemu.cpu;
         manifest.disk_size = run_.plan.disk_size;
         manifest.others = run_.others;
@@ -1037,7 +1044,7 @@ class Supervisor final : public Controlled {
         if (id == nullptr || !id->is_string() || open == nullptr) return;
         // One that was saved with its agent has it at once.
         if (!commands_) {
-            agent_is_early_ = *id == agent_port && *open == true;
+            if (*id == agent_port) agent_is_early_ = *open == true;
         } else if (*id != agent_port) {
             commands_->port_changed(std::string{id->get_string()}, *open == true);
         } else if (*open == true) {
@@ -1553,9 +1560,10 @@ class Supervisor final : public Controlled {
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
     std::optional<Migration> migration_;
-    std::optional<GrantedFile> memory_;     ///< of a snapshot: what the guest's is at first
-    std::vector<UniqueFd> volume_sockets_;  ///< of a clone, until they are plugged in
-    std::string overlay_link_;              ///< by which it is found among QEMU's descriptors
+    std::optional<GrantedFile> memory_;      ///< of a snapshot: what the guest's is at first
+    std::vector<SocketPair> ready_streams_;  ///< of the first command, until commands_ has them
+    std::vector<UniqueFd> volume_sockets_;   ///< of a clone, until they are plugged in
+    std::string overlay_link_;               ///< by which it is found among QEMU's descriptors
     UniqueFd control_listener_;
     UniqueFd console_listener_;
     UniqueFd exec_listener_;

@@ -41,6 +41,12 @@ TEST_CASE("the whole command of a plain VM") {
     -device virtio-serial-pci,id=ports,max_ports=64 \
     -chardev socket,id=agent,fd=5 \
     -device virtserialport,chardev=agent,id=agent0,name=org.qemu.guest_agent.0 \
+    -chardev socket,id=exec-in-0,fd=9 \
+    -device virtserialport,chardev=exec-in-0,id=exec-in-0,name=qvm.in.0 \
+    -chardev socket,id=exec-out-0,fd=10 \
+    -device virtserialport,chardev=exec-out-0,id=exec-out-0,name=qvm.out.0 \
+    -chardev socket,id=exec-err-0,fd=11 \
+    -device virtserialport,chardev=exec-err-0,id=exec-err-0,name=qvm.err.0 \
     -chardev socket,id=firmware,fd=6 \
     -device isa-debugcon,iobase=0x402,chardev=firmware \
     -device virtio-rng-pci \
@@ -53,7 +59,7 @@ TEST_CASE("the whole command of a plain VM") {
     -blockdev driver=file,node-name=disk-file,filename=/dev/fdset/2,discard=unmap \
     -blockdev driver=qcow2,node-name=disk,file=disk-file,backing=base,discard=unmap,cache.no-flush=on \
     -device virtio-blk-pci,drive=disk,bootindex=0 \
-    -netdev tap,id=net0,fd=9 \
+    -netdev tap,id=net0,fd=12 \
     -device virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56 \
     -device pcie-root-port,id=plug)");
 }
@@ -95,15 +101,15 @@ TEST_CASE("drives come before the TAP, and name no other file") {
     spec.drives = {{.format = "qcow2", .serial = "data"}, {.format = "raw", .read_only = true}};
     const auto text = shell_text(qemu_command(spec));
     CHECK(text.find(R"(
-    -add-fd fd=9,set=3 \
+    -add-fd fd=12,set=3 \
     -blockdev driver=file,node-name=drive0-file,filename=/dev/fdset/3,discard=unmap \
     -blockdev '{"driver":"qcow2","node-name":"drive0","file":"drive0-file","discard":"unmap","backing":null}' \
     -device virtio-blk-pci,drive=drive0,serial=data \
-    -add-fd fd=10,set=4 \
+    -add-fd fd=13,set=4 \
     -blockdev driver=file,node-name=drive1-file,filename=/dev/fdset/4,read-only=on \
     -blockdev '{"driver":"raw","node-name":"drive1","file":"drive1-file","read-only":true}' \
     -device virtio-blk-pci,drive=drive1 \
-    -netdev tap,id=net0,fd=11 \
+    -netdev tap,id=net0,fd=14 \
 )") != std::string::npos);
 }
 
@@ -113,29 +119,29 @@ TEST_CASE("what is beneath the image is a descriptor each, and nothing is beneat
     spec.disk->backing = {"qcow2", "raw"};
     const auto text = shell_text(qemu_command(spec));
     CHECK(text.find(R"(
-    -add-fd fd=11,set=5 \
+    -add-fd fd=14,set=5 \
     -blockdev driver=file,node-name=backing1-file,filename=/dev/fdset/5,read-only=on \
     -blockdev '{"driver":"raw","node-name":"backing1","file":"backing1-file","read-only":true}' \
-    -add-fd fd=10,set=4 \
+    -add-fd fd=13,set=4 \
     -blockdev driver=file,node-name=backing0-file,filename=/dev/fdset/4,read-only=on \
     -blockdev '{"driver":"qcow2","node-name":"backing0","file":"backing0-file","read-only":true,"backing":"backing1"}' \
 )") != std::string::npos);
     CHECK(text.find(
               R"("node-name":"base","file":"base-file","read-only":true,"backing":"backing0")") !=
           std::string::npos);
-    CHECK(text.find("tap,id=net0,fd=12") != std::string::npos);
+    CHECK(text.find("tap,id=net0,fd=15") != std::string::npos);
 }
 
 TEST_CASE("several queues and vhost are several descriptors") {
     auto spec = example();
     spec.nic->queues = 3;
-    CHECK(has(qemu_command(spec), "tap,id=net0,fds=9:10:11"));
+    CHECK(has(qemu_command(spec), "tap,id=net0,fds=12:13:14"));
     CHECK(has(qemu_command(spec),
               "virtio-net-pci,netdev=net0,romfile=,mac=52:54:00:12:34:56,mq=on,vectors=8"));
     spec.nic->vhost = true;
-    CHECK(has(qemu_command(spec), "tap,id=net0,fds=9:10:11,vhost=on,vhostfds=12:13:14"));
+    CHECK(has(qemu_command(spec), "tap,id=net0,fds=12:13:14,vhost=on,vhostfds=15:16:17"));
     spec.nic->queues = 1;
-    CHECK(has(qemu_command(spec), "tap,id=net0,fd=9,vhost=on,vhostfd=10"));
+    CHECK(has(qemu_command(spec), "tap,id=net0,fd=12,vhost=on,vhostfd=13"));
 }
 
 TEST_CASE("user networking, none, and another MTU") {
