@@ -710,6 +710,7 @@ class Parser {
                 if (app->count("--number") > 0)
                     fork_.count = value_of("--number", timeout_, parse_count);
                 for (const auto& text : fork_.publish) value_of("--publish", text, parse_publish);
+                for (const auto& text : fork_.volumes) value_of("--volume", text, parse_volume);
                 return fork_;
             });
         added.add_option("NAME", name_, "The VM")->required();
@@ -724,6 +725,11 @@ class Parser {
                         "(repeatable)")
             ->allow_extra_args(false)
             ->type_name("PORTS");
+        added
+            .add_option("-v,--volume", fork_.volumes,
+                        "A directory of the host in each: HOSTDIR:GUESTDIR[:ro] (repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("VOLUME");
         added
             .add_option("--restore-hook", fork_.restore_hook,
                         "A shell script that each runs before anything else")

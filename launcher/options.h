@@ -198,8 +198,9 @@ struct DoctorOptions {
 struct ForkOptions {
     std::string vm;
     unsigned count = 1;
-    std::optional<std::string> name;  ///< of the clone, or of all and a number
-    std::vector<std::string> publish;
+    std::optional<std::string> name;   ///< of the clone, or of all and a number
+    std::vector<std::string> publish;  ///< words of the command line, as are
+    std::vector<std::string> volumes;
     std::optional<std::filesystem::path> restore_hook;
     bool quiet = false;
 };

@@ -149,6 +149,7 @@ std::vector<std::string> clone_command(const ForkOptions& options, const std::st
     std::vector<std::string> words{"/proc/self/exe", "run", "--detach", "--name", name};
     if (options.quiet) words.emplace_back("--quiet");
     for (const auto& port : options.publish) words.insert(words.end(), {"--publish", port});
+    for (const auto& volume : options.volumes) words.insert(words.end(), {"--volume", volume});
     if (options.restore_hook)
         words.insert(words.end(), {"--restore-hook", options.restore_hook->string()});
     words.push_back("snapshot:" + snapshot.string());

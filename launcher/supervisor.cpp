@@ -935,7 +935,8 @@ class Supervisor final : public Controlled {
         if (is_running()) return end(status::guest_died, "QEMU died: " + words);
         // A virtiofsd that is gone is why QEMU is, and says more.
         const auto volume = volumes_.trouble();
-        end(status::failed, volume.empty() ? "start QEMU: " + words : volume);
+        const auto what = run_.snapshot ? run_.snapshot->what() + ": " : std::string{};
+        end(status::failed, volume.empty() ? what + "start QEMU: " + words : volume);
     }
 
     /// What the guest does there would not come back. Of a VM that ends it is no news.
