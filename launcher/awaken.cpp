@@ -27,6 +27,14 @@ fcntl.ioctl(f, 0x5207, 0)'
 else echo {0} >/dev/urandom; fi
 )";
 
+/// Busybox's date knows whole seconds only.
+std::string clock_script(std::chrono::system_clock::time_point time) {
+    const auto now =
+        std::chrono::duration_cast<std::chrono::milliseconds>(time.time_since_epoch()).count();
+    return fmt::format("date -u -s @{}.{:03} || date -u -s @{}", now / 1000, now % 1000,
+                       now / 1000);
+}
+
 }  // namespace
 
 std::string random_uuid() {
@@ -37,19 +45,20 @@ std::string random_uuid() {
 }
 
 std::string awaken_script(const Awakening& awakening) {
-    const auto now =
-        std::chrono::duration_cast<std::chrono::milliseconds>(awakening.now.time_since_epoch())
-            .count();
-    // Busybox's date knows whole seconds only.
     return fmt::format(R"({{
 echo {} >/proc/sys/kernel/hostname
-date -u -s @{}.{:03} || date -u -s @{}
+{}
 {}echo {} >/run/qvm-boot-id &&
 mount --bind /run/qvm-boot-id /proc/sys/kernel/random/boot_id &
 }} >/dev/null 2>&1
 )",
-                       awakening.name, now / 1000, now % 1000, now / 1000,
+                       awakening.name, clock_script(awakening.now),
                        fmt::format(fmt::runtime(reseed), awakening.random), awakening.boot_id);
+}
+
+json::object clock_arguments(std::chrono::system_clock::time_point now) {
+    json::array words{"-c", clock_script(now) + " >/dev/null 2>&1"};
+    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"capture-output", true}};
 }
 
 json::object awaken_arguments(const Awakening& awakening, const std::string& hook) {

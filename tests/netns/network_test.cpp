@@ -360,6 +360,10 @@ TEST_CASE("all ways of the host are the guests', and nobody else's") {
                "ip address add 192.0.2.1/24 dev eth0 && ip link set eth0 up && "
                "ip route add default via 192.0.2.2");
     oracle::sh(internet.space, "ip route add 192.0.2.0/24 via 203.0.113.2");
+    // The kernel notices the other end up to a second later.
+    oracle::sh(
+        "for i in $(seq 300); do ip link show wan9 | grep -q 'state UP' && exit; "
+        "sleep 0.01; done; exit 1");
     const auto before = picture_of_the_host();
     {
         Made made{spec_of(Mode::nat), directory.leases()};
