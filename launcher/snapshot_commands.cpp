@@ -146,7 +146,9 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
 /// `qvm run` of one clone.
 std::vector<std::string> clone_command(const ForkOptions& options, const std::string& name,
                                        const fs::path& snapshot) {
-    std::vector<std::string> words{"/proc/self/exe", "run", "--detach", "--name", name};
+    // By its own name, which others see it by.
+    const auto self = fs::read_symlink("/proc/self/exe").string();
+    std::vector<std::string> words{self, "run", "--detach", "--name", name};
     if (options.quiet) words.emplace_back("--quiet");
     for (const auto& port : options.publish) words.insert(words.end(), {"--publish", port});
     for (const auto& volume : options.volumes) words.insert(words.end(), {"--volume", volume});

@@ -160,7 +160,7 @@ class Debian(harness.Test):
         """Sixteen at once, with one address inside; each is reached through its own port."""
         names = self.succeed("fork", "-q", "-n", "16", "--name", "copy", "-p", "0:22", "debian",
                              seconds=vm.BOOT).split()
-        self.addCleanup(shutil.rmtree, self.host.data / "snapshot")
+        self.addCleanup(shutil.rmtree, harness.host.data / "snapshot")
         self.assertEqual(len(names), 16)
         for name in names:
             self.killed_with_test(name)
