@@ -16,9 +16,6 @@ modprobe -a -q $(cat /etc/modules) 2>/dev/null
 
 # Devices that are plugged in later are /sbin/hotplug's, and so are those that are here by now.
 uevent /sbin/hotplug 2>/dev/null &
-for port in /sys/class/virtio-ports/*; do
-    [ -e "$port" ] && ACTION=add SUBSYSTEM=virtio-ports DEVNAME=${port##*/} /sbin/hotplug
-done
 [ -e /dev/input/event0 ] && acpid -l /dev/null 2>/dev/null
 
 ip link set lo up
@@ -30,6 +27,10 @@ for nic in /sys/class/net/eth*; do
 done
 [ -z "$waiting" ] || wait $waiting
 rm -f /run/qvm-booting
+# The agent last: who asks for a command finds the network up.
+for port in /sys/class/virtio-ports/*; do
+    [ -e "$port" ] && ACTION=add SUBSYSTEM=virtio-ports DEVNAME=${port##*/} /sbin/hotplug
+done
 
 # What busybox's halt, poweroff and reboot send to PID 1.
 end() {

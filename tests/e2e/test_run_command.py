@@ -9,6 +9,7 @@ import termios
 import time
 
 import harness
+import played_host
 
 
 LONG_BOOT = "20s"  # that no guest takes, also beside other tests
@@ -76,6 +77,12 @@ class RunCommand(harness.Test):
                          (7, "command", ""))
         self.assertEqual(result["vm"]["net"]["mode"], "none")
         self.assertIn("command", [phase["name"] for phase in result["phases"]])
+
+    def test_the_network_is_up(self):
+        said = self.qvm("run", "-q", "--net", "nat", self.demo, "--", "wget", "-q", "-O", "-",
+                        f"http://{played_host.SERVICE_NAME}/", seconds=60)
+        self.assertEqual((said.returncode, said.stderr), (0, ""))
+        self.assertRegex(said.stdout, "^you are ")
 
     def test_it_has_no_console(self):
         """What the guest prints elsewhere is the log's; stdin is not there without -i."""

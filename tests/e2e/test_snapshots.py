@@ -15,7 +15,7 @@ import played_host
 import vm
 from detached import wait_for
 
-TRIES = int(os.environ.get("QVM_TRIES") or 12)
+TRIES = int(os.environ.get("QVM_TRIES") or 6)
 MEMORY = ("-m", "128M")
 
 
@@ -296,7 +296,7 @@ class Snapshots(detached.Test):
         self.assert_whole()
 
     def test_a_supervisor_that_is_killed(self):
-        for i in range(TRIES // 3):
+        for i in range(TRIES // 2):
             name = self.booted("--net", "none", name=f"base{i}")
             client = self.started("snapshot", "create", "-q", name, "ready")
             time.sleep(random.uniform(0, 0.25))
