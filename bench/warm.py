@@ -197,7 +197,7 @@ def qemus_own(image, rounds, files):
         loads.append(qemu.runs())
         qemu.end()
         qemu = Qemu(files, disk, "-incoming", f"exec:cat {state}")
-        incoming.append(qemu.runs())
+        incoming.append(qemu.until(lambda: qemu("query-status")["status"] != "inmigrate"))
         qemu.end()
         timings = f"{files}/timings"
         qvm("run", "-q", "-d", f"--timings={timings}", "--name", "copy", "snapshot:bench")
