@@ -15,6 +15,7 @@
 #include "launcher/failure.h"
 #include "launcher/json_reader.h"
 #include "launcher/json_text.h"
+#include "launcher/volumes.h"
 
 namespace qvm {
 
@@ -210,6 +211,8 @@ VmOptions saved_options(VmOptions vm, NetOption net) {
 }
 
 VmOptions clone_options(const Manifest& manifest, const VmOptions& wanted) {
+    if (wanted.volumes.size() > Volumes::most_plugged)
+        throw Failure(fmt::format("--volume: a clone may have {}", Volumes::most_plugged));
     auto vm = manifest.vm;
     vm.snapshot = wanted.snapshot;
     vm.net = clone_net(manifest.vm.net_or_default(), wanted.net);

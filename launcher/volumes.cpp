@@ -155,8 +155,6 @@ awaitable<void> Volumes::watch(Daemon& daemon) {
 
 awaitable<void> Volumes::plug_in(qmp::Client& monitor, std::vector<UniqueFd> sockets) {
     plugged_ = true;
-    if (sockets.size() > most_plugged)
-        throw Failure(fmt::format("--volume: a clone may have {}", most_plugged));
     // A device's functions are noticed with its function 0, which comes last.
     for (auto i = sockets.size(); i-- > 0;) {
         const auto tag = volume_tag(i);

@@ -46,7 +46,7 @@ class Volumes {
     /// `directory`: for a moment, of their other ends' names. Throws Failure.
     std::vector<UniqueFd> start(const std::filesystem::path& directory);
     /// Plugs them into a machine that runs already, or goes on with a saved state: `sockets` are
-    /// start()'s. Throws Failure, and what qmp::Client does.
+    /// start()'s, most_plugged at most. Throws what qmp::Client does.
     boost::asio::awaitable<void> plug_in(qmp::Client& monitor, std::vector<UniqueFd> sockets);
     /// Mounts them in the guest, by its agent. Throws Failure with the guest's reason.
     boost::asio::awaitable<void> mount(qmp::Client& agent);

@@ -105,6 +105,9 @@ TEST_CASE("what a clone may have of its own, and what is the machine's") {
     CHECK(vm.group == "lab");
     CHECK(vm.publish.size() == 1);
     CHECK(vm.accel == Accel::tcg);
+    wanted.volumes.assign(9, parse_volume("/src:/src"));
+    CHECK(failure_of([&] { (void)clone_options(everything(), wanted); }) ==
+          "--volume: a clone may have 8");
 }
 
 TEST_CASE("what is of one life is not saved") {
