@@ -76,10 +76,11 @@ class GuestShell:
 
     def sh(self, command, seconds=SOON):
         """The command's output and exit status."""
-        # The echo of the typed line has `$?` where the answer has a number.
+        # The echo of the typed line has `$?` where the answer has a number. What is typed before
+        # the prompt is there is echoed twice: by the terminal and by the shell.
         self.type(f"{command}; echo =$?=\n")
-        match = self.out.expect(rf"{ECHO}\r*\n(.*?)=(\d+)=\r*\n", seconds)
-        self.wait_for_prompt(SOON)  # what is typed before it would be echoed twice
+        match = self.out.expect(rf"{ECHO}\r*\n((?:(?!{ECHO}).)*?)=(\d+)=\r*\n", seconds)
+        self.wait_for_prompt(SOON)
         return match.group(1).replace("\r", ""), int(match.group(2))
 
     def wait_for_prompt(self, seconds=BOOT):
