@@ -22,6 +22,7 @@ namespace {
 
 constexpr auto command_timeout = 10s;
 constexpr auto patience = 2min;  // of a migration, which takes some tens of ms
+constexpr auto end_pause = 1ms;  // between two questions whether a migration that is over is done
 constexpr const char* state_fd = "state";
 
 std::string text_in(const json::value& value, const char* key) {
@@ -141,7 +142,8 @@ awaitable<void> Migration::move(int fd, bool shared, const char* command) {
     news_.expires_after(patience);
     while (status_ != "completed" && status_ != "failed" && !closed_) {
         const auto [woken] = co_await news_.async_wait(asio::as_tuple(asio::use_awaitable));
-        if (!woken) throw Failure(fmt::format("QEMU's {} took more than {} s", command, 120));
+        if (!woken)
+            throw Failure(fmt::format("QEMU's {} took more than {} s", command, patience / 1s));
     }
     if (status_ == "completed") co_return;
     if (closed_) throw Failure("QEMU is gone");
@@ -151,7 +153,18 @@ awaitable<void> Migration::move(int fd, bool shared, const char* command) {
 }
 
 awaitable<void> Migration::save(int fd, bool shared) {
-    return move(fd, shared, "migrate");
+    co_await move(fd, shared, "migrate");
+    // It says so before the machine's own state is that, and refuses to go on until it is
+    // (migration/migration.c: migration_iteration_finish).
+    const auto deadline = std::chrono::steady_clock::now() + command_timeout;
+    for (;;) {
+        const auto answer = co_await monitor_.execute("query-status", {}, command_timeout);
+        if (text_in(answer, "status") != "finish-migrate") co_return;
+        if (std::chrono::steady_clock::now() > deadline)
+            throw Failure("QEMU does not come to the end of its migration");
+        news_.expires_after(end_pause);
+        co_await news_.async_wait(asio::as_tuple(asio::use_awaitable));
+    }
 }
 
 awaitable<void> Migration::load(int fd, bool shared) {

@@ -35,8 +35,8 @@ class Migration {
     /// What this QEMU and its machine are. Throws std::system_error and qmp::CommandError.
     boost::asio::awaitable<MachineFacts> facts();
     /// Writes the state to the file `fd` (borrowed), with the CPUs stopped; without the memory
-    /// where that is a file of its own that others can read, which is said by `shared`. Throws
-    /// Failure.
+    /// where that is a file of its own that others can read, which is said by `shared`. The
+    /// machine can go on then. Throws Failure, std::system_error and qmp::CommandError.
     boost::asio::awaitable<void> save(int fd, bool shared);
     /// Reads it again, into a machine that was started with "-incoming defer". Throws Failure.
     boost::asio::awaitable<void> load(int fd, bool shared);

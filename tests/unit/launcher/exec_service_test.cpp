@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/unix_socket.h"
+#include "tests/unit/launcher/peer.h"
 #include "tests/unit/launcher/temporary.h"
 
 namespace asio = boost::asio;
@@ -30,63 +30,6 @@ using asio::use_awaitable;
 // No co_await inside Catch2's macros: they name the expression twice, and GCC 12 runs it twice.
 
 namespace {
-
-std::array<int, 2> socket_pair() {
-    std::array<int, 2> ends{};
-    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) == 0);
-    return ends;
-}
-
-/// Plays QEMU's monitor and the guest agent: does what it is told, and remembers it.
-struct Peer {
-    Peer(asio::io_context& context, int descriptor) : socket(context, descriptor) {}
-
-    awaitable<void> play() {
-        for (;;) {
-            co_await socket.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
-            auto message = receive_with_fds(socket.native_handle(), 0);
-            if (!message) co_return;
-            for (auto& fd : message->fds) given.push_back(std::move(fd));
-            input += message->text;
-            for (auto end = input.find('\n'); end != std::string::npos; end = input.find('\n')) {
-                auto line = input.substr(0, end);
-                input.erase(0, end + 1);
-                std::erase(line, '\xff');
-                answer(json::parse(line).as_object());
-            }
-        }
-    }
-
-    void answer(const json::object& request) {
-        const std::string command{request.at("execute").as_string()};
-        json::object answer{{"return", json::object{}}};
-        std::string before;
-        if (command == "guest-sync-delimited") {
-            before = '\xff';
-            answer["return"] = request.at("arguments").at("id");
-        } else if (command == "guest-exec") {
-            answer["return"] = json::object{{"pid", 7}};
-        } else if (command == "guest-exec-status") {
-            answer["return"] = json::object{{"exited", true}, {"exitcode", 0}};
-        }
-        if (const auto* id = request.if_contains("id")) answer["id"] = *id;
-        commands.push_back(command);
-        say(before + json::serialize(answer));
-    }
-
-    void say(const std::string& line) {
-        REQUIRE(send_with_fds(socket.native_handle(), line + "\n", {}));
-    }
-
-    [[nodiscard]] long count(const std::string& command) const {
-        return std::count(commands.begin(), commands.end(), command);
-    }
-
-    asio::posix::stream_descriptor socket;
-    std::string input;
-    std::vector<std::string> commands;
-    std::vector<UniqueFd> given;
-};
 
 bool is_over(const UniqueFd& socket) {
     char byte = 0;

@@ -1,9 +1,16 @@
 #include "launcher/migration.h"
 
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/io_context.hpp>
 #include <boost/json.hpp>
 #include <catch2/catch.hpp>
 
+#include "launcher/memory_file.h"
+#include "tests/unit/launcher/peer.h"
+
 using namespace qvm;
+using namespace std::chrono_literals;
 
 namespace {
 
@@ -37,4 +44,41 @@ TEST_CASE("what does not fit is named") {
           "its CPU had other features: CPUID 7.0.EBX was 0x0000000f, and is 0x0000001f");
     here.cpu.pop_back();
     CHECK(misfit(example(), here).starts_with("its CPU had other features: "));
+}
+
+TEST_CASE("a machine is saved when it can go on, not when that is announced") {
+    namespace asio = boost::asio;
+    asio::io_context context{1};
+    const auto ends = socket_pair();
+    Peer qemu{context, ends[1]};
+    qmp::Client monitor{context.get_executor(), ends[0]};
+    Migration migration{context.get_executor(), monitor};
+    const auto status = [](const char* name) { return boost::json::object{{"status", name}}; };
+    qemu.replies["query-status"] = {status("finish-migrate"), status("finish-migrate"),
+                                    status("postmigrate")};
+    qemu.events_before["migrate"] = {
+        R"({"event": "MIGRATION", "data": {"status": "completed"},
+            "timestamp": {"seconds": 1, "microseconds": 1}})"};
+    std::erase(qemu.events_before["migrate"].front(), '\n');
+    const auto events = [&]() -> asio::awaitable<void> {
+        while (const auto event = co_await monitor.next_event()) migration.take_status(*event);
+    };
+    const MemoryFile state;
+    const auto script = [&]() -> asio::awaitable<void> {
+        qemu.say(R"({"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 8}}}})");
+        co_await monitor.handshake(10s);
+        co_await migration.save(state.fd(), true);
+    };
+    asio::co_spawn(context, qemu.play(), asio::detached);
+    asio::co_spawn(context, events(), asio::detached);
+    std::exception_ptr failure;
+    asio::co_spawn(context, script(), [&](std::exception_ptr why) {
+        failure = why;
+        context.stop();
+    });
+    context.run_for(60s);
+    if (failure) std::rethrow_exception(failure);
+    REQUIRE(context.stopped());
+    CHECK(qemu.given.size() == 1);
+    CHECK(qemu.count("query-status") == 3);
 }
