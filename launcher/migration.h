@@ -38,7 +38,8 @@ class Migration {
     /// where that is a file of its own that others can read, which is said by `shared`. The
     /// machine can go on then. Throws Failure, std::system_error and qmp::CommandError.
     boost::asio::awaitable<void> save(int fd, bool shared);
-    /// Reads it again, into a machine that was started with "-incoming defer". Throws Failure.
+    /// Reads it again, into a machine that was started with "-incoming defer". Throws what
+    /// save() does.
     boost::asio::awaitable<void> load(int fd, bool shared);
 
     /// QEMU says MIGRATION: how far it is ("completed", "failed").

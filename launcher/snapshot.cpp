@@ -212,7 +212,8 @@ VmOptions saved_options(VmOptions vm, NetOption net) {
 
 VmOptions clone_options(const Manifest& manifest, const VmOptions& wanted) {
     if (wanted.volumes.size() > Volumes::most_plugged)
-        throw Failure(fmt::format("--volume: a clone may have {}", Volumes::most_plugged));
+        throw Failure(fmt::format("--volume: these are {}, and a clone has {} at most",
+                                  wanted.volumes.size(), Volumes::most_plugged));
     auto vm = manifest.vm;
     vm.snapshot = wanted.snapshot;
     vm.net = clone_net(manifest.vm.net_or_default(), wanted.net);

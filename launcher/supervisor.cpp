@@ -584,7 +584,7 @@ class Supervisor final : public Controlled {
             if (own_memory && !memory_) co_await fill_memory();
             co_await migration_->load(state.get(), own_memory);
             co_await volumes_.plug_in(*monitor_, std::move(volume_sockets_));
-        } catch (const Failure& failure) {
+        } catch (const std::exception& failure) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
             throw Failure(fmt::format("{}: load its state: {}", snapshot.what(), failure.what()));
         }

@@ -254,17 +254,17 @@ class Children(detached.Test):
             started = self.started("run", "-q", "-d", "-m", "64M", "--net", NETS[i % 3], "--name",
                                    "web", self.hang)
             time.sleep(random.uniform(0.01, 0.12))
+            supervisors = vm.children(started.pid)
             started.signal(number)
             status = started.wait()
             self.assertIn(status, (0, -number))
             if status == 0 or started.out.text:
                 self.qvm("kill", "web")
-            self.wait_until(self.is_swept)
-
-    def is_swept(self):
-        """Who dies with its parent may still be at it when the parent is gone."""
-        self.sweep()
-        return not self.ps() and not self.diff()
+            else:
+                # Who dies with its parent may still be at it when the parent is gone.
+                self.wait_until(lambda: all(map(is_zombie, supervisors)) and not self.ps())
+            self.sweep()
+            self.assert_host_as_before(harness.GONE)
 
 
 def is_zombie(pid):

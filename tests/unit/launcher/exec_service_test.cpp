@@ -10,8 +10,6 @@
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_awaitable.hpp>
-#include <boost/json/parse.hpp>
-#include <boost/json/serialize.hpp>
 #include <catch2/catch.hpp>
 #include <functional>
 #include <string>
@@ -57,7 +55,7 @@ TEST_CASE("a command's sockets stay open until QEMU's devices have let go of the
     asio::co_spawn(context, guest.play(), asio::detached);
 
     const auto script = [&]() -> awaitable<void> {
-        qemu.say(R"({"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 8}}}})");
+        qemu.say(qemu_greeting);
         co_await monitor.handshake(10s);
         co_await agent.handshake(10s);
         ExecService service{context.get_executor(),
@@ -87,12 +85,5 @@ TEST_CASE("a command's sockets stay open until QEMU's devices have let go of the
         CHECK(qemu.count("chardev-remove") == 3);
         for (const auto& socket : qemu.given) CHECK(is_over(socket));
     };
-    std::exception_ptr failure;
-    asio::co_spawn(context, script(), [&](std::exception_ptr why) {
-        failure = why;
-        context.stop();
-    });
-    context.run_for(60s);
-    if (failure) std::rethrow_exception(failure);
-    REQUIRE(context.stopped());
+    run(context, script);
 }

@@ -5,13 +5,17 @@
 #include <algorithm>
 #include <array>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/co_spawn.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <deque>
+#include <exception>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -84,5 +88,22 @@ struct Peer {
     std::map<std::string, std::vector<std::string>> events_before;  ///< an answer, by command
     std::map<std::string, std::deque<boost::json::value>> replies;  ///< in order; else {}
 };
+
+/// A QEMU's first words.
+constexpr const char* qemu_greeting =
+    R"({"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 8}}}})";
+
+/// Runs it to its end, which must come within a minute.
+inline void run(boost::asio::io_context& context,
+                const std::function<boost::asio::awaitable<void>()>& script) {
+    std::exception_ptr failure;
+    boost::asio::co_spawn(context, script(), [&](std::exception_ptr why) {
+        failure = why;
+        context.stop();
+    });
+    context.run_for(std::chrono::minutes{1});
+    if (failure) std::rethrow_exception(failure);
+    REQUIRE(context.stopped());
+}
 
 }  // namespace qvm

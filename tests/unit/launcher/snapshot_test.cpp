@@ -107,7 +107,7 @@ TEST_CASE("what a clone may have of its own, and what is the machine's") {
     CHECK(vm.accel == Accel::tcg);
     wanted.volumes.assign(9, parse_volume("/src:/src"));
     CHECK(failure_of([&] { (void)clone_options(everything(), wanted); }) ==
-          "--volume: a clone may have 8");
+          "--volume: these are 9, and a clone has 8 at most");
 }
 
 TEST_CASE("what is of one life is not saved") {
