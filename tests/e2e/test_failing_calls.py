@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ import vm
 POINTS = 6  # of each variant, unless it is every one
 ENDED = 128 + signal.SIGTERM
 OVER = 12  # seconds: more than --timeout
-LIFE = ["-q", "-m", "64M", "--timeout", "6", "--name", "vm"]
+LIFE = ["-q", "--timeout", "6", "--name", "vm"]
 
 # What may happen to a call of ours by its manual page, and on a host that is short of something.
 # Not here: what cannot fail as we call it (signals' masks and handlers, epoll_wait, timerfd_settime,
@@ -181,7 +182,10 @@ class FailingCalls(calls.Test):
         return "\n".join(map(alike, lines))
 
     def try_points(self, *options, forked=False):
-        words = ("run", *LIFE, *options, self.hang)
+        self.try_command(*options, "-m", "64M", self.hang, forked=forked)
+
+    def try_command(self, *words, forked=False):
+        words = ("run", *LIFE, *words)
         self.sweep()  # which makes directories that stay
         before = picture.Picture(self.host)
         problems = []
@@ -271,6 +275,13 @@ class FailingCalls(calls.Test):
 
     def test_the_parent_of_one_in_the_background(self):
         self.try_points("-d", "--net", "isolated")
+
+    def test_a_clone(self):
+        self.detach("--net", "nat", "--name", "base", "-m", "64M", self.hang)
+        self.addCleanup(shutil.rmtree, self.host.data / "snapshot")
+        self.succeed("snapshot", "create", "-q", "base", "saved")
+        self.succeed("kill", "base")
+        self.try_command("-d", "snapshot:saved", forked=True)
 
     def test_second_of_a_group(self):
         self.detach("--net", "nat", "--group", "lab", "--name", "first", "-m", "64M", self.hang)
