@@ -46,8 +46,10 @@ constexpr auto command_timeout = 30s;  // of QEMU and of the agent
 constexpr auto agent_patience = 10s;   // of a client, with a guest that has had time to boot
 constexpr auto silent_patience = 3s;   // before the client is told what it waits for
 constexpr auto open_patience = 20s;    // with the guest, for the ports of a command
+constexpr auto ready_patience = 5s;    // with the guest, for the shell that waits in it
 constexpr auto unplug_patience = 30s;  // with QEMU
 constexpr std::size_t most_captures = 20;
+constexpr std::size_t longest_request = 32 * 1024;      // bytes, to a shell that waits
 constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
 constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
 constexpr auto accept_pause = 100ms;  // where there are no descriptors just now
@@ -122,7 +124,7 @@ struct Session {
     Connection connection;
     GuestCommand guest_command;
     std::string secret;
-    std::string tag;
+    unsigned long tag = 0;
     std::vector<StreamSockets> sockets;
     std::vector<std::string> ports;  ///< QEMU's ids, of devices as of their chardevs
     std::set<std::string> opened;    ///< those that the guest has opened
@@ -137,13 +139,16 @@ struct Session {
 
 struct ExecService::Core : std::enable_shared_from_this<Core> {
     Core(const asio::any_io_executor& executor, UniqueFd listener_, qmp::Client& monitor_,
-         qmp::Client& agent_, Clock::duration boot_patience_, std::vector<SocketPair> ready_)
+         qmp::Client& agent_, Clock::duration boot_patience_, ReadyPorts ready_)
         : listener(executor),
           monitor(monitor_),
           agent(agent_),
           news(executor),
+          count(ready_.tag),
+          ready_shell(ready_.shell),
           boot_patience(boot_patience_) {
-        for (auto& [ours, theirs] : ready_) ready.push_back({std::move(ours), std::move(theirs)});
+        for (auto& [ours, theirs] : ready_.sockets)
+            ready.push_back({std::move(ours), std::move(theirs)});
         plugged = ready.size();
         news.expires_at(Clock::time_point::max());
         in_step("listen for commands", [&] {
@@ -217,7 +222,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// With ports, if the guest has what it takes.
     awaitable<void> start(const std::shared_ptr<Session>& session) {
         const bool taken = co_await take_request(*session);
-        if (!taken) co_return;
+        if (!taken || session->shell != 0) co_return;
         co_await wait_for_agent(*session);
         const bool has_ports = co_await try_with_ports(session);
         if (!has_ports) start_capture(session);
@@ -256,7 +261,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         if (!request) co_return false;
         session.guest_command = parse_guest_command(*request);
         session.secret = text_in(*request, "secret");
-        take_sockets(session);
+        co_await take_sockets(session);
         std::vector<int> ends;
         for (const auto& socket : session.sockets) ends.push_back(socket.client.get());
         const bool sent =
@@ -264,17 +269,96 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         co_return sent;
     }
 
-    void take_sockets(Session& session) {
+    awaitable<void> take_sockets(Session& session) {
         const bool terminal = session.guest_command.terminal.has_value();
+        std::optional<Turn> turn;
         if (!terminal && !ready.empty()) {
-            session.tag = ready_tag;
-            session.sockets = std::exchange(ready, {});
-            for (const char* stream : stream_names)
-                session.ports.push_back(port_id(stream, ready_tag));
-            session.end_port = session.ports.back();
-            return;
+            turn.emplace(*this);  // while the machine is saved it waits
+            co_await turn->came();
+            if (ready_shell != 0 && prelude.empty()) co_await wait_for_agent(session);
         }
-        session.tag = std::to_string(++count);
+        if (!terminal && !ready.empty() && ask_ready_shell(session)) {
+            take_ready(session);
+            if (session.shell == 0) co_return;
+            session.opened.insert(session.ports.begin(), session.ports.end());
+            for (auto& socket : session.sockets) socket.qemu.reset();
+            co_return;
+        }
+        make_sockets(session);
+    }
+
+    void take_ready(Session& session) {
+        session.tag = ready_tag;
+        session.sockets = std::exchange(ready, {});
+        for (const char* stream : stream_names) session.ports.push_back(port_id(stream, ready_tag));
+        session.end_port = session.ports.back();
+    }
+
+    /// Before the client has the streams, which the command comes by. False where it is too long:
+    /// the guest has not taken what is sent before, and nobody waits for that here.
+    bool ask_ready_shell(Session& session) {
+        if (ready_shell == 0) return true;
+        const auto text = guest_request(session.guest_command, session.secret, prelude);
+        if (text.size() > longest_request) return false;
+        const auto sent = ::send(ready.front().client.get(), text.data(), text.size(),
+                                 MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent != static_cast<ssize_t>(text.size())) return false;
+        prelude.clear();
+        session.shell = std::exchange(ready_shell, 0);
+        return true;
+    }
+
+    /// A shell that waits where the ports of the next command are ready, if the guest has one.
+    /// Where a command has used those, others are plugged in, to where the machine had them: at the
+    /// first numbers of the bus that are free.
+    awaitable<void> start_ready_shell() {
+        if (ready_shell != 0 || !agent_up || portless) co_return;
+        if (ready.empty()) co_await plug_in_ready();
+        std::int64_t shell = 0;
+        ready_opened.clear();
+        const auto deadline = Clock::now() + ready_patience;
+        try {
+            auto arguments = guest_wait_arguments(ready_tag);
+            const auto answer =
+                co_await agent.execute("guest-exec", std::move(arguments), ready_patience);
+            if (answer.is_object()) shell = number_in(answer.get_object(), "pid");
+            while (ready_opened.size() < stream_names.size() && Clock::now() < deadline) {
+                co_await wait_for_news(Clock::now() + reap_pause);
+                const auto end = co_await ask_for_end(shell);
+                if (end) co_return;
+            }
+        } catch (const qmp::CommandError&) {
+            co_return;  // the agent starts none
+        } catch (const std::exception&) {
+            // It has another agent by now, say.
+        }
+        if (ready_opened.size() == stream_names.size()) {
+            ready_shell = shell;
+            unanswered = 0;
+        } else {
+            // Whoever opens them yet is not known.
+            retired.push_back(std::make_shared<Session>(Connection{listener.get_executor()}));
+            take_ready(*retired.back());
+            co_await unplug_all();
+        }
+    }
+
+    awaitable<void> plug_in_ready() {
+        auto session = std::make_shared<Session>(Connection{listener.get_executor()});
+        make_sockets(*session);
+        try {
+            co_await plug_in_first(*session);
+        } catch (const std::exception&) {
+            retired.push_back(session);
+            throw;
+        }
+        ready_tag = session->tag;
+        ready = std::move(session->sockets);
+    }
+
+    void make_sockets(Session& session) {
+        session.tag = ++count;
+        const bool terminal = session.guest_command.terminal.has_value();
         for (std::size_t i = 0; i < (terminal ? 2 : stream_names.size()); ++i) {
             auto [client, qemu] = make_socket_pair("make a command's streams");
             session.sockets.push_back({std::move(client), std::move(qemu)});
@@ -516,7 +600,12 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     }
 
     awaitable<void> kill(const Session& session, std::string signal) {
-        if (session.command <= 0 || session.lost || !agent_up) co_return;
+        if (session.command <= 0) co_return;
+        // A command that did not wait for the agent may be faster.
+        const auto deadline = std::min(booted, Clock::now() + agent_patience);
+        while (!agent_up && !session.lost && Clock::now() < deadline)
+            co_await wait_for_news(deadline);
+        if (session.lost || !agent_up) co_return;
         try {
             auto arguments = guest_kill_arguments(session.command, signal);
             const auto answer =
@@ -539,7 +628,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             const auto code = number_in(*end, "exitcode");
             if (signal == 0 && (code == 0 || code == guest_has_no_ports)) co_return;
             why = signal != 0 ? fmt::format("the command's shell was ended by signal {}", signal)
-                              : "the command's shell ended too early";
+                              : fmt::format("the command's shell ended too early, with {}", code);
         } catch (const std::exception&) {
             known = false;
         }
@@ -590,6 +679,12 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
     }
 
+    [[nodiscard]] bool is_ready(const std::string& id) const {
+        return !ready.empty() &&
+               std::any_of(stream_names.begin(), stream_names.end(),
+                           [&](const char* stream) { return id == port_id(stream, ready_tag); });
+    }
+
     /// A turn that nobody else has meanwhile.
     struct Hold {
         explicit Hold(std::shared_ptr<Core> core_) : core(std::move(core_)), turn(*core) {}
@@ -602,7 +697,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                                            [](const auto& session) { return session->shell != 0; });
     }
 
-    static awaitable<std::shared_ptr<void>> quiet(std::shared_ptr<Core> self) {
+    static awaitable<std::shared_ptr<void>> quiet(std::shared_ptr<Core> self, bool guest_runs) {
         auto hold = std::make_shared<Hold>(self);
         co_await hold->turn.came();
         // One that has just ended is not told of yet.
@@ -612,19 +707,26 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                 throw Failure("a command runs in the guest, and its connection cannot be saved");
             co_await self->wait_for_news(Clock::now() + reap_pause);
         }
+        co_await self->unplug_all();
+        if (guest_runs) co_await self->start_ready_shell();
+        co_return hold;
+    }
+
+    /// All that no command has any more.
+    awaitable<void> unplug_all() {
         const auto deadline = Clock::now() + unplug_patience;
-        while (self->plugged > self->ready.size() || !self->going.empty()) {
+        while (plugged > ready.size() || unplugging > 0) {
             if (Clock::now() >= deadline)
                 throw Failure("the guest does not let go of a command's serial ports");
-            co_await self->unplug_retired();
-            co_await self->wait_for_news(Clock::now() + reap_pause);
+            co_await unplug_retired();
+            co_await wait_for_news(Clock::now() + reap_pause);
         }
-        co_return hold;
     }
 
     /// QEMU takes its time until a device has let go of its chardev (RCU): nobody waits for that.
     awaitable<void> unplug(std::shared_ptr<Session> session) {
         const auto ids = std::exchange(session->ports, {});
+        ++unplugging;
         for (const auto& id : ids) {
             --plugged;
             ++unanswered;
@@ -660,6 +762,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         } catch (const std::exception&) {
             // QEMU is on its way out.
         }
+        --self->unplugging;
+        self->news.cancel();
     }
 
     Connection listener;
@@ -668,24 +772,28 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     asio::steady_timer news;  ///< cancelled to wake those who wait
     std::deque<const Turn*> turns;
     std::list<std::shared_ptr<Session>> sessions;
+    unsigned long count;                           ///< the tag of the ports that came last
     std::vector<StreamSockets> ready;              ///< of ports that are plugged in already
+    unsigned long ready_tag = count;               ///< theirs
+    std::int64_t ready_shell;                      ///< that has opened them; 0: there is none
+    std::set<std::string> ready_opened;            ///< those that it has
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
     std::string prelude;                           ///< of the next command
     std::size_t captures = 0;                      ///< commands that run without ports
     std::size_t plugged = 0;                       ///< ports
+    unsigned unplugging = 0;                       ///< sessions whose ports are on their way out
     unsigned unanswered = 0;                       ///< messages to the guest about them
     const Clock::duration boot_patience;
     Clock::time_point booted = Clock::now() + boot_patience;  ///< it may take until then
     bool agent_up = false;
     bool portless = false;  ///< the guest, as a command has found
     bool over = false;
-    unsigned long count = 0;
 };
 
 ExecService::ExecService(const asio::any_io_executor& executor, UniqueFd listener,
                          qmp::Client& monitor, qmp::Client& agent, Clock::duration boot_patience,
-                         std::vector<SocketPair> ready)
+                         ReadyPorts ready)
     : core_(std::make_shared<Core>(executor, std::move(listener), monitor, agent, boot_patience,
                                    std::move(ready))) {
     asio::co_spawn(
@@ -708,12 +816,16 @@ UniqueFd ExecService::connect() {
     return std::move(client);
 }
 
-awaitable<std::shared_ptr<void>> ExecService::quiet() {
-    return Core::quiet(core_);
+awaitable<std::shared_ptr<void>> ExecService::quiet(bool guest_runs) {
+    return Core::quiet(core_, guest_runs);
 }
 
-bool ExecService::has_ready_ports() const {
-    return !core_->ready.empty();
+std::optional<unsigned long> ExecService::ready_ports() const {
+    return core_->ready.empty() ? std::nullopt : std::optional{core_->ready_tag};
+}
+
+std::int64_t ExecService::ready_shell() const {
+    return core_->ready_shell;
 }
 
 void ExecService::begin_with(std::string script) {
@@ -732,6 +844,12 @@ void ExecService::agent_is_down() {
 }
 
 void ExecService::port_changed(const std::string& id, bool open) {
+    if (core_->is_ready(id)) {
+        if (open)
+            core_->ready_opened.insert(id);
+        else
+            core_->ready_shell = 0;
+    }
     for (const auto& session : core_->sessions) {
         if (std::find(session->ports.begin(), session->ports.end(), id) == session->ports.end())
             continue;
@@ -754,6 +872,7 @@ void ExecService::guest_is_gone(const std::string& why) {
     core_->agent_up = false;
     core_->booted = Clock::now() + core_->boot_patience;
     core_->unanswered = 0;
+    core_->ready_shell = 0;
     for (const auto& session : core_->sessions) {
         if (session->ports.empty()) continue;  // it waits for an agent, and goes on to
         session->lost = true;

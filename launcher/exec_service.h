@@ -28,14 +28,20 @@ namespace qvm {
 /// takes input as one piece and keeps the output until the end.
 class ExecService {
   public:
+    /// What a machine has for its first command. A shell that waits there saves that command the
+    /// agent, and the start of a shell.
+    struct ReadyPorts {
+        unsigned long tag = 0;  ///< of the ports; those that are plugged in later have higher ones
+        /// Of the ports, those that QEMU has included; none where the machine has no such ports.
+        std::vector<SocketPair> sockets{};
+        std::int64_t shell = 0;  ///< the agent's child that has opened them; 0: there is none
+    };
+
     /// `monitor` and `agent` must outlive this object and be used on `executor`. For as
     /// long as `boot_patience` an agent is waited for that has not been up since the guest started.
-    /// `ready`: the sockets of the ports that the machine has already for the first command
-    /// (QemuSpec::ready_ports), those that QEMU has included; none where it has no such ports.
     ExecService(const boost::asio::any_io_executor& executor, UniqueFd listener,
                 qmp::Client& monitor, qmp::Client& agent,
-                std::chrono::steady_clock::duration boot_patience,
-                std::vector<SocketPair> ready = {});
+                std::chrono::steady_clock::duration boot_patience, ReadyPorts ready);
     ~ExecService();
     ExecService(const ExecService&) = delete;
     ExecService& operator=(const ExecService&) = delete;
@@ -43,7 +49,8 @@ class ExecService {
     /// A client's connection from within this process. Throws Failure.
     UniqueFd connect();
 
-    /// The next command's shell carries out this script before.
+    /// The next command's shell carries out this script before. One that waits does not wait for
+    /// the agent then.
     void begin_with(std::string script);
     /// The agent answers: who waited for it goes on.
     void agent_is_up();
@@ -54,11 +61,13 @@ class ExecService {
     /// QEMU says DEVICE_DELETED.
     void device_deleted(const std::string& id);
     /// For as long as somebody holds what is returned, no command has a port in the guest, but for
-    /// those that are ready: those that come wait. Throws Failure where one runs, or where the
-    /// guest keeps a port.
-    boost::asio::awaitable<std::shared_ptr<void>> quiet();
-    /// Whether no command has used the ports that were ready.
-    [[nodiscard]] bool has_ready_ports() const;
+    /// those that are ready, where a shell waits then if the guest has one and its CPUs run: those
+    /// that come wait. Throws Failure where one runs, or where the guest keeps a port.
+    boost::asio::awaitable<std::shared_ptr<void>> quiet(bool guest_runs);
+    /// The tag of the ports that are ready, if there are any.
+    [[nodiscard]] std::optional<unsigned long> ready_ports() const;
+    /// ReadyPorts::shell
+    [[nodiscard]] std::int64_t ready_shell() const;
     /// What runs in the guest is no more ("the guest restarted"), and neither is its agent. A
     /// command that waited for one still does.
     void guest_is_gone(const std::string& why);

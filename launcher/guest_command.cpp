@@ -9,6 +9,7 @@
 
 #include "launcher/base64.h"
 #include "launcher/failure.h"
+#include "launcher/qemu_command.h"
 
 namespace qvm {
 
@@ -16,21 +17,20 @@ namespace json = boost::json;
 
 namespace {
 
-/// Parameters: the outer shell's: tag, secret, directory, user, whether there is a terminal, rows,
-/// columns, the inner shell's script; then the inner one's: NAME=value..., "--", the command. Ports
-/// are found by sysfs, since not every guest has udev's names for them, and come up a moment after
-/// they were plugged in. A terminal is one of the kernel's virtio consoles: the one that can be
-/// opened only after the port of stderr was. When the command has ended, the outer shell tells how,
-/// behind all that it wrote; 9 is its own exit status where there are no ports. What it has to say
-/// itself (that the command was killed, say) is nobody's. A user is changed by coreutils, which
-/// change nothing else, or else by busybox; su(1) of other makes stays as the command's parent, and
-/// keeps signals from it.
-constexpr const char* script = R"(exec 2>/dev/null
+/// The outer shell's script, in three parts. Its variables are: tag, secret, directory, user,
+/// terminal (whether there is one), rows, columns and inner, the inner shell's script; its
+/// parameters are the inner one's: NAME=value..., "--", the command. Ports are found by sysfs,
+/// since not every guest has udev's names for them, and come up a moment after they were plugged
+/// in. A terminal is one of the kernel's virtio consoles: the one that can be opened only after the
+/// port of stderr was. When the command has ended, the outer shell tells how, behind all that it
+/// wrote; 9 is its own exit status where there are no ports. What it has to say itself (that the
+/// command was killed, say) is nobody's. A user is changed by coreutils, which change nothing else,
+/// or else by busybox; su(1) of other makes stays as the command's parent, and keeps signals from
+/// it.
+constexpr const char* functions = R"(exec 2>/dev/null
 umask 022
 export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 export HOME="${HOME:-/root}"
-tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7 inner=$8
-shift 8
 tries=0
 patience() {
     tries=$((tries + 1))
@@ -65,7 +65,9 @@ end() {
     exit
 }
 refuse() { echo "$1" >&3; end 126; }
-[ -d /sys/class/virtio-ports ] || exit 9
+)";
+
+constexpr const char* open_ports = R"([ -d /sys/class/virtio-ports ] || exit 9
 consoles=" "
 [ -z "$terminal" ] || for port in /dev/hvc*; do opens "$port" && consoles="$consoles$port "; done
 find_port err; exec 3>"$port"
@@ -77,7 +79,9 @@ else
     find_port in; exec 5<"$port"
     find_port out; exec 4>"$port"
 fi
-set -- sh -c "$inner" sh "$secret" "$terminal" "$@"
+)";
+
+constexpr const char* run = R"(set -- sh -c "$inner" sh "$secret" "$terminal" "$@"
 if [ -n "$user" ]; then
     login=${user%%:*} account=
     while IFS=: read -r name x number x x home x; do
@@ -103,6 +107,24 @@ else
     (exec "$@" <&5 5<&- >&4 4>&- 2>&3)
 fi
 end $?
+)";
+
+constexpr const char* take_parameters =
+    R"(tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7 inner=$8
+shift 8
+)";
+
+/// The same before it knows its command: that comes on the port of stdin, as lines of shell with a
+/// line before and after them that is not among them. A guest whose VM has no more to say lets it
+/// go.
+constexpr const char* take_command = R"(exec <&5
+IFS= read -r mark || exit 9
+request=
+while IFS= read -r line || exit 9; [ "$line" != "$mark" ]; do
+    request="$request$line
+"
+done
+eval "$request"
 )";
 
 /// The inner shell becomes the command, and tells its process ID before. It has no variables of its
@@ -180,17 +202,17 @@ GuestCommand parse_guest_command(const json::object& object) {
     return command;
 }
 
-std::string guest_port_name(std::string_view stream, std::string_view tag) {
+std::string guest_port_name(std::string_view stream, unsigned long tag) {
     return fmt::format("qvm.{}.{}", stream, tag);
 }
 
-json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
+json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag,
                                   const std::string& secret, const std::string& prelude) {
     const auto size = command.terminal.value_or(TerminalSize{});
     json::array words{"-c",
-                      prelude + script,
+                      prelude + functions + take_parameters + open_ports + run,
                       "qvm",
-                      tag,
+                      std::to_string(tag),
                       secret,
                       command.directory,
                       command.user,
@@ -202,6 +224,23 @@ json::object guest_exec_arguments(const GuestCommand& command, const std::string
     words.emplace_back("--");
     for (const auto& word : command.argv) words.emplace_back(word);
     return {{"path", "/bin/sh"}, {"arg", std::move(words)}};
+}
+
+json::object guest_wait_arguments(unsigned long tag) {
+    constexpr const char* parameters = "tag=$1 inner=$2 terminal=\n";
+    json::array words{"-c", std::string{functions} + parameters + open_ports + take_command + run,
+                      "qvm", std::to_string(tag), inner_script};
+    return {{"path", "/bin/sh"}, {"arg", std::move(words)}};
+}
+
+std::string guest_request(const GuestCommand& command, const std::string& secret,
+                          const std::string& prelude) {
+    std::string words;
+    for (const auto& variable : command.environment) words += shell_word(variable) + " ";
+    words += "--";
+    for (const auto& word : command.argv) words += " " + shell_word(word);
+    return fmt::format("{0}\n{1}secret={0} directory={2} user={3}\nset -- {4}\n{0}\n", secret,
+                       prelude, shell_word(command.directory), shell_word(command.user), words);
 }
 
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {

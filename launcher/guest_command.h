@@ -30,15 +30,21 @@ GuestCommand parse_guest_command(const boost::json::object& object);
 
 /// The name of a port: what the guest's kernel shows in /sys/class/virtio-ports/*/name. `stream` is
 /// "in", "out" or "err"; a terminal is a console's port, which has another name to the guest.
-std::string guest_port_name(std::string_view stream, std::string_view tag);
+std::string guest_port_name(std::string_view stream, unsigned long tag);
 
 /// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
 /// sysfs and devtmpfs, and for a terminal setsid. What the ports say beside the command's own
 /// output, on the port of stderr, is what GuestStderr reads; `secret`, which the command does not
 /// know, keeps it from being forged by accident. The shell carries out the script `prelude` before.
-boost::json::object guest_exec_arguments(const GuestCommand& command, const std::string& tag,
+boost::json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag,
                                          const std::string& secret,
                                          const std::string& prelude = {});
+
+/// The same of a shell that opens the ports and waits there for its command, which is sent to the
+/// port of stdin as guest_request() has it. `secret` is a word that no line of the command is.
+boost::json::object guest_wait_arguments(unsigned long tag);
+std::string guest_request(const GuestCommand& command, const std::string& secret,
+                          const std::string& prelude = {});
 
 /// The same where the guest has no ports for it: the agent itself starts it, with `input` as its
 /// stdin, and keeps what it writes until it has ended. The guest needs nothing else. Throws Failure

@@ -97,6 +97,7 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     /// The service's answer.
     awaitable<void> take_streams() {
         auto message = co_await receive();
+        while (tell_notes(message.text)) message = co_await receive();
         std::vector<stream_protocol::socket*> ours{&out, &err};
         if (!on_terminal) ours.insert(ours.begin(), &in);
         if (message.fds.size() != ours.size()) throw failure_in(message.text);
@@ -143,11 +144,17 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     awaitable<void> watch_service() {
         for (;;) {
             const auto message = co_await receive();
-            const auto waiting = text_in(message.text, "waiting");
-            const auto note = text_in(message.text, "note");
-            if (waiting.empty() && note.empty()) throw failure_in(message.text);
-            waiting.empty() ? notes.note(note) : notes.waiting(waiting);
+            if (!tell_notes(message.text)) throw failure_in(message.text);
         }
+    }
+
+    /// Whether that is what it is.
+    bool tell_notes(const std::string& message) {
+        const auto waiting = text_in(message, "waiting");
+        const auto note = text_in(message, "note");
+        if (!waiting.empty()) notes.waiting(waiting);
+        if (!note.empty()) notes.note(note);
+        return !waiting.empty() || !note.empty();
     }
 
     static json::value value_in(const std::string& message, const char* key) {

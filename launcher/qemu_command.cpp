@@ -53,12 +53,12 @@ void add_machine(Command& command, const QemuSpec& spec) {
     if (spec.incoming) command.add("-incoming", "defer");
 }
 
-void add_ready_ports(Command& command, int first) {
+void add_ready_ports(Command& command, unsigned long tag, int first) {
     for (std::size_t i = 0; i < stream_names.size(); ++i) {
-        const auto id = port_id(stream_names[i], ready_tag);
+        const auto id = port_id(stream_names[i], tag);
         command.add("-chardev", fmt::format("socket,id={},fd={}", id, first + static_cast<int>(i)));
         command.add("-device", fmt::format("virtserialport,chardev={0},id={0},name={1}", id,
-                                           guest_port_name(stream_names[i], ready_tag)));
+                                           guest_port_name(stream_names[i], tag)));
     }
 }
 
@@ -75,7 +75,7 @@ void add_channels(Command& command, const QemuSpec& spec, const QemuFds& fds) {
                                        agent_port));
     // SeaBIOS' log (its CONFIG_DEBUG_IO port), so that a disk that does not boot is noticed. Its
     // screen is not sent to the console, which it would reset and clear.
-    if (spec.ready_ports) add_ready_ports(command, fds.first_stream);
+    if (spec.ready_ports) add_ready_ports(command, *spec.ready_ports, fds.first_stream);
     command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
     command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
     command.add("-device", "virtio-rng-pci");
@@ -202,7 +202,7 @@ bool is_plain(char c) {
 
 }  // namespace
 
-std::string port_id(std::string_view stream, std::string_view tag) {
+std::string port_id(std::string_view stream, unsigned long tag) {
     return fmt::format("exec-{}-{}", stream, tag);
 }
 

@@ -62,9 +62,9 @@ struct QemuSpec {
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;
     std::string append;
-    bool ready_ports = true;         ///< those of the first command are there from the start
-    bool sandbox = true;             ///< QEMU's own filter of system calls
-    std::vector<std::string> extra;  ///< the user's own, last
+    std::optional<unsigned long> ready_ports = 0;  ///< tag of those that are there from the start
+    bool sandbox = true;                           ///< QEMU's own filter of system calls
+    std::vector<std::string> extra;                ///< the user's own, last
 };
 
 /// The bus of serial ports, and how many it has room for: the agent's, and three for each command
@@ -74,10 +74,8 @@ inline constexpr int most_ports = 64;
 
 /// A command's streams, in the order of their ports.
 inline constexpr std::array stream_names{"in", "out", "err"};
-/// The tag of the command whose ports a machine starts with.
-inline constexpr const char* ready_tag = "0";
-/// QEMU's id of a port and its chardev.
-std::string port_id(std::string_view stream, std::string_view tag);
+/// QEMU's id of a port and its chardev. Each command's have a tag of their own.
+std::string port_id(std::string_view stream, unsigned long tag);
 
 /// QEMU's id of the serial port that the guest agent opens, as VSERPORT_CHANGE names it.
 inline constexpr const char* agent_port = "agent0";

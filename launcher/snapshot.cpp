@@ -132,7 +132,8 @@ json::object to_json(const Manifest& manifest) {
             {"machine", std::move(machine)},
             {"accel", manifest.kvm ? "kvm" : "tcg"},
             {"cpu", manifest.cpu},
-            {"ready_ports", manifest.ready_ports},
+            {"ready_ports", json::value_from(manifest.ready_ports)},
+            {"ready_shell", manifest.ready_shell},
             {"disk_size", manifest.disk_size},
             {"disks", json::value_from(manifest.disks)},
             {"image", to_json(manifest.image)},
@@ -151,7 +152,8 @@ Manifest parse_manifest(const json::object& object) {
     manifest.machine = machine_from(reader.object("machine"));
     manifest.kvm = reader.text("accel") == "kvm";
     manifest.cpu = reader.text("cpu").value_or("");
-    manifest.ready_ports = reader.flag("ready_ports");
+    if (reader.has("ready_ports")) manifest.ready_ports = reader.number("ready_ports", 0);
+    manifest.ready_shell = static_cast<std::int64_t>(reader.number("ready_shell", 0));
     manifest.disk_size = reader.number("disk_size", 0);
     for (const auto& name : reader.texts("disks"))
         manifest.disks.push_back(snapshot_files::check_name(name));

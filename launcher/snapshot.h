@@ -29,10 +29,11 @@ struct Manifest {
     VmOptions vm;         ///< the machine, and its network as the guest knows it
     MachineFacts machine;
     bool kvm = false;
-    std::string cpu;                  ///< QEMU's -cpu
-    bool ready_ports = false;         ///< QemuSpec's
-    std::uint64_t disk_size = 0;      ///< bytes that the guest sees; 0 without a disk
-    std::vector<std::string> disks;   ///< its overlays by file name, the newest first
+    std::string cpu;                             ///< QEMU's -cpu
+    std::optional<unsigned long> ready_ports{};  ///< QemuSpec's
+    std::int64_t ready_shell = 0;                ///< ExecService::ReadyPorts's
+    std::uint64_t disk_size = 0;                 ///< bytes that the guest sees; 0 without a disk
+    std::vector<std::string> disks;              ///< its overlays by file name, the newest first
     std::vector<KnownFile> image;     ///< the image below them, and what is beneath, in order
     std::vector<KnownFile> others;    ///< read-only drives, in order; kernel and initrd
     std::vector<SnapshotFile> files;  ///< all of its own

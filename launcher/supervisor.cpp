@@ -527,10 +527,13 @@ class Supervisor final : public Controlled {
     }
 
     void serve_clients() {
+        ExecService::ReadyPorts ready{run_.plan.qemu.ready_ports.value_or(0),
+                                      std::move(ready_streams_)};
+        if (run_.snapshot) ready.shell = run_.snapshot->manifest().ready_shell;
         commands_.emplace(
             context_.get_executor(), std::move(exec_listener_), *monitor_, *agent_,
             has_stage(stages_, WaitForOption::Stage::agent) ? forever : boot_patience(),
-            std::move(ready_streams_));
+            std::move(ready));
         qmp::Greeting greeting;
         if (monitor_->greeting()) greeting = *monitor_->greeting();
         server_.emplace(context_.get_executor(), control_listener_.release(), greeting,
@@ -564,9 +567,21 @@ class Supervisor final : public Controlled {
             reports_.running();
         spawn(show_console());
         spawn(console_->pump_input());
-        if (must_boot()) spawn(watch_boot());
-        readiness_.start(stages_);
+        if (is_ready_at_once()) {
+            begin_command_with_news();
+            guest_is_ready();
+        } else {
+            if (must_boot()) spawn(watch_boot());
+            readiness_.start(stages_);
+        }
         if (agent_is_early_) spawn(greet_agent());
+    }
+
+    /// A shell waits there for the command, which takes nothing else.
+    [[nodiscard]] bool is_ready_at_once() const {
+        return run_.snapshot && run_.options.command && commands_->ready_shell() != 0 &&
+               run_.restore_hook.empty() && run_.options.wait_for.empty() &&
+               run_.options.vm.volumes.empty() && !run_.options.command->terminal;
     }
 
     // --- snapshots ----------------------------------------------------------------------------
@@ -632,7 +647,7 @@ class Supervisor final : public Controlled {
     awaitable<void> save_to(std::filesystem::path directory) {
         save_failure_.clear();
         try {
-            const auto quiet = co_await commands_->quiet();
+            const auto quiet = co_await commands_->quiet(state_.state == "running");
             check_outside_files();
             auto manifest = manifest_of_vm();
             manifest.machine = co_await migration_->facts();
@@ -667,7 +682,8 @@ class Supervisor final : public Controlled {
         manifest.vm = saved_options(state_.vm, saved_net(state_.vm.net_or_default(), state_.network,
                                                          state_.guest, state_.port));
         manifest.kvm = run_.plan.qemu.kvm;
-        manifest.ready_ports = commands_->has_ready_ports();
+        manifest.ready_ports = commands_->ready_ports();
+        manifest.ready_shell = commands_->ready_shell();
         manifest.cpu = run_.plan.qemu.cpu;
         manifest.disk_size = run_.plan.disk_size;
         manifest.others = run_.others;
@@ -694,7 +710,11 @@ class Supervisor final : public Controlled {
         } catch (const std::exception&) {
             failure = std::current_exception();
         }
-        if (runs && !over_) co_await monitor_->execute("cont", {}, command_timeout);
+        try {
+            if (runs && !over_) co_await monitor_->execute("cont", {}, command_timeout);
+        } catch (const std::exception&) {
+            if (!failure) failure = std::current_exception();
+        }
         if (failure) std::rethrow_exception(failure);
         co_return Clock::now() - begin;
     }
@@ -1087,18 +1107,14 @@ class Supervisor final : public Controlled {
     /// the hook is what its user relies on.
     awaitable<void> awaken() {
         const auto begin = Clock::now();
-        const Awakening awakening{.name = state_.name,
-                                  .now = std::chrono::system_clock::now(),
-                                  .random = random_id() + random_id() + random_id() + random_id(),
-                                  .boot_id = random_uuid()};
-        // A command that waits is told on its way: that saves the guest a shell, and us asking it.
         if (run_.options.command && run_.restore_hook.empty()) {
-            commands_->begin_with(awaken_script(awakening));
+            begin_command_with_news();
             co_return;
         }
         std::string why;
         try {
-            auto arguments = awaken_arguments(awakening, run_.restore_hook);
+            const auto news = awakening();
+            auto arguments = awaken_arguments(news, run_.restore_hook);
             why = co_await run_by_agent(std::move(arguments));
             // On a host that is very busy it was late.
             auto told = begin;
@@ -1116,6 +1132,19 @@ class Supervisor final : public Controlled {
             debug("tell the guest what is new: " + why);
         else
             end(status::failed, fmt::format("--restore-hook in the guest: {}", why));
+    }
+
+    [[nodiscard]] Awakening awakening() const {
+        return {.name = state_.name,
+                .now = std::chrono::system_clock::now(),
+                .random = random_id() + random_id() + random_id() + random_id(),
+                .boot_id = random_uuid()};
+    }
+
+    /// A command that waits is told on its way: that saves the guest a shell, and us asking it.
+    void begin_command_with_news() {
+        awake_ = true;
+        commands_->begin_with(awaken_script(awakening()));
     }
 
     /// How a command that the agent runs has failed; empty where it has not.

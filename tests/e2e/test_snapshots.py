@@ -131,6 +131,35 @@ class Snapshots(detached.Test):
         self.succeed("kill", *names)
         self.assertEqual(list(self.store.iterdir()), [])
 
+    def test_the_first_command(self):
+        """It goes to a shell that waits for it, in the VM itself as in a clone, and is a command as
+        all others are; so is the one after it."""
+        self.booted("--net", "none")
+        for _ in range(2):
+            self.succeed("snapshot", "create", "-q", "base", "ready")
+            with open(self.store / "ready/manifest.json") as file:
+                self.assertGreater(json.load(file)["ready_shell"], 0)
+            name = self.clone()
+            for each in ("base", name) * 2:
+                with self.subTest(vm=each):
+                    done = subprocess.run(
+                        [harness.QVM, "exec", "-i", "-e", "A=it's\nso", "-w", "/run", each, "sh", "-c",
+                         'cat; pwd; printf "%s|" "$A" "$@"; echo error >&2; exit 7', "x", "a b", "", "$x\ny"],
+                        input="given", capture_output=True, text=True, timeout=60)
+                    self.assertEqual((done.returncode, done.stdout, done.stderr),
+                                     (7, "given/run\nit's\nso|a b||$x\ny|", "error\n"))
+            self.succeed("kill", name)
+            self.succeed("snapshot", "rm", "ready")
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        word = "x" * 50_000  # too long for who waits
+        for each in ("base", self.clone()):
+            self.assertEqual(self.succeed("exec", each, "sh", "-c", "echo ${#1}", "x", word), "50000\n")
+        for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+            clone = self.started("run", "-q", "snapshot:ready", "--", "sh", "-c", "echo begun; sleep 100")
+            clone.out.expect("begun\n", 60)
+            clone.signal(number)
+            self.assertEqual(clone.wait(), status, clone.err.text)
+
     def test_a_clone_cannot_write_to_what_others_share(self):
         self.saved("--net", "none")
         name = self.clone()

@@ -123,7 +123,7 @@ TEST_CASE("what the agent says of a command that it captures") {
 
 TEST_CASE("the shell that runs it is told where, with what, and passes words on as they are") {
     const auto arguments =
-        guest_exec_arguments({{"printf", "%s|", "a b", "$x", ""}, {"A=1 2"}, "/"}, "3", secret);
+        guest_exec_arguments({{"printf", "%s|", "a b", "$x", ""}, {"A=1 2"}, "/"}, 3, secret);
     CHECK(arguments.at("path") == "/bin/sh");
     const auto& words = arguments.at("arg").get_array();
     CHECK(words.at(0) == "-c");
@@ -137,4 +137,26 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
         const auto script = std::string{words.at(at).get_string()};
         CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
     }
+}
+
+TEST_CASE("a shell that waits is told the same in lines of shell") {
+    const auto arguments = guest_wait_arguments(0);
+    const auto& words = arguments.at("arg").get_array();
+    const auto script = std::string{words.at(1).get_string()};
+    CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
+    const GuestCommand command{
+        {"printf", "a b", "$x", "", "it's\n5ec4e7 \n"}, {"A=1 2"}, "/a b", "me:you"};
+    const auto request = guest_request(command, secret, "echo news\n");
+    CHECK(request.starts_with("5ec4e7\necho news\n"));
+    CHECK(request.ends_with("\n5ec4e7\n"));
+    // As the shell there reads it, from its stdin.
+    const auto begin = script.find("IFS= read -r mark"), end = script.find("set -- sh -c");
+    REQUIRE(begin < end);
+    const auto done =
+        run_tool({"sh", "-c",
+                  script.substr(begin, end - begin) +
+                      "printf '%s|' \"$secret\" \"$directory\" \"$user\" \"$@\"; cat"},
+                 request + "its stdin");
+    CHECK(done.out == "news\n5ec4e7|/a b|me:you|A=1 2|--|printf|a b|$x||it's\n5ec4e7 \n|its stdin");
+    CHECK(done.status.code == 0);
 }
