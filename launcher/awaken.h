@@ -17,8 +17,10 @@ struct Awakening {
 /// A new UUID, as /proc/sys/kernel/random/boot_id has one. Throws Failure.
 std::string random_uuid();
 
-/// The shell script that tells it; what the guest has no means for is left as it was. Pure.
-std::string awaken_script(const Awakening& awakening);
+/// The script of shell functions that tell it, and the line that calls them; what the guest has no
+/// means for is left as it was. Pure.
+std::string awaken_functions();
+std::string awaken_call(const Awakening& awakening);
 
 /// The arguments of guest-exec that set its clock. Pure.
 boost::json::object clock_arguments(std::chrono::system_clock::time_point now);

@@ -1,5 +1,6 @@
 #include "launcher/exec_service.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -106,6 +107,8 @@ struct StreamSockets {
 
 /// The guest has not what a command's ports take: a shell, say, or sysfs. The command was not run.
 struct NoPorts {};
+/// A shell of ours is no more.
+struct ShellEnded {};
 /// Nobody waits for the command any more.
 struct ClientLeft {};
 
@@ -275,7 +278,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         if (!terminal && !ready.empty()) {
             turn.emplace(*this);  // while the machine is saved it waits
             co_await turn->came();
-            if (ready_shell != 0 && prelude.empty()) co_await wait_for_agent(session);
+            if (ready_shell != 0 && !awakening) co_await wait_for_agent(session);
         }
         if (!terminal && !ready.empty() && ask_ready_shell(session)) {
             take_ready(session);
@@ -298,12 +301,12 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// the guest has not taken what is sent before, and nobody waits for that here.
     bool ask_ready_shell(Session& session) {
         if (ready_shell == 0) return true;
-        const auto text = guest_request(session.guest_command, session.secret, prelude);
+        const auto text = guest_request(session.guest_command, session.secret, awakening);
         if (text.size() > longest_request) return false;
         const auto sent = ::send(ready.front().client.get(), text.data(), text.size(),
                                  MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent != static_cast<ssize_t>(text.size())) return false;
-        prelude.clear();
+        awakening.reset();
         session.shell = std::exchange(ready_shell, 0);
         return true;
     }
@@ -315,24 +318,21 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         if (ready_shell != 0 || !agent_up || portless) co_return;
         if (ready.empty()) co_await plug_in_ready();
         std::int64_t shell = 0;
-        ready_opened.clear();
-        const auto deadline = Clock::now() + ready_patience;
+        bool waits = false;
         try {
             auto arguments = guest_wait_arguments(ready_tag);
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), ready_patience);
             if (answer.is_object()) shell = number_in(answer.get_object(), "pid");
-            while (ready_opened.size() < stream_names.size() && Clock::now() < deadline) {
-                co_await wait_for_news(Clock::now() + reap_pause);
-                const auto end = co_await ask_for_end(shell);
-                if (end) co_return;
-            }
+            waits = co_await hear_that_it_waits(shell);
         } catch (const qmp::CommandError&) {
             co_return;  // the agent starts none
+        } catch (const ShellEnded&) {
+            co_return;
         } catch (const std::exception&) {
             // It has another agent by now, say.
         }
-        if (ready_opened.size() == stream_names.size()) {
+        if (waits) {
             ready_shell = shell;
             unanswered = 0;
         } else {
@@ -341,6 +341,28 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             take_ready(*retired.back());
             co_await unplug_all();
         }
+    }
+
+    /// Until the shell says so. False where it is silent; throws ShellEnded.
+    awaitable<bool> hear_that_it_waits(std::int64_t shell) {
+        using namespace asio::experimental::awaitable_operators;
+        UniqueFd copy{::fcntl(ready.back().client.get(), F_DUPFD_CLOEXEC, 0)};
+        auto stream = to_stream(listener.get_executor(), copy);
+        asio::steady_timer late{listener.get_executor()};
+        const auto deadline = Clock::now() + ready_patience;
+        std::string text;
+        while (text.size() < guest_waits.size() && Clock::now() < deadline) {
+            late.expires_after(reap_pause);
+            co_await (stream.async_wait(Stream::wait_read, no_throw) || late.async_wait(no_throw));
+            std::array<char, guest_waits.size()> bytes;
+            const auto size = ::recv(stream.native_handle(), bytes.data(),
+                                     bytes.size() - text.size(), MSG_DONTWAIT);
+            if (size > 0) text.append(bytes.data(), static_cast<std::size_t>(size));
+            if (size > 0) continue;
+            const auto end = co_await ask_for_end(shell);
+            if (end) throw ShellEnded{};
+        }
+        co_return text == guest_waits;
     }
 
     awaitable<void> plug_in_ready() {
@@ -387,7 +409,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     awaitable<std::int64_t> start_shell(const Session& session) {
         try {
             auto arguments = guest_exec_arguments(session.guest_command, session.tag,
-                                                  session.secret, std::exchange(prelude, {}));
+                                                  session.secret, std::exchange(awakening, {}));
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
             co_return answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
@@ -776,10 +798,9 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::vector<StreamSockets> ready;              ///< of ports that are plugged in already
     unsigned long ready_tag = count;               ///< theirs
     std::int64_t ready_shell;                      ///< that has opened them; 0: there is none
-    std::set<std::string> ready_opened;            ///< those that it has
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
-    std::string prelude;                           ///< of the next command
+    std::optional<Awakening> awakening;            ///< that the next command begins with
     std::size_t captures = 0;                      ///< commands that run without ports
     std::size_t plugged = 0;                       ///< ports
     unsigned unplugging = 0;                       ///< sessions whose ports are on their way out
@@ -828,8 +849,8 @@ std::int64_t ExecService::ready_shell() const {
     return core_->ready_shell;
 }
 
-void ExecService::begin_with(std::string script) {
-    core_->prelude = std::move(script);
+void ExecService::begin_with(Awakening awakening) {
+    core_->awakening = std::move(awakening);
 }
 
 void ExecService::agent_is_up() {
@@ -844,12 +865,7 @@ void ExecService::agent_is_down() {
 }
 
 void ExecService::port_changed(const std::string& id, bool open) {
-    if (core_->is_ready(id)) {
-        if (open)
-            core_->ready_opened.insert(id);
-        else
-            core_->ready_shell = 0;
-    }
+    if (core_->is_ready(id) && !open) core_->ready_shell = 0;
     for (const auto& session : core_->sessions) {
         if (std::find(session->ports.begin(), session->ports.end(), id) == session->ports.end())
             continue;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/awaken.h"
 #include "launcher/unix_socket.h"
 #include "netns/unique_fd.h"
 #include "qmp/client.h"
@@ -49,9 +50,9 @@ class ExecService {
     /// A client's connection from within this process. Throws Failure.
     UniqueFd connect();
 
-    /// The next command's shell carries out this script before. One that waits does not wait for
-    /// the agent then.
-    void begin_with(std::string script);
+    /// The next command's shell tells the guest this before. One that waits does not wait for the
+    /// agent then.
+    void begin_with(Awakening awakening);
     /// The agent answers: who waited for it goes on.
     void agent_is_up();
     /// It does not any more. What it has started may go on.

@@ -9,6 +9,7 @@
 
 #include "launcher/base64.h"
 #include "launcher/failure.h"
+#include "launcher/guest_files.h"
 #include "launcher/qemu_command.h"
 
 namespace qvm {
@@ -17,125 +18,21 @@ namespace json = boost::json;
 
 namespace {
 
-/// The outer shell's script, in three parts. Its variables are: tag, secret, directory, user,
-/// terminal (whether there is one), rows, columns and inner, the inner shell's script; its
-/// parameters are the inner one's: NAME=value..., "--", the command. Ports are found by sysfs,
-/// since not every guest has udev's names for them, and come up a moment after they were plugged
-/// in. A terminal is one of the kernel's virtio consoles: the one that can be opened only after the
-/// port of stderr was. When the command has ended, the outer shell tells how, behind all that it
-/// wrote; 9 is its own exit status where there are no ports. What it has to say itself (that the
-/// command was killed, say) is nobody's. A user is changed by coreutils, which change nothing else,
-/// or else by busybox; su(1) of other makes stays as the command's parent, and keeps signals from
-/// it.
-constexpr const char* functions = R"(exec 2>/dev/null
-umask 022
-export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
-export HOME="${HOME:-/root}"
-tries=0
-patience() {
-    tries=$((tries + 1))
-    [ $tries -lt 1000 ] || exit 9
-    sleep 0.01 || sleep 1
+/// What of a shell's parameters its script knows by name.
+constexpr const char* run_parameters = "tag=$1 secret=$2 terminal=$3 rows=$4 columns=$5\nshift 5\n";
+constexpr const char* wait_parameters = "tag=$1 terminal=\n";
+
+/// The arguments of guest-exec for a script, which the shell reads from its stdin: a guest's own
+/// users are not to find it in their ps(1).
+json::object script_arguments(const std::string& script, std::vector<std::string> parameters) {
+    json::array words{"-c", "[ -e /proc/self/fd/0 ] || exit 9; . /proc/self/fd/0", "qvm"};
+    for (auto& word : parameters) words.emplace_back(std::move(word));
+    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"input-data", to_base64(script)}};
 }
-find_port() {
-    while :; do
-        for port in /sys/class/virtio-ports/*; do
-            name=
-            read -r name <"$port/name" || continue
-            port=/dev/${port##*/}
-            [ "$name" = "qvm.$1.$tag" ] && [ -c "$port" ] && return
-        done
-        patience
-    done
+
+std::string variable(const std::string& name, const std::string& value) {
+    return name + "=" + shell_word(value) + "\n";
 }
-opens() { [ -c "$1" ] && (: <"$1"); }
-find_terminal() {
-    while :; do
-        for port in /dev/hvc*; do
-            case $consoles in *" $port "*) continue ;; esac
-            opens "$port" && return
-        done
-        patience
-    done
-}
-end() {
-    [ -z "$terminal" ] || exec 4>"$terminal"  # what a session leader leaves is hung up
-    printf '\000%s \n' "$secret" >&4
-    printf '\000%s %s\n' "$secret" "$1" >&3
-    exit
-}
-refuse() { echo "$1" >&3; end 126; }
-)";
-
-constexpr const char* open_ports = R"([ -d /sys/class/virtio-ports ] || exit 9
-consoles=" "
-[ -z "$terminal" ] || for port in /dev/hvc*; do opens "$port" && consoles="$consoles$port "; done
-find_port err; exec 3>"$port"
-if [ -n "$terminal" ]; then
-    find_terminal; exec 4<>"$port"
-    [ "$columns" = 0 ] || stty rows "$rows" cols "$columns" <&4
-    terminal=$port
-else
-    find_port in; exec 5<"$port"
-    find_port out; exec 4>"$port"
-fi
-)";
-
-constexpr const char* run = R"(set -- sh -c "$inner" sh "$secret" "$terminal" "$@"
-if [ -n "$user" ]; then
-    login=${user%%:*} account=
-    while IFS=: read -r name x number x x home x; do
-        case $login in "$name" | "$number") account=$name HOME=$home; break ;; esac
-    done <<EOF
-$(getent passwd "$login" || cat /etc/passwd)
-EOF
-    case $account,$login in ,*[!0-9]*) refuse "the guest has no user '$login'" ;; esac
-    [ -z "$terminal" ] || chown "$login" "$terminal"
-    case $(chroot --help 2>&1) in
-        *--userspec*) set -- chroot --userspec="$user" --skip-chdir / "$@" ;;
-        *)
-            [ -n "$account" ] && [ "$login" = "$user" ] ||
-                refuse "the guest's chroot has no --userspec, which it takes for '$user'"
-            set -- su -s /bin/sh -c 'exec "$@"' -- "$account" sh "$@" ;;
-    esac
-fi
-[ -z "$directory" ] || cd "$directory" 2>&3 || end 126
-if [ -n "$terminal" ]; then
-    (exec setsid "$@" 2>&3 4>&-)
-else
-    command -v setsid >/dev/null && set -- setsid "$@"
-    (exec "$@" <&5 5<&- >&4 4>&- 2>&3)
-fi
-end $?
-)";
-
-constexpr const char* take_parameters =
-    R"(tag=$1 secret=$2 directory=$3 user=$4 terminal=$5 rows=$6 columns=$7 inner=$8
-shift 8
-)";
-
-/// The same before it knows its command: that comes on the port of stdin, as lines of shell with a
-/// line before and after them that is not among them. A guest whose VM has no more to say lets it
-/// go.
-constexpr const char* take_command = R"(exec <&5
-IFS= read -r mark || exit 9
-request=
-while IFS= read -r line || exit 9; [ "$line" != "$mark" ]; do
-    request="$request$line
-"
-done
-eval "$request"
-)";
-
-/// The inner shell becomes the command, and tells its process ID before. It has no variables of its
-/// own, which the command's could be taken for.
-constexpr const char* inner_script = R"(printf '%s %s %s\n' "$1" $$ "$2" >&3
-if [ -n "$2" ]; then exec <>"$2" >&0 2>&0; fi
-exec 3>&-
-shift 2
-while [ "$1" != -- ]; do export "$1"; shift; done
-shift
-exec "$@")";
 
 std::vector<std::string> words_of(const json::object& object, const char* key) {
     std::vector<std::string> words;
@@ -207,40 +104,50 @@ std::string guest_port_name(std::string_view stream, unsigned long tag) {
 }
 
 json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag,
-                                  const std::string& secret, const std::string& prelude) {
+                                  const std::string& secret,
+                                  const std::optional<Awakening>& awakening) {
+    using namespace guest_files;
+    std::string script;
+    if (awakening) script = awaken_functions() + awaken_call(*awakening);
+    script += variable("session", std::string{session_sh}) +
+              variable("command", std::string{command_sh}) + run_parameters;
+    script += open_ports_sh;
+    script += run_sh;
     const auto size = command.terminal.value_or(TerminalSize{});
-    json::array words{"-c",
-                      prelude + functions + take_parameters + open_ports + run,
-                      "qvm",
-                      std::to_string(tag),
-                      secret,
-                      command.directory,
-                      command.user,
-                      command.terminal ? "yes" : "",
-                      std::to_string(size.rows),
-                      std::to_string(size.columns),
-                      inner_script};
-    for (const auto& variable : command.environment) words.emplace_back(variable);
+    std::vector<std::string> words{std::to_string(tag),
+                                   secret,
+                                   command.terminal ? "yes" : "",
+                                   std::to_string(size.rows),
+                                   std::to_string(size.columns),
+                                   command.directory,
+                                   command.user};
+    words.insert(words.end(), command.environment.begin(), command.environment.end());
     words.emplace_back("--");
-    for (const auto& word : command.argv) words.emplace_back(word);
-    return {{"path", "/bin/sh"}, {"arg", std::move(words)}};
+    words.insert(words.end(), command.argv.begin(), command.argv.end());
+    return script_arguments(script, std::move(words));
 }
 
 json::object guest_wait_arguments(unsigned long tag) {
-    constexpr const char* parameters = "tag=$1 inner=$2 terminal=\n";
-    json::array words{"-c", std::string{functions} + parameters + open_ports + take_command + run,
-                      "qvm", std::to_string(tag), inner_script};
-    return {{"path", "/bin/sh"}, {"arg", std::move(words)}};
+    using namespace guest_files;
+    auto session = awaken_functions();
+    session += request_sh;
+    session += session_sh;
+    auto script = variable("session", session) + variable("command", std::string{command_sh}) +
+                  wait_parameters;
+    script += open_ports_sh;
+    script += wait_sh;
+    return script_arguments(script, {std::to_string(tag)});
 }
 
 std::string guest_request(const GuestCommand& command, const std::string& secret,
-                          const std::string& prelude) {
+                          const std::optional<Awakening>& awakening) {
     std::string words;
     for (const auto& variable : command.environment) words += shell_word(variable) + " ";
     words += "--";
     for (const auto& word : command.argv) words += " " + shell_word(word);
-    return fmt::format("{0}\n{1}secret={0} directory={2} user={3}\nset -- {4}\n{0}\n", secret,
-                       prelude, shell_word(command.directory), shell_word(command.user), words);
+    return fmt::format("{0}\n{1}set -- {0} '' {2} {3} {4}\n{0}\n", secret,
+                       awakening ? awaken_call(*awakening) : "", shell_word(command.directory),
+                       shell_word(command.user), words);
 }
 
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {

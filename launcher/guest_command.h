@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "launcher/awaken.h"
+
 /// A command in the guest, started by the guest agent, with stdin, stdout and stderr on
 /// virtio-serial ports of its own. Pure.
 namespace qvm {
@@ -35,16 +37,19 @@ std::string guest_port_name(std::string_view stream, unsigned long tag);
 /// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
 /// sysfs and devtmpfs, and for a terminal setsid. What the ports say beside the command's own
 /// output, on the port of stderr, is what GuestStderr reads; `secret`, which the command does not
-/// know, keeps it from being forged by accident. The shell carries out the script `prelude` before.
+/// know, keeps it from being forged by accident. Before it runs the guest is told its `awakening`,
+/// if there is one.
 boost::json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag,
                                          const std::string& secret,
-                                         const std::string& prelude = {});
+                                         const std::optional<Awakening>& awakening = {});
 
-/// The same of a shell that opens the ports and waits there for its command, which is sent to the
-/// port of stdin as guest_request() has it. `secret` is a word that no line of the command is.
+/// The same of a shell that opens the ports, says guest_waits on that of stderr, and waits there
+/// for its command, which is sent to the port of stdin as guest_request() has it. `secret` is a
+/// word that no line of the command is.
 boost::json::object guest_wait_arguments(unsigned long tag);
+inline constexpr std::string_view guest_waits = "ready\n";
 std::string guest_request(const GuestCommand& command, const std::string& secret,
-                          const std::string& prelude = {});
+                          const std::optional<Awakening>& awakening = {});
 
 /// The same where the guest has no ports for it: the agent itself starts it, with `input` as its
 /// stdin, and keeps what it writes until it has ended. The guest needs nothing else. Throws Failure

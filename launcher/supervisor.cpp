@@ -25,7 +25,6 @@
 #include <boost/asio/read.hpp>
 #include <boost/asio/signal_set.hpp>
 #include <boost/asio/steady_timer.hpp>
-#include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
@@ -33,7 +32,6 @@
 #include <set>
 #include <system_error>
 
-#include "images/sparse.h"
 #include "launcher/awaken.h"
 #include "launcher/console.h"
 #include "launcher/control.h"
@@ -47,6 +45,7 @@
 #include "launcher/guest_process.h"
 #include "launcher/guest_script.h"
 #include "launcher/host.h"
+#include "launcher/machine_files.h"
 #include "launcher/memory_file.h"
 #include "launcher/migration.h"
 #include "launcher/name_service.h"
@@ -94,9 +93,6 @@ constexpr auto trouble_pause = 1s;  // in which what is wrong with the network m
 constexpr auto exit_grace = 3s;     // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;  // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;   // of whoever reads our stdout, when the guest is off
-
-/// How the kernel names QEMU's memory-backend-memfd among its descriptors.
-constexpr const char* memory_link = "/memfd:memory-backend-memfd";
 
 bool is_ignored(int number) {
     struct sigaction action {};
@@ -267,9 +263,10 @@ class Supervisor final : public Controlled {
             spec.inherit.push_back(
                 {ready_streams_.back().theirs.get(), numbers.first_stream + static_cast<int>(i)});
         }
+        std::string overlay_link;  // by which it is found among QEMU's descriptors
         if (run_.image) spec.inherit.push_back({run_.image->fd.get(), numbers.base});
         if (overlay) {
-            overlay_link_ =
+            overlay_link =
                 std::filesystem::read_symlink(fmt::format("/proc/self/fd/{}", overlay.get()));
             spec.inherit.push_back({overlay.get(), numbers.overlay});
         }
@@ -305,6 +302,7 @@ class Supervisor final : public Controlled {
         state_.qemu_pid = qemu_.child->pid();
         monitor_.emplace(context_.get_executor(), qmp.ours.release());
         migration_.emplace(context_.get_executor(), *monitor_);
+        files_.emplace(run_, *migration_, state_.qemu_pid, std::move(overlay_link));
         agent_.emplace(context_.get_executor(), agent.ours.release(), qmp::Dialect::guest_agent,
                        agent_line_limit);
         console_socket_ = std::move(console.ours);
@@ -589,42 +587,15 @@ class Supervisor final : public Controlled {
     /// The machine becomes the one that was saved.
     awaitable<void> restore() {
         const auto begin = Clock::now();
-        const auto& snapshot = *run_.snapshot;
-        const auto here = co_await migration_->facts();
-        const auto why = misfit(snapshot.manifest().machine, here);
-        if (!why.empty()) throw Failure(fmt::format("{}: {}", snapshot.what(), why));
-        const bool own_memory = snapshot.has(snapshot_files::memory);
-        const auto state = snapshot.open_state();
         try {
-            if (own_memory && !memory_) co_await fill_memory();
-            co_await migration_->load(state.get(), own_memory);
+            co_await files_->load(memory_.has_value());
             co_await volumes_.plug_in(*monitor_, std::move(volume_sockets_));
-        } catch (const std::exception& failure) {
+        } catch (const std::exception&) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
-            throw Failure(fmt::format("{}: load its state: {}", snapshot.what(), failure.what()));
+            throw;
         }
         booting_ = true;  // it has
         timings_.add("restore", begin, Clock::now());
-    }
-
-    /// With what was saved of it.
-    awaitable<void> fill_memory() {
-        const auto from = run_.snapshot->open(snapshot_files::memory);
-        const auto to = open_file_of_qemu(memory_link, O_RDWR);
-        co_await elsewhere([&] { images::fill_sparse(from.get(), to.get()); });
-    }
-
-    /// Work that blocks, while everything else goes on.
-    template <typename Work>
-    static awaitable<void> elsewhere(Work work) {
-        asio::thread_pool worker{1};
-        co_await asio::co_spawn(
-            worker,
-            [&]() -> awaitable<void> {
-                work();
-                co_return;
-            },
-            asio::use_awaitable);
     }
 
     /// Once begun it is carried out, also when the client goes.
@@ -648,11 +619,15 @@ class Supervisor final : public Controlled {
         save_failure_.clear();
         try {
             const auto quiet = co_await commands_->quiet(state_.state == "running");
-            check_outside_files();
-            auto manifest = manifest_of_vm();
-            manifest.machine = co_await migration_->facts();
+            auto manifest = co_await files_->manifest();
+            manifest.created = timestamp();
+            manifest.vm = saved_options(
+                state_.vm,
+                saved_net(state_.vm.net_or_default(), state_.network, state_.guest, state_.port));
+            manifest.ready_ports = commands_->ready_ports();
+            manifest.ready_shell = commands_->ready_shell();
             const auto pause = co_await save_machine(directory);
-            adopt_files(directory, manifest);
+            files_->adopt(directory, manifest);
             const std::chrono::duration<double, std::milli> milliseconds = pause;
             saved_ = {{"manifest", to_json(manifest)}, {"pause_ms", milliseconds.count()}};
             tell("saved", {{"pause_ms", milliseconds.count()}});
@@ -661,40 +636,6 @@ class Supervisor final : public Controlled {
         }
         saving_ = false;
         saved_timer_.cancel();
-    }
-
-    /// What the guest's disk and memory are worth nothing without.
-    void check_outside_files() const {
-        auto known = run_.others;
-        if (run_.image)
-            known.insert(known.end(), run_.image->known.begin(), run_.image->known.end());
-        for (const auto& file : known) {
-            const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-            if (!fd || known_file(file.path, file.format, fd.get()).modified != file.modified)
-                throw Failure(fmt::format("'{}' is another than when the VM was started",
-                                          file.path.string()));
-        }
-    }
-
-    [[nodiscard]] Manifest manifest_of_vm() const {
-        Manifest manifest;
-        manifest.created = timestamp();
-        manifest.vm = saved_options(state_.vm, saved_net(state_.vm.net_or_default(), state_.network,
-                                                         state_.guest, state_.port));
-        manifest.kvm = run_.plan.qemu.kvm;
-        manifest.ready_ports = commands_->ready_ports();
-        manifest.ready_shell = commands_->ready_shell();
-        manifest.cpu = run_.plan.qemu.cpu;
-        manifest.disk_size = run_.plan.disk_size;
-        manifest.others = run_.others;
-        if (!run_.image) return manifest;
-        manifest.image = run_.image->known;
-        std::size_t disks = 1;
-        if (run_.snapshot) disks += run_.snapshot->manifest().disks.size();
-        if (disks > snapshot_files::most_disks)
-            throw Failure(fmt::format("there are {} snapshots beneath it already", disks - 1));
-        for (std::size_t i = 0; i < disks; ++i) manifest.disks.push_back(snapshot_files::disk(i));
-        return manifest;
     }
 
     /// The CPUs stand still for as long as it takes, which is returned. Nobody is told, since they
@@ -706,7 +647,7 @@ class Supervisor final : public Controlled {
         if (runs) co_await monitor_->execute("stop", {}, command_timeout);
         std::exception_ptr failure;
         try {
-            co_await write_machine(directory);
+            co_await files_->save(directory);
         } catch (const std::exception&) {
             failure = std::current_exception();
         }
@@ -717,69 +658,6 @@ class Supervisor final : public Controlled {
         }
         if (failure) std::rethrow_exception(failure);
         co_return Clock::now() - begin;
-    }
-
-    /// QEMU has by then written to its files what it held of them (it gives up its disks when a
-    /// migration is over).
-    awaitable<void> write_machine(const std::filesystem::path& directory) {
-        const auto state = create_file(directory / snapshot_files::state);
-        const bool own_memory = run_.plan.qemu.memory_file.empty();
-        co_await migration_->save(state.get(), own_memory);
-        struct Copy {
-            UniqueFd from, to;
-        };
-        std::vector<Copy> copies;
-        if (own_memory)
-            copies.push_back({open_file_of_qemu(memory_link, O_RDONLY),
-                              create_file(directory / snapshot_files::memory)});
-        if (run_.image)
-            copies.push_back({open_file_of_qemu(overlay_link_, O_RDONLY),
-                              create_file(directory / snapshot_files::disk(0))});
-        co_await elsewhere([&] {
-            for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
-        });
-    }
-
-    static UniqueFd create_file(const std::filesystem::path& path) {
-        UniqueFd fd{::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
-        if (!fd)
-            throw Failure(fmt::format("create '{}': {}", path.string(),
-                                      std::generic_category().message(errno)));
-        return fd;
-    }
-
-    /// A file that only QEMU has, known by what the kernel says of its descriptor.
-    [[nodiscard]] UniqueFd open_file_of_qemu(const std::string& target, int access) const {
-        const auto directory = fmt::format("/proc/{}/fd", state_.qemu_pid);
-        for (const auto& entry : std::filesystem::directory_iterator{directory}) {
-            std::error_code ignored;
-            if (!std::filesystem::read_symlink(entry, ignored).string().starts_with(target))
-                continue;
-            UniqueFd fd{::open(entry.path().c_str(), access | O_CLOEXEC)};
-            if (fd) return fd;
-            throw Failure(fmt::format("open '{}': {}", entry.path().string(),
-                                      std::generic_category().message(errno)));
-        }
-        throw Failure(fmt::format("find '{}' among QEMU's files: there is none", target));
-    }
-
-    /// What does not change: the disks that its own began with, and the seed.
-    void adopt_files(const std::filesystem::path& directory, const Manifest& manifest) {
-        const auto seed = directory / snapshot_files::seed;
-        if (!run_.plan.seed.empty()) {
-            write_file(seed, images::make_seed(run_.plan.seed));
-        }
-        if (!run_.snapshot) return;
-        const auto& parent = *run_.snapshot;
-        const auto link = [&](const std::string& from, const std::filesystem::path& to) {
-            const auto path = parent.directory() / from;
-            if (::link(path.c_str(), to.c_str()) != 0)
-                throw Failure(fmt::format("link '{}' to '{}': {}", path.string(), to.string(),
-                                          std::generic_category().message(errno)));
-        };
-        if (parent.has(snapshot_files::seed)) link(snapshot_files::seed, seed);
-        for (std::size_t i = 1; i < manifest.disks.size(); ++i)
-            link(parent.manifest().disks[i - 1], directory / manifest.disks[i]);
     }
 
     // --- how far the guest has come -----------------------------------------------------------
@@ -1144,7 +1022,7 @@ class Supervisor final : public Controlled {
     /// A command that waits is told on its way: that saves the guest a shell, and us asking it.
     void begin_command_with_news() {
         awake_ = true;
-        commands_->begin_with(awaken_script(awakening()));
+        commands_->begin_with(awakening());
     }
 
     /// How a command that the agent runs has failed; empty where it has not.
@@ -1604,10 +1482,10 @@ class Supervisor final : public Controlled {
     std::optional<qmp::Client> monitor_;
     std::optional<qmp::Client> agent_;
     std::optional<Migration> migration_;
+    std::optional<MachineFiles> files_;
     std::optional<GrantedFile> memory_;      ///< of a snapshot: what the guest's is at first
     std::vector<SocketPair> ready_streams_;  ///< of the first command, until commands_ has them
     std::vector<UniqueFd> volume_sockets_;   ///< of a clone, until they are plugged in
-    std::string overlay_link_;               ///< by which it is found among QEMU's descriptors
     UniqueFd control_listener_;
     UniqueFd console_listener_;
     UniqueFd exec_listener_;

@@ -14,6 +14,7 @@ import vm
 
 SETTLED = 240  # seconds: cloud-init is four programs in Python, at a tenth of their speed
 
+SCRIPTS = pathlib.Path(__file__).resolve().parents[2] / "launcher/guest"
 USER_DATA = """#cloud-config
 write_files:
   - path: /root/from-user-data
@@ -101,6 +102,22 @@ class Debian(harness.Test):
         self.assertIn("DataSourceNoCloud [seed=/dev/vd", told)
         self.assertEqual(self.exec("cat", "/root/from-user-data"), (0, "written"))
         self.assertEqual(self.exec("hostname"), (0, "debian\n"))
+
+    def test_programs_that_awaken_it(self):
+        """What tells a clone who it is and when: without commands for what is missing."""
+        for program, suffix in (("perl", "pl"), ("python3", "py")):
+            with self.subTest(program=program):
+                text = (SCRIPTS / f"awaken.{suffix}").read_text()
+                option = "-e" if program == "perl" else "-c"
+                now = f"{time.time():.9f}".replace(".", " ")
+                self.assertEqual(
+                    self.exec("unshare", "--mount", "--uts", "sh", "-c",
+                              'echo "$1" | "$2" "$3" "$4" 1 && hostname && cat /proc/sys/kernel/random/boot_id',
+                              "sh", f"other {now} {'2a' * 32} {program}-id", program, option, text),
+                    (0, f"ready\nother\n{program}-id\n"))
+                status, seconds = self.exec("date", "+%s")
+                self.assertEqual(status, 0)
+                self.assertAlmostEqual(float(seconds), time.time(), delta=20)
 
     def test_the_root_file_system_has_grown(self):
         status, size = self.exec("df", "--output=size", "-B", "1G", "/")

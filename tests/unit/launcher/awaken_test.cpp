@@ -2,8 +2,12 @@
 
 #include <boost/json.hpp>
 #include <catch2/catch.hpp>
+#include <filesystem>
+#include <thread>
 
+#include "launcher/directories.h"
 #include "launcher/process.h"
+#include "tests/unit/launcher/temporary.h"
 
 using namespace qvm;
 using namespace std::chrono_literals;
@@ -17,16 +21,67 @@ const Awakening example{.name = "web-2",
 
 }  // namespace
 
-TEST_CASE("a guest learns its name, the time, its boot ID, and something to be random by") {
-    const auto script = awaken_script(example);
-    for (const char* part : {"echo web-2 >/proc/sys/kernel/hostname", "date -u -s @1800000000.250",
-                             "date -u -s @1800000000\n", "6b9f3a70-0000-4000-8000-000000000000",
-                             "QVM_RANDOM=00112233445566778899aabbccddeeff perl"})
-        CHECK(script.find(part) != std::string::npos);
+TEST_CASE("a guest learns its name, the time, something to be random by, and its boot ID") {
+    CHECK(awaken_call(example) ==
+          "awaken web-2 1800000000 250000000 00112233445566778899aabbccddeeff "
+          "6b9f3a70-0000-4000-8000-000000000000\n");
+    CHECK(run_tool({"sh", "-n"}, awaken_functions()).err.empty());
 }
 
-TEST_CASE("a shell understands it") {
-    CHECK(run_tool({"sh", "-n"}, awaken_script(example)).err.empty());
+TEST_CASE("a program tells it, one that waits if there is one, or else commands do") {
+    struct Case {
+        const char* what;
+        const char* program;
+        bool waits;
+        int status;
+    };
+    const auto tried = GENERATE(
+        Case{"one that waits", "perl", true, 0}, Case{"one that waits in vain", "python3", true, 1},
+        Case{"one that is started", "python3", false, 0}, Case{"one that fails", "perl", false, 1},
+        Case{"there is none", "ruby", true, 0});
+    INFO(tried.what);
+    const Temporary directory;
+    const auto path = directory.path.string();
+    const auto make = [&](const std::string& name, const std::string& script) {
+        write_file(directory.path / name, "#!/bin/sh\n" + script);
+        std::filesystem::permissions(directory.path / name, std::filesystem::perms::owner_all);
+    };
+    make(tried.program,
+         "[ -z \"$3\" ] || echo ready >&\"$3\"\nread -r line\n"
+         "echo \"$line\" >>" +
+             path + "/told\nexit " + std::to_string(tried.status));
+    make("date", "echo date \"$@\" >>" + path + "/told");
+    make("mount", "echo mount \"$@\" >>" + path + "/told");
+    for (const char* tool : {"mktemp", "mkfifo", "rm"})
+        std::filesystem::create_symlink(std::string{"/usr/bin/"} + tool, directory.path / tool);
+    // Without what it does to this machine.
+    auto functions = awaken_functions();
+    for (const std::string place : {"/proc/sys/kernel/", "/dev/urandom", "/run/"})
+        for (auto at = functions.find(place); at != std::string::npos;
+             at = functions.find(place, at + 1))
+            functions.replace(at, place.size(), path + "/" + (place.back() == '/' ? "" : "random"));
+    const auto script = "PATH=" + path + "\n" + functions +
+                        (tried.waits ? "exec 4>&1\nstart_awakener 4\n" : "") +
+                        awaken_call(example) + "wait\n[ -z \"$helper\" ]";
+    const auto done = run_tool({"/bin/sh", "-c", script});
+    CHECK(done.err.empty());
+    CHECK(done.status.code == 0);
+    const bool is_there = std::string_view{tried.program} != "ruby";
+    CHECK(done.out == (tried.waits && is_there ? "ready\n" : ""));
+    const std::string words =
+        "web-2 1800000000 250000000 00112233445566778899aabbccddeeff "
+        "6b9f3a70-0000-4000-8000-000000000000\n";
+    const bool by_commands = tried.status != 0 || !is_there;
+    auto told = read_file(directory.path / "told").value_or("");
+    for (int i = 0; by_commands && i < 100 && told.find("mount") == std::string::npos; ++i) {
+        std::this_thread::sleep_for(20ms);
+        told = read_file(directory.path / "told").value_or("");
+    }
+    CHECK(told == (is_there ? words : "") +
+                      (by_commands ? "date -u -s @1800000000.250000000\nmount --bind " + path +
+                                         "/qvm-boot-id " + path + "/random/boot_id\n"
+                                   : ""));
+    if (by_commands) CHECK(read_file(directory.path / "hostname") == "web-2\n");
 }
 
 TEST_CASE("the hook has the last word, and its own exit status") {
@@ -34,7 +89,7 @@ TEST_CASE("the hook has the last word, and its own exit status") {
     CHECK(arguments.at("capture-output") == true);
     auto words = boost::json::value_to<std::vector<std::string>>(arguments.at("arg"));
     // Without what it does to this machine.
-    const auto hook = words.at(1).find("[ -z");
+    const auto hook = words.at(1).rfind("[ -z");
     REQUIRE(hook != std::string::npos);
     words.at(1).erase(0, hook);
     words.insert(words.begin(), "sh");

@@ -128,11 +128,12 @@ TEST_CASE("a shell that waits has its command before the client has its streams"
         ports.emplace_back(::dup(ready.back().theirs.get()));
     }
     const bool has_news = GENERATE(true, false);
+    const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
     machine.play([&](qmp::Client& monitor, qmp::Client& agent) -> awaitable<void> {
         auto service =
             machine.serve(monitor, agent, ExecService::ReadyPorts{5, std::move(ready), 7});
         CHECK(service.ready_shell() == 7);
-        if (has_news) service.begin_with("echo news\n");
+        if (has_news) service.begin_with(news);
         auto client = service.connect();
         REQUIRE(send_with_fds(client.get(), true_request, {}));
         co_await until([] { return false; });
@@ -142,8 +143,8 @@ TEST_CASE("a shell that waits has its command before the client has its streams"
             service.agent_is_up();
             co_await until([] { return false; });
         }
-        CHECK(all_of(ports[0]) == std::string{"s\n"} + (has_news ? "echo news\n" : "") +
-                                      "secret=s directory='' user=''\nset -- -- true\ns\n");
+        CHECK(all_of(ports[0]) == std::string{"s\n"} + (has_news ? awaken_call(news) : "") +
+                                      "set -- s '' '' '' -- true\ns\n");
         const auto answer = receive_with_fds(client.get(), 1000);
         REQUIRE(answer);
         REQUIRE(answer->fds.size() == 3);
@@ -232,7 +233,7 @@ TEST_CASE("a machine that is saved has a shell that waits, at ports of its own")
         CHECK(guest.count("guest-exec") == 2);
         CHECK(qemu.count("device_add") == 3);
         CHECK(hold == nullptr);
-        if (opens) tell(6, true);
+        if (opens) REQUIRE(::send(qemu.given.back().get(), "ready\n", 6, 0) == 6);
         for (int i = 0; i < 1000 && !hold; ++i) {
             asio::steady_timer timer{machine.context, 5ms};
             co_await timer.async_wait(use_awaitable);

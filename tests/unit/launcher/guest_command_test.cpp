@@ -5,8 +5,12 @@
 #include <boost/json/serialize.hpp>
 #include <catch2/catch.hpp>
 
+#include "launcher/base64.h"
+#include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/guest_files.h"
 #include "launcher/process.h"
+#include "tests/unit/launcher/temporary.h"
 
 using namespace qvm;
 using namespace std::string_literals;
@@ -128,35 +132,70 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
     const auto& words = arguments.at("arg").get_array();
     CHECK(words.at(0) == "-c");
     std::string rest;
-    constexpr std::size_t inner = 10;
     for (std::size_t i = 2; i < words.size(); ++i)
-        if (i != inner) rest += std::string{words.at(i).get_string()} + ",";
-    CHECK(rest == "qvm,3,5ec4e7,/,,,0,0,A=1 2,--,printf,%s|,a b,$x,,");
+        rest += std::string{words.at(i).get_string()} + ",";
+    CHECK(rest == "qvm,3,5ec4e7,,0,0,/,,A=1 2,--,printf,%s|,a b,$x,,");
     // What is in a script is a shell's.
-    for (const auto at : {std::size_t{1}, inner}) {
-        const auto script = std::string{words.at(at).get_string()};
-        CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
-    }
+    const auto script = from_base64(arguments.at("input-data").get_string());
+    CHECK(run_tool({"sh", "-n"}, script).err.empty());
+    for (const auto part : {guest_files::session_sh, guest_files::command_sh})
+        CHECK(run_tool({"sh", "-n"}, std::string{part}).err.empty());
 }
 
-TEST_CASE("a shell that waits is told the same in lines of shell") {
+TEST_CASE("a guest that has news is told before") {
+    const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
+    const auto arguments = guest_exec_arguments({{"true"}}, 3, secret, news);
+    const auto script = from_base64(arguments.at("input-data").get_string());
+    CHECK(script.starts_with(awaken_functions() + awaken_call(news)));
+}
+
+TEST_CASE("a shell that waits becomes the command that it is told") {
     const auto arguments = guest_wait_arguments(0);
-    const auto& words = arguments.at("arg").get_array();
-    const auto script = std::string{words.at(1).get_string()};
-    CHECK(run_tool({"sh", "-n", "-c", script}, "").status.code == 0);
-    const GuestCommand command{
-        {"printf", "a b", "$x", "", "it's\n5ec4e7 \n"}, {"A=1 2"}, "/a b", "me:you"};
-    const auto request = guest_request(command, secret, "echo news\n");
-    CHECK(request.starts_with("5ec4e7\necho news\n"));
-    CHECK(request.ends_with("\n5ec4e7\n"));
-    // As the shell there reads it, from its stdin.
-    const auto begin = script.find("IFS= read -r mark"), end = script.find("set -- sh -c");
-    REQUIRE(begin < end);
-    const auto done =
-        run_tool({"sh", "-c",
-                  script.substr(begin, end - begin) +
-                      "printf '%s|' \"$secret\" \"$directory\" \"$user\" \"$@\"; cat"},
-                 request + "its stdin");
-    CHECK(done.out == "news\n5ec4e7|/a b|me:you|A=1 2|--|printf|a b|$x||it's\n5ec4e7 \n|its stdin");
-    CHECK(done.status.code == 0);
+    auto script = from_base64(arguments.at("input-data").get_string());
+    // Its session, with no ports but this process's.
+    const auto ports = script.find("tag=$1");
+    REQUIRE(ports != std::string::npos);
+    script.erase(ports);
+    script += "export session command\nexec sh -c 'eval \"$session\"' 3>&2 6>\"$1\"";
+    const Temporary directory;
+    const auto told = directory.path / "told";
+    const GuestCommand command{{"sh", "-c", "pwd; printf '%s|' \"$A\" \"$@\"; cat; exit 7", "x",
+                                "a b", "$x", "", "it's\n5ec4e7 \n"},
+                               {"A=1 2"},
+                               "/usr/bin"};
+    const auto done = run_tool({"sh", "-c", script, "sh", told.string()},
+                               guest_request(command, secret) + "its stdin");
+    CHECK(done.out == "/usr/bin\n1 2|a b|$x||it's\n5ec4e7 \n|its stdin");
+    CHECK(done.status.code == 7);
+    CHECK(read_file(told) == "5ec4e7\n");
+    REQUIRE(done.err.starts_with(guest_waits));
+    GuestStderr guest{secret};
+    CHECK(guest.feed(done.err.substr(guest_waits.size())).empty());
+    CHECK(guest.pid());
+}
+
+TEST_CASE("what cannot be run in a shell that waits says so, and why") {
+    const auto wait = guest_wait_arguments(0);
+    auto script = from_base64(wait.at("input-data").get_string());
+    script.erase(script.find("tag=$1"));
+    script += "export session command\nexec sh -c 'eval \"$session\"' 3>&2 6>/dev/null";
+    const auto run = [&](const GuestCommand& command) {
+        return run_tool({"sh", "-c", script}, guest_request(command, secret));
+    };
+    const auto nowhere = run({{"true"}, {}, "/no/where"});
+    CHECK(nowhere.status.code == 126);
+    CHECK(nowhere.err.find("/no/where") != std::string::npos);
+    const auto nobody = run({{"true"}, {}, "", "nobody-of-that-name"});
+    CHECK(nobody.status.code == 126);
+    CHECK(nobody.err.ends_with("the guest has no user 'nobody-of-that-name'\n"));
+    CHECK(run({{"no-such-command"}}).status.code == 127);
+    // A machine that is gone has nothing to say.
+    CHECK(run_tool({"sh", "-c", script}, "").status.code == 9);
+}
+
+TEST_CASE("a request has the news first") {
+    const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
+    CHECK(
+        guest_request({{"true"}, {}, "/a b", "me:you"}, secret, news) ==
+        "5ec4e7\nawaken web-2 0 000000000 00 11\nset -- 5ec4e7 '' '/a b' me:you -- true\n5ec4e7\n");
 }
