@@ -27,6 +27,7 @@
 #include "launcher/failure.h"
 #include "launcher/guest_command.h"
 #include "launcher/guest_script.h"
+#include "launcher/json_text.h"
 #include "launcher/qemu_command.h"
 #include "launcher/step.h"
 #include "launcher/unix_socket.h"
@@ -69,16 +70,6 @@ constexpr unsigned messages_of_port = 3;
 constexpr std::size_t most_plugged = most_ports - 2;  // one is the agent's, and none has number 0
 
 using Connection = asio::posix::stream_descriptor;
-
-std::string text_in(const json::object& object, const char* key) {
-    const auto* value = object.if_contains(key);
-    return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
-}
-
-std::int64_t number_in(const json::object& object, const char* key) {
-    const auto* value = object.if_contains(key);
-    return value != nullptr && value->is_int64() ? value->get_int64() : 0;
-}
 
 /// What a refused or unanswered command is to a user.
 template <typename Work>
@@ -323,7 +314,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             auto arguments = guest_wait_arguments(ready_tag);
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), ready_patience);
-            if (answer.is_object()) shell = number_in(answer.get_object(), "pid");
+            shell = number_in(answer, "pid");
             waits = co_await hear_that_it_waits(shell);
         } catch (const qmp::CommandError&) {
             co_return;  // the agent starts none
@@ -412,7 +403,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                                                   session.secret, std::exchange(awakening, {}));
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
-            co_return answer.is_object() ? number_in(answer.get_object(), "pid") : 0;
+            co_return number_in(answer, "pid");
         } catch (const qmp::CommandError& refusal) {
             if (status_of_refusal(refusal.desc) == status::not_found) throw NoPorts{};
             throw Failure("the guest agent: guest-exec: " + refusal.desc);
@@ -615,7 +606,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             auto arguments = guest_resize_arguments(terminal, size);
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
-            if (answer.is_object()) co_await reap(number_in(answer.get_object(), "pid"));
+            co_await reap(number_in(answer, "pid"));
         } catch (const std::exception&) {
             // The command goes on with the size that it has.
         }
@@ -632,7 +623,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             auto arguments = guest_kill_arguments(session.command, signal);
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
-            if (answer.is_object()) co_await reap(number_in(answer.get_object(), "pid"));
+            co_await reap(number_in(answer, "pid"));
         } catch (const std::exception&) {
             // It has ended, or its agent does not answer.
         }

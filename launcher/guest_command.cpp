@@ -10,6 +10,7 @@
 #include "launcher/base64.h"
 #include "launcher/failure.h"
 #include "launcher/guest_files.h"
+#include "launcher/json_text.h"
 #include "launcher/qemu_command.h"
 
 namespace qvm {
@@ -80,20 +81,12 @@ GuestCommand parse_guest_command(const json::object& object) {
     GuestCommand command;
     command.argv = words_of(object, "argv");
     command.environment = words_of(object, "environment");
-    const auto text = [&](const char* key) {
-        const auto* value = object.if_contains(key);
-        return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
-    };
-    command.directory = text("directory");
-    command.user = text("user");
+    command.directory = text_in(object, "directory");
+    command.user = text_in(object, "user");
     const auto* terminal = object.if_contains("terminal");
     if (terminal != nullptr && terminal->is_object()) {
-        const auto number = [&](const char* key) {
-            const auto* value = terminal->get_object().if_contains(key);
-            return value != nullptr && value->is_int64() ? static_cast<unsigned>(value->get_int64())
-                                                         : 0;
-        };
-        command.terminal = TerminalSize{number("rows"), number("columns")};
+        command.terminal = TerminalSize{static_cast<unsigned>(number_in(*terminal, "rows")),
+                                        static_cast<unsigned>(number_in(*terminal, "columns"))};
     }
     if (command.argv.empty()) throw Failure("a guest command is empty");
     return command;
@@ -174,22 +167,15 @@ std::optional<GuestCapture> parse_guest_capture(const json::value& answer) {
         const auto* value = object != nullptr ? object->if_contains(key) : nullptr;
         return value != nullptr ? *value : json::value{};
     };
-    const auto number = [&](const char* key) {
-        const auto value = get(key);
-        return value.is_int64() ? static_cast<int>(value.get_int64()) : 0;
-    };
-    const auto data = [&](const char* key) {
-        const auto value = get(key);
-        return value.is_string() ? from_base64(value.get_string()) : std::string{};
-    };
     if (!get("exited").is_bool()) throw Failure("the guest agent is not understood");
     if (get("exited") == false) return std::nullopt;
-    const auto signal = number("signal");
-    return GuestCapture{
-        .out = data("out-data"),
-        .err = data("err-data"),
-        .exit_status = signal != 0 ? status::signalled + signal : number("exitcode"),
-        .truncated = get("out-truncated") == true || get("err-truncated") == true};
+    const auto signal = static_cast<int>(number_in(answer, "signal"));
+    return GuestCapture{.out = from_base64(text_in(answer, "out-data")),
+                        .err = from_base64(text_in(answer, "err-data")),
+                        .exit_status = signal != 0
+                                           ? status::signalled + signal
+                                           : static_cast<int>(number_in(answer, "exitcode")),
+                        .truncated = get("out-truncated") == true || get("err-truncated") == true};
 }
 
 std::string guest_begin(const std::string& secret, std::int64_t pid) {

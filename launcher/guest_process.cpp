@@ -23,6 +23,7 @@
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "launcher/json_text.h"
 #include "launcher/step.h"
 #include "launcher/terminal.h"
 #include "launcher/unix_socket.h"
@@ -97,10 +98,10 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     /// The service's answer.
     awaitable<void> take_streams() {
         auto message = co_await receive();
-        while (tell_notes(message.text)) message = co_await receive();
+        while (tell_notes(parsed(message))) message = co_await receive();
         std::vector<stream_protocol::socket*> ours{&out, &err};
         if (!on_terminal) ours.insert(ours.begin(), &in);
-        if (message.fds.size() != ours.size()) throw failure_in(message.text);
+        if (message.fds.size() != ours.size()) throw failure_in(parsed(message));
         for (std::size_t i = 0; i < ours.size(); ++i) {
             in_step(step, [&] {
                 ours[i]->assign(stream_protocol{}, message.fds[i].get());
@@ -144,12 +145,13 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
     awaitable<void> watch_service() {
         for (;;) {
             const auto message = co_await receive();
-            if (!tell_notes(message.text)) throw failure_in(message.text);
+            const auto words = parsed(message);
+            if (!tell_notes(words)) throw failure_in(words);
         }
     }
 
     /// Whether that is what it is.
-    bool tell_notes(const std::string& message) {
+    bool tell_notes(const json::value& message) {
         const auto waiting = text_in(message, "waiting");
         const auto note = text_in(message, "note");
         if (!waiting.empty()) notes.waiting(waiting);
@@ -157,25 +159,17 @@ struct GuestProcess::Core : std::enable_shared_from_this<Core> {
         return !waiting.empty() || !note.empty();
     }
 
-    static json::value value_in(const std::string& message, const char* key) {
+    /// Null where it is none.
+    static json::value parsed(const MessageWithFds& message) {
         boost::system::error_code wrong;
-        const auto value = json::parse(message, wrong);
-        const auto* found =
-            !wrong && value.is_object() ? value.get_object().if_contains(key) : nullptr;
-        return found != nullptr ? *found : json::value{};
+        return json::parse(message.text, wrong);
     }
 
-    static std::string text_in(const std::string& message, const char* key) {
-        const auto text = value_in(message, key);
-        return text.is_string() ? std::string{text.get_string()} : "";
-    }
-
-    static Failure failure_in(const std::string& message) {
+    static Failure failure_in(const json::value& message) {
         const auto reason = text_in(message, "error");
-        const auto exit_status = value_in(message, "exit_status");
-        return Failure(
-            reason.empty() ? "the supervisor is not understood" : reason, {},
-            exit_status.is_int64() ? static_cast<int>(exit_status.get_int64()) : status::failed);
+        const auto exit_status = static_cast<int>(number_in(message, "exit_status"));
+        return Failure(reason.empty() ? "the supervisor is not understood" : reason, {},
+                       exit_status != 0 ? exit_status : status::failed);
     }
 
     awaitable<void> pump_in() {

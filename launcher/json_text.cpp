@@ -46,6 +46,24 @@ std::string pretty(const json::value& value, std::size_t indentation) {
     return json::serialize(value);
 }
 
+std::string text_in(const json::object& object, const char* key) {
+    const auto* member = object.if_contains(key);
+    return member != nullptr && member->is_string() ? std::string{member->get_string()} : "";
+}
+
+std::string text_in(const json::value& value, const char* key) {
+    return value.is_object() ? text_in(value.get_object(), key) : "";
+}
+
+std::int64_t number_in(const json::object& object, const char* key) {
+    const auto* member = object.if_contains(key);
+    return member != nullptr && member->is_int64() ? member->get_int64() : 0;
+}
+
+std::int64_t number_in(const json::value& value, const char* key) {
+    return value.is_object() ? number_in(value.get_object(), key) : 0;
+}
+
 json::object parse_object(const std::string& text) {
     boost::system::error_code error;
     auto value = json::parse(text, error);

@@ -10,6 +10,7 @@
 #include <chrono>
 
 #include "launcher/failure.h"
+#include "launcher/json_text.h"
 
 namespace qvm {
 
@@ -24,12 +25,6 @@ constexpr auto command_timeout = 10s;
 constexpr auto patience = 2min;  // of a migration, which takes some tens of ms
 constexpr auto end_pause = 1ms;  // between two questions whether a migration that is over is done
 constexpr const char* state_fd = "state";
-
-std::string text_in(const json::value& value, const char* key) {
-    const auto* object = value.if_object();
-    const auto* found = object == nullptr ? nullptr : object->if_contains(key);
-    return found != nullptr && found->is_string() ? std::string{found->get_string()} : "";
-}
 
 json::object named(const char* key, json::value value) {
     json::object object;

@@ -45,6 +45,7 @@
 #include "launcher/guest_process.h"
 #include "launcher/guest_script.h"
 #include "launcher/host.h"
+#include "launcher/json_text.h"
 #include "launcher/machine_files.h"
 #include "launcher/memory_file.h"
 #include "launcher/migration.h"
@@ -898,16 +899,11 @@ class Supervisor final : public Controlled {
                                                "guest is paused; 'qvm resume {}' goes on when "
                                                "there is some",
                                                disk_directory().string(), state_.name));
-        const auto text = [&](const char* key, const char* otherwise) {
-            const auto* value = event.data.if_contains(key);
-            return value != nullptr && value->is_string() ? std::string{value->get_string()}
-                                                          : std::string{otherwise};
-        };
         // Nobody can say when that is over, and it may come with every access.
-        const auto operation = text("operation", "access");
+        const auto operation = text_in(event.data, "operation");
         if (!failed_operations_.insert(operation).second) return;
         tell_problem("disk", fmt::format("the guest's disk: {} failed: {}", operation,
-                                         text("reason", "no reason was given")));
+                                         text_in(event.data, "reason")));
     }
 
     /// Where what the guest writes takes space.

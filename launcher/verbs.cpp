@@ -13,6 +13,7 @@
 #include "launcher/control_client.h"
 #include "launcher/definition.h"
 #include "launcher/events.h"
+#include "launcher/json_text.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/sweep.h"
@@ -43,18 +44,6 @@ json::object timeout_of(const VerbOptions& options) {
     return {{"timeout", static_cast<double>(options.timeout.count()) / 1e3}};
 }
 
-std::string text_of(const json::value& answer, const char* key) {
-    const auto* object = answer.if_object();
-    const auto* value = object == nullptr ? nullptr : object->if_contains(key);
-    return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
-}
-
-int status_of(const json::value& answer) {
-    const auto* object = answer.if_object();
-    const auto* value = object == nullptr ? nullptr : object->if_contains("exit-status");
-    return value != nullptr && value->is_int64() ? static_cast<int>(value->get_int64()) : 0;
-}
-
 std::string in_seconds(std::chrono::milliseconds time) {
     return fmt::format("{} s", static_cast<double>(time.count()) / 1e3);
 }
@@ -65,7 +54,7 @@ awaitable<Outcome> stop(ControlClient& vm, const std::string& name, const VerbOp
         co_await vm.ready();
         const auto answer =
             co_await vm.execute("qvm-stop", timeout_of(options), options.timeout + end_timeout);
-        if (text_of(answer, "how") == "powered-off")
+        if (text_in(answer, "how") == "powered-off")
             outcome.note = fmt::format("{}: the guest powered down", name);
         else if (options.timeout > 0ms)
             outcome.note = fmt::format("{}: the guest did not power down within {} and was ended",
@@ -111,7 +100,7 @@ awaitable<int> end_of(const Directories& directories, const std::string& name) {
         co_await vm.ready();
         const auto answer = co_await vm.execute("qvm-wait", {}, endless);
         co_await vm.until_gone();
-        co_return status_of(answer);
+        co_return static_cast<int>(number_in(answer, "exit-status"));
     } catch (const ControlClient::Gone&) {
         gone = std::current_exception();
     }
@@ -138,7 +127,7 @@ awaitable<Outcome> wait(const Directories& directories, const std::string& name)
 awaitable<Outcome> restart(ControlClient& vm, const std::string& name, const VerbOptions& options) {
     const auto answer =
         co_await vm.execute("qvm-restart", timeout_of(options), options.timeout + end_timeout);
-    const bool off = text_of(answer, "how") == "powered-off";
+    const bool off = text_in(answer, "how") == "powered-off";
     co_return Outcome{
         name, fmt::format("{}: {}", name,
                           off ? "the guest powered down and boots again" : "the guest was reset")};

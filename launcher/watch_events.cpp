@@ -17,6 +17,7 @@
 #include "launcher/commands.h"
 #include "launcher/events.h"
 #include "launcher/failure.h"
+#include "launcher/json_text.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/sweep.h"
@@ -76,11 +77,8 @@ class Listener {
 
 /// "2026-01-31T12:00:00Z  web  stopped  exit_status=0"
 std::string in_words(const json::object& event) {
-    const auto text = [&](const char* key) {
-        const auto* value = event.if_contains(key);
-        return value != nullptr && value->is_string() ? std::string{value->get_string()} : "";
-    };
-    auto line = fmt::format("{}  {}  {}", text("time"), text("name"), text("event"));
+    auto line = fmt::format("{}  {}  {}", text_in(event, "time"), text_in(event, "name"),
+                            text_in(event, "event"));
     for (const auto& [key, value] : event) {
         if (key == "time" || key == "name" || key == "event") continue;
         if (value.is_string() && value.get_string().empty()) continue;

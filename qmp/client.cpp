@@ -26,11 +26,18 @@ namespace asio = boost::asio;
 namespace json = boost::json;
 using boost::system::error_code;
 using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
 
 namespace {
 
 // So that adding it to the clock cannot overflow.
 constexpr milliseconds longest_timeout = std::chrono::hours(24 * 365);
+
+// A guest agent reads 4096 bytes at a time through a GIOChannel, whose own buffer may hold the rest
+// of what it was sent: that is looked at when more comes (glib/giounix.c: g_io_unix_prepare, of a
+// watch for G_IO_IN | G_IO_HUP, as qga/channel-posix.c has it). So an agent that does not answer is
+// sent a line's end now and then, which is nothing to its parser.
+constexpr milliseconds shortest_nudge{100}, longest_nudge{2000};
 
 // The peer's end, in whatever way the kernel tells it, is one thing; what the kernel refuses us is
 // another.
@@ -125,9 +132,8 @@ struct Client::Connection : std::enable_shared_from_this<Connection> {
 // A call that waits, in the frame of the coroutine that waits. However that one ends, by an
 // answer, by an exception or by being destroyed, the call is forgotten with it.
 struct Client::Connection::Call {
-    Call(Connection& connection_, std::uint64_t id_, milliseconds timeout)
+    Call(Connection& connection_, std::uint64_t id_)
         : connection(connection_), id(id_), timer(connection_.news.get_executor()) {
-        timer.expires_after(std::min(timeout, longest_timeout));
         connection.calls[id] = this;
     }
     ~Call() {
@@ -229,14 +235,21 @@ asio::awaitable<std::error_code> Client::Connection::read_until_end() {
 
 asio::awaitable<json::value> Client::Connection::answer(std::uint64_t id, std::string command,
                                                         milliseconds timeout) {
-    Call call(*this, id, timeout);
+    Call call(*this, id);
     settle();
     error_code ec;
-    if (!call.outcome)
+    const auto deadline = Clock::now() + std::min(timeout, longest_timeout);
+    for (auto nudge = shortest_nudge; !call.outcome; nudge = std::min(2 * nudge, longest_nudge)) {
+        const bool nudges = dialect == Dialect::guest_agent && Clock::now() + nudge < deadline;
+        call.timer.expires_at(nudges ? Clock::now() + nudge : deadline);
         co_await call.timer.async_wait(asio::redirect_error(asio::use_awaitable, ec));
-    if (call.outcome) co_return value_of(std::move(*call.outcome), command);
-    if (ec) throw boost::system::system_error(ec);
-    throw std::system_error(Errc::timed_out, command);
+        if (call.outcome) break;
+        if (ec) throw boost::system::system_error(ec);
+        if (!nudges) throw std::system_error(Errc::timed_out, command);
+        protocol.nudge();
+        write();
+    }
+    co_return value_of(std::move(*call.outcome), command);
 }
 
 asio::awaitable<void> Client::Connection::handshake(std::shared_ptr<Connection> self,

@@ -68,6 +68,9 @@ class Protocol {
     /// Forgets a call: its answer, should it still come, is dropped.
     void abandon(std::uint64_t id) { pending_.erase(id); }
 
+    /// Queues what says nothing, for a peer that may not have looked at all that it was sent.
+    void nudge() { output_ += '\n'; }
+
     /// Takes in what was read from the peer, cut anywhere. Malformed input closes; see error().
     void feed(std::string_view bytes);
 

@@ -45,8 +45,8 @@ class Exec(harness.Test):
                              'echo "$PATH ${NOT_SET_HERE-unset} ${EMPTY-unset}"')
             self.assertEqual(done.stdout.decode(), f"{os.environ['PATH']} unset \n")
         with self.subTest("variables with any name"):
-            names = ("tag", "secret", "directory", "user", "terminal", "inner", "port", "name", "x",
-                     "tries", "login", "account", "home", "consoles", "HOME", "IFS")
+            names = ("tag", "secret", "directory", "user", "terminal", "session", "command", "become",
+                     "port", "name", "x", "tries", "login", "account", "home", "consoles", "HOME", "IFS")
             options = [word for name in names for word in ("-e", f"{name}=/{name}")]
             done = self.exec(*options, "box", "env")
             for name in names:
@@ -68,7 +68,7 @@ class Exec(harness.Test):
             self._much()
         with self.subTest("nothing stays"):
             self.wait_until(lambda: not self._ports())
-            self.assertEqual(self.exec("box", "ps").stdout.count(b"find_port()"), 1)
+            self.assertEqual(self.exec("box", "ps").stdout.count(b". /proc/self/fd/0"), 1)
 
     def _ports(self):
         """QEMU's chardevs of commands."""

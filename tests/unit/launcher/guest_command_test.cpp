@@ -135,6 +135,8 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
     for (std::size_t i = 2; i < words.size(); ++i)
         rest += std::string{words.at(i).get_string()} + ",";
     CHECK(rest == "qvm,3,5ec4e7,,0,0,/,,A=1 2,--,printf,%s|,a b,$x,,");
+    // The agent reads 4096 bytes in one go.
+    CHECK(boost::json::serialize(arguments).size() < 4000);
     // What is in a script is a shell's.
     const auto script = from_base64(arguments.at("input-data").get_string());
     CHECK(run_tool({"sh", "-n"}, script).err.empty());

@@ -9,11 +9,13 @@
 #include <boost/asio/cancellation_signal.hpp>
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
+#include <boost/asio/experimental/awaitable_operators.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/connect_pair.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/read_until.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/json/parse.hpp>
@@ -30,6 +32,7 @@ namespace asio = boost::asio;
 namespace json = boost::json;
 using asio::awaitable;
 using asio::use_awaitable;
+using namespace asio::experimental::awaitable_operators;
 
 // No co_await inside Catch2's macros: they name the expression twice, and GCC 12 runs it twice.
 
@@ -491,6 +494,38 @@ TEST_CASE("a guest agent, with a terminal's noise before it") {
             const auto value = co_await f.execute("guest-get-time");
             CHECK(value == 7);
         });
+}
+
+TEST_CASE("a guest agent that does not answer is nudged, and QEMU is not") {
+    const auto dialect = GENERATE(Dialect::guest_agent, Dialect::qmp);
+    Fixture f(dialect);
+    char byte = 0;
+    bool nudged = false;
+    f.run(
+        [&]() -> awaitable<void> {
+            if (dialect == Dialect::qmp) {
+                co_await f.peer.negotiate();
+            } else {
+                const auto sync = co_await f.peer.receive();
+                const auto id = sync.at("arguments").at("id").to_number<std::uint64_t>();
+                co_await f.peer.send("\xff{\"return\": " + std::to_string(id) + "}\n");
+            }
+            const auto request = co_await f.peer.receive();
+            const auto read = [&]() -> awaitable<void> {
+                co_await f.peer.socket.async_read_some(asio::buffer(&byte, 1), use_awaitable);
+                nudged = true;
+            };
+            asio::steady_timer late{f.context, 1s};
+            co_await (read() || late.async_wait(use_awaitable));
+            co_await f.peer.answer(request, "7");
+        },
+        [&]() -> awaitable<void> {
+            co_await f.client->handshake(for_ever);
+            const auto value = co_await f.execute("guest-get-time");
+            CHECK(value == 7);
+        });
+    CHECK(nudged == (dialect == Dialect::guest_agent));
+    CHECK(byte == (nudged ? '\n' : 0));
 }
 
 TEST_CASE("what waits ends when the client is closed or destroyed") {
