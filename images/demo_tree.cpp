@@ -20,9 +20,9 @@ constexpr std::array boot_modules = {"virtio_pci", "virtio_net",  "virtio_consol
                                      "virtio_blk", "virtio_rng",  "button",
                                      "evdev",      "pvpanic_pci", "pvpanic_mmio"};
 // There for whoever mounts something: modprobe, and so the kernel, finds them.
-constexpr std::array further_modules = {"vfat",   "nls_cp437", "nls_ascii",      "nls_utf8",
-                                        "isofs",  "virtiofs",  "virtio_balloon", "overlay",
-                                        "sr_mod", "sd_mod",    "virtio_scsi",    "ahci"};
+constexpr std::array further_modules = {
+    "vfat",    "nls_cp437", "nls_ascii", "nls_utf8",    "isofs", "virtiofs", "virtio_balloon",
+    "overlay", "sr_mod",    "sd_mod",    "virtio_scsi", "ahci",  "efivarfs", "tpm_tis"};
 
 std::string base_name(const std::string& path) {
     return path.substr(path.rfind('/') + 1);
