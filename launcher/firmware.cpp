@@ -64,6 +64,11 @@ UniqueFd open_for_reading(const fs::path& path) {
     return fd;
 }
 
+bool exists(const Firmware& firmware) {
+    std::error_code none;
+    return fs::exists(firmware.code, none) && fs::exists(firmware.variables, none);
+}
+
 void copy_variables(const Firmware& firmware, int to) {
     const auto from = open_for_reading(firmware.variables);
     try {
@@ -161,7 +166,9 @@ std::optional<Firmware> find_firmware(Architecture architecture, bool secure_boo
         const auto step = fmt::format("read '{}': ", file.string());
         if (!text) throw Failure(step + reason());
         try {
-            if (auto descriptor = parse_descriptor(*text))
+            auto descriptor = parse_descriptor(*text);
+            // Debian 12 has one of a file that it has not.
+            if (descriptor && exists(descriptor->firmware))
                 descriptors.push_back(std::move(*descriptor));
         } catch (const Failure& failure) {
             throw Failure(step + failure.what());

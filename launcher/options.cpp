@@ -652,9 +652,16 @@ class Parser {
         image->require_subcommand(1);
         auto& added = add(
             "demo", "Build the demo guest's disk from Debian's packages",
-            [this](auto*) { return demo_; }, image);
+            [this](auto* app) {
+                if (app->count("--arch") > 0)
+                    demo_.arch = value_of("--arch", texts_.arch, parse_architecture);
+                return demo_;
+            },
+            image);
         demo_.path = "demo.qcow2";
         added.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        added.add_option("--arch", texts_.arch, "Its architecture: x86_64 or aarch64 [the host's]")
+            ->type_name("ARCH");
         added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
     }
 

@@ -250,6 +250,7 @@ struct SnapshotRmOptions {
 /// qvm image demo [PATH]
 struct ImageDemoOptions {
     std::filesystem::path path;
+    std::optional<Architecture> arch;  ///< unset: the host's
     bool quiet = false;
 };
 

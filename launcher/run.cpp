@@ -363,6 +363,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         prepared.firmware = prepared.snapshot->manifest().firmware;
     else
         prepared.firmware = definition ? definition->firmware : choose_firmware(vm);
+    if (const auto& firmware = prepared.firmware)
+        for (const auto& file : {firmware->code, firmware->variables})
+            check_readable_file("firmware", file);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (auto& volume : vm.volumes) volume = resolve_volume(volume);

@@ -558,9 +558,10 @@ class Supervisor final : public Controlled {
     }
 
     void nothing_boots() {
-        const auto& image = run_.options.vm.image;
-        end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
-                                        image ? image->string() : run_.plan.name));
+        const auto& vm = run_.options.vm;
+        end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it{}",
+                                        vm.image ? vm.image->string() : run_.plan.name,
+                                        vm.secure_boot ? " that --secure-boot lets boot" : ""));
     }
 
     void detach() {
