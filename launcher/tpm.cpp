@@ -61,7 +61,9 @@ UniqueFd Tpm::start(int state, std::optional<Confinement> confinement) {
 asio::awaitable<void> Tpm::watch() {
     const auto status = co_await process_.child->wait();
     co_await asio::post(executor_, asio::use_awaitable);  // the last of its stderr
-    end_ = "--tpm: swtpm ended: " + process_.words.text_or(status.describe());
+    // Its words before a signal are about something else.
+    const auto how = status.describe();
+    end_ = "--tpm: swtpm ended: " + (status.signal != 0 ? how : process_.words.text_or(how));
     died_(end_);
 }
 
