@@ -123,7 +123,7 @@ bool is_same_file(int one, int other) {
 }
 
 /// What a snapshot of it would have to find again as it is.
-void note_others(PreparedRun& prepared) {
+void note_others(const std::optional<Firmware>& firmware, PreparedRun& prepared) {
     const auto& vm = prepared.options.vm;
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.others.push_back(prepared.drives[i].known.front());
@@ -131,8 +131,7 @@ void note_others(PreparedRun& prepared) {
     for (const auto& file : {vm.kernel, vm.initrd})
         if (file) files.push_back(*file);
     if (vm.firmware->kind == FirmwareOption::Kind::file) files.push_back(vm.firmware->file);
-    if (prepared.firmware)
-        files.insert(files.end(), {prepared.firmware->code, prepared.firmware->variables});
+    if (firmware) files.insert(files.end(), {firmware->code, firmware->variables});
     for (const auto& file : files) {
         const UniqueFd fd{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
         prepared.others.push_back(known_file(file, {}, fd.get()));
@@ -246,13 +245,25 @@ std::optional<Firmware> choose_firmware(const VmOptions& vm) {
         fmt::format("apt-get install {}", machine_of(*vm.arch).firmware_package));
 }
 
+/// A machine that is there already has the one that it was made with. Throws Failure.
+std::optional<Firmware> firmware_of(const PreparedRun& prepared,
+                                    const std::optional<Definition>& definition) {
+    const auto firmware = prepared.snapshot ? prepared.snapshot->manifest().firmware
+                          : definition      ? definition->firmware
+                                            : choose_firmware(prepared.options.vm);
+    if (firmware)
+        for (const auto& file : {firmware->code, firmware->variables})
+            check_readable_file("firmware", file);
+    return firmware;
+}
+
 /// What firmware and TPM write to: the VM's own, or what goes with it.
-void open_firmware(PreparedRun& prepared) {
+void open_firmware(const std::optional<Firmware>& firmware, PreparedRun& prepared) {
     const DefinitionStore store{prepared.directories};
     const auto own = [&](const char* file) {
         return open_own(file, store.path(*prepared.options.name) / file);
     };
-    if (const auto& firmware = prepared.firmware) {
+    if (firmware) {
         prepared.code = open_code(*firmware);
         prepared.variables =
             prepared.named ? own(DefinitionStore::variables_name) : make_variables(*firmware);
@@ -359,13 +370,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
                                     may_have_kvm ? read_kvm() : KvmFacts{});
     if (vm.firmware->kind == FirmwareOption::Kind::file)
         check_readable_file("--firmware", vm.firmware->file);
-    if (prepared.snapshot)
-        prepared.firmware = prepared.snapshot->manifest().firmware;
-    else
-        prepared.firmware = definition ? definition->firmware : choose_firmware(vm);
-    if (const auto& firmware = prepared.firmware)
-        for (const auto& file : {firmware->code, firmware->variables})
-            check_readable_file("firmware", file);
+    const auto firmware = firmware_of(prepared, definition);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (auto& volume : vm.volumes) volume = resolve_volume(volume);
@@ -383,9 +388,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     } else {
         open_disk(prepared, definition);
         open_drives(prepared);
-        note_others(prepared);
+        note_others(firmware, prepared);
     }
-    if (!options.dry_run) open_firmware(prepared);
+    if (!options.dry_run) open_firmware(firmware, prepared);
     if (!options.dry_run) bind_ports(prepared);
     if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
@@ -398,7 +403,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
                                  network.guest, vhost);
-    if (prepared.firmware) prepared.plan.qemu.flash = flash_plan(*prepared.firmware);
+    if (firmware) add_firmware(*firmware, prepared.plan);
     if (bridge) plan_port(name, vhost, prepared);
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.plan.qemu.drives.push_back(

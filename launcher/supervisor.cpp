@@ -285,7 +285,7 @@ class Supervisor final : public Controlled {
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
         if (run_.image)
             for (auto& fd : run_.image->backing) devices.push_back(std::move(fd));
-        if (run_.firmware) {
+        if (run_.plan.firmware) {
             devices.push_back(std::move(run_.code));
             devices.push_back(std::move(run_.variables));
         }
@@ -731,7 +731,7 @@ class Supervisor final : public Controlled {
         manifest.cpu = run_.plan.qemu.cpu;
         manifest.disk_size = run_.plan.disk_size;
         manifest.others = run_.others;
-        manifest.firmware = run_.firmware;
+        manifest.firmware = run_.plan.firmware;
         if (!run_.image) return manifest;
         manifest.image = run_.image->known;
         std::size_t disks = 1;
@@ -1102,6 +1102,7 @@ class Supervisor final : public Controlled {
     void guest_restarts() {
         booted_ = Clock::now();
         agent_up_.reset();
+        uefi_has_console_ = run_.plan.firmware.has_value();
         ports_.guest_restarts();
         state_.agent = false;
         commands_->guest_is_gone("the guest restarted");
@@ -1678,7 +1679,7 @@ class Supervisor final : public Controlled {
     std::optional<Clock::time_point> ready_;     ///< all stages_ were reached, or the agent was
     std::optional<int> command_status_;
     bool booting_ = false;  ///< the firmware is done
-    bool uefi_has_console_ = run_.firmware && !run_.snapshot;
+    bool uefi_has_console_ = run_.plan.firmware && !run_.snapshot;
     asio::steady_timer boot_timer_{context_};
     Clock::time_point ended_at_;
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()

@@ -35,10 +35,9 @@ struct PreparedRun {
     std::vector<KnownFile> others;     ///< read-only drives, kernel, initrd, firmware, as they are
     std::optional<Snapshot> snapshot;  ///< that the machine begins with
     std::string restore_hook;          ///< the text of --restore-hook
-    UniqueFd overlay;  ///< of a VM that was created; else one is made that goes with it
-    std::optional<Firmware> firmware;  ///< of UEFI, and
-    UniqueFd code;                     ///< what of it is read
-    UniqueFd variables;                ///< and written
+    UniqueFd overlay;    ///< of a VM that was created; else one is made that goes with it
+    UniqueFd code;       ///< of UEFI, whose
+    UniqueFd variables;  ///< are written to
     UniqueFd tpm_state;
     bool named = false;                       ///< by `qvm create`
     std::optional<Confinement> qemu_account;  ///< of --qemu-user

@@ -139,10 +139,11 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
     return {.format = format, .read_only = drive.read_only, .serial = std::move(serial)};
 }
 
-QemuFlash flash_plan(const Firmware& firmware) {
-    return {.code_format = firmware.code_format,
-            .variables_format = firmware.variables_format,
-            .smm = firmware.smm};
+void add_firmware(const Firmware& firmware, VmPlan& plan) {
+    plan.firmware = firmware;
+    plan.qemu.flash = QemuFlash{.code_format = firmware.code_format,
+                                .variables_format = firmware.variables_format,
+                                .smm = firmware.smm};
 }
 
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
@@ -195,6 +196,9 @@ std::string describe(const VmPlan& plan) {
     for (const auto& volume : plan.volumes)
         text += shell_text(virtiofsd_command("virtiofsd", volume, 3)) + "\n";
     if (!plan.volumes.empty()) text += "\n";
+    if (plan.firmware)
+        text += fmt::format("firmware:\n  {}\n  variables at first: {}\n\n",
+                            plan.firmware->code.string(), plan.firmware->variables.string());
     if (plan.qemu.tpm) text += "tpm:\n" + shell_text(swtpm_command(3, 4)) + "\n\n";
     if (!plan.seed.empty()) text += "seed:\n";
     for (const auto& file : plan.seed)

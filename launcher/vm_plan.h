@@ -30,6 +30,7 @@ struct VmPlan {
     std::optional<netns::GuestPlan> guest;      ///< in that network
     std::optional<netns::PortPlan> port;        ///< of `bridge`
     QemuSpec qemu;
+    std::optional<Firmware> firmware;  ///< UEFI, in qemu.flash
     std::vector<VolumeOption> volumes;
     std::vector<images::SeedFile> seed;  ///< for the guest's cloud-init: the last of qemu.drives
     std::uint64_t disk_size = 0;         ///< bytes that the guest sees; 0 without a disk
@@ -61,8 +62,8 @@ QemuNic nic_of(const netns::PortPlan& port, bool vhost);
 /// A --drive whose file is of that format. Pure.
 QemuDrive drive_plan(const DriveOption& drive, const std::string& format);
 
-/// The flash memory of a machine with that firmware. Pure.
-QemuFlash flash_plan(const Firmware& firmware);
+/// The machine boots by that UEFI. Pure.
+void add_firmware(const Firmware& firmware, VmPlan& plan);
 
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.

@@ -25,11 +25,13 @@ AARCH64 = os.environ.get("QVM_DEMO_AARCH64", "")
 BOOT = 200  # seconds: UEFI takes as long as the rest
 
 
-class Firmware(harness.Test):
+class Test(harness.Test):
     def setUp(self):
         super().setUp()
         self.addCleanup(shutil.rmtree, self.host.data / "snapshot", ignore_errors=True)
 
+
+class Firmware(Test):
     def in_guest(self, command, *options):
         done = self.qvm("run", "-q", "--net", "none", *options, "--", "sh", "-c", command, seconds=BOOT)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
@@ -125,6 +127,7 @@ class Firmware(harness.Test):
         pid = vm.child(supervisor, "swtpm", vm.SOON)
         status = status_of(pid)
         self.assertEqual({int(status[kind], 16) for kind in ("CapPrm", "CapEff", "CapBnd")}, {0})
+        self.assertEqual((status["NoNewPrivs"], status["Seccomp"]), ("1", "2"))
         qemu = vm.child(supervisor, "qemu-system", vm.SOON)
         self.assertNotEqual(status["Uid"], status_of(qemu)["Uid"])
         files = ["/etc/passwd", "/root", "/tmp", "/proc/1/environ", "/proc/self/environ", "/proc/cmdline",
@@ -175,13 +178,17 @@ class Firmware(harness.Test):
                             "--firmware bios: is a PC's")
         self.assert_refused(self.qvm("run", "--net", "none", "--arch", "arm64", "--accel", "kvm", self.hang),
                             "--accel kvm: the guest is aarch64, the host x86_64")
+        for options, why in ((("--arch", "arm64"), "--arch aarch64: QEMU does not say"),
+                             (("--tpm",), "--tpm: clones would all have its secrets")):
+            self.assert_refused(self.qvm("run", "--warm", *options, self.hang), f"--warm: {why}")
 
 
 @unittest.skipUnless(os.path.exists(AARCH64), "QVM_DEMO_AARCH64 names no disk")
-class Aarch64(harness.Test):
-    @property
-    def demo(self):
-        return self.host.bind(AARCH64, "demo-aarch64.qcow2") if harness.ROOTLESS else AARCH64
+class Aarch64(Test):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.demo = harness.host.bind(AARCH64, "demo-aarch64.qcow2") if harness.ROOTLESS else AARCH64
 
     def test_a_command(self):
         done = self.qvm("run", "--net", "isolated", "--arch", "arm64", "--tpm", self.demo, "--", "sh", "-c",
@@ -199,6 +206,12 @@ class Aarch64(harness.Test):
         guest.signal(signal.SIGTERM)
         self.assertEqual(guest.wait(), 128 + signal.SIGTERM)
         self.assertIn("Power down", guest.out.text)
+
+    def test_secure_boot(self):
+        done = self.qvm("run", "-q", "--net", "none", "--arch", "aarch64", "--secure-boot", self.demo, seconds=BOOT)
+        self.assertEqual((done.returncode, done.stderr),
+                         (125, f"qvm: boot '{self.demo}': the firmware found no boot loader on it that "
+                               "--secure-boot lets boot\n"))
 
     def test_more_than_one_command(self):
         """Ports are plugged in while it runs, and variables and architecture stay with a VM."""

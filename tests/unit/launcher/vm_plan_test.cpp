@@ -133,6 +133,24 @@ TEST_CASE("another architecture has its own QEMU, machine and console") {
           std::string::npos);
 }
 
+TEST_CASE("the firmware that was chosen, as --dry-run prints it") {
+    VmOptions options;
+    options.net = parse_net("none");
+    auto plan = make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false);
+    add_firmware({.code = "/firmware/CODE.fd",
+                  .code_format = "raw",
+                  .variables = "/firmware/VARS.fd",
+                  .variables_format = "qcow2",
+                  .smm = true},
+                 plan);
+    CHECK(plan.qemu.flash->variables_format == "qcow2");
+    const auto text = describe(plan);
+    CHECK(
+        text.starts_with("firmware:\n  /firmware/CODE.fd\n"
+                         "  variables at first: /firmware/VARS.fd\n\nqemu:\n"));
+    CHECK(text.find(",pflash0=firmware,pflash1=variables,smm=on \\\n") != std::string::npos);
+}
+
 TEST_CASE("ports of user networking are QEMU's") {
     VmOptions options;
     options.net = parse_net("user");
