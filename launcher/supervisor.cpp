@@ -559,9 +559,11 @@ class Supervisor final : public Controlled {
 
     void nothing_boots() {
         const auto& vm = run_.options.vm;
-        end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it{}",
-                                        vm.image ? vm.image->string() : run_.plan.name,
-                                        vm.secure_boot ? " that --secure-boot lets boot" : ""));
+        const auto file = vm.kernel ? vm.kernel : vm.image;
+        end(status::failed,
+            fmt::format("boot '{}': the firmware {}{}", file ? file->string() : run_.plan.name,
+                        vm.kernel ? "does not take it" : "found no boot loader on it",
+                        vm.secure_boot ? ": --secure-boot takes only what is signed" : ""));
     }
 
     void detach() {

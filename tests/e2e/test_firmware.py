@@ -113,8 +113,8 @@ class Firmware(Test):
             done = self.qvm("run", "-q", "--net", "none", "--secure-boot", self.demo, seconds=BOOT)
             self.assertEqual(done.returncode, 125)
             self.assertRegex(done.stdout, "Access Denied")
-            self.assertEqual(done.stderr, f"qvm: boot '{self.demo}': the firmware found no boot loader on it "
-                                          "that --secure-boot lets boot\n")
+            self.assertEqual(done.stderr, f"qvm: boot '{self.demo}': the firmware found no boot loader on it: "
+                                          "--secure-boot takes only what is signed\n")
 
     # --- the TPM --------------------------------------------------------------------------------
 
@@ -210,8 +210,8 @@ class Aarch64(Test):
     def test_secure_boot(self):
         done = self.qvm("run", "-q", "--net", "none", "--arch", "aarch64", "--secure-boot", self.demo, seconds=BOOT)
         self.assertEqual((done.returncode, done.stderr),
-                         (125, f"qvm: boot '{self.demo}': the firmware found no boot loader on it that "
-                               "--secure-boot lets boot\n"))
+                         (125, f"qvm: boot '{self.demo}': the firmware found no boot loader on it: "
+                               "--secure-boot takes only what is signed\n"))
 
     def test_more_than_one_command(self):
         """Ports are plugged in while it runs, and variables and architecture stay with a VM."""
