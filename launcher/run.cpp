@@ -257,7 +257,7 @@ std::optional<Firmware> firmware_of(const PreparedRun& prepared,
     return firmware;
 }
 
-/// What firmware and TPM write to: the VM's own, or what goes with it.
+/// Opens the firmware, and what it and the TPM write to: the VM's own, or what goes with it.
 void open_firmware(const std::optional<Firmware>& firmware, PreparedRun& prepared) {
     const DefinitionStore store{prepared.directories};
     const auto own = [&](const char* file) {

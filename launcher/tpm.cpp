@@ -19,11 +19,13 @@ namespace asio = boost::asio;
 namespace fs = std::filesystem;
 
 std::vector<std::string> swtpm_command(int connection, int state) {
-    return {"swtpm",       "socket",
+    return {"swtpm",
+            "socket",
             "--tpm2",
-            "--terminate",  // with QEMU
-            "--ctrl",      fmt::format("type=unixio,clientfd={}", connection),
-            "--tpmstate",  fmt::format("backend-uri=file:///proc/self/fd/{}", state)};
+            "--ctrl",
+            fmt::format("type=unixio,clientfd={}", connection),
+            "--tpmstate",
+            fmt::format("backend-uri=file:///proc/self/fd/{}", state)};
 }
 
 std::vector<RootEntry> root_of_swtpm() {
@@ -60,6 +62,8 @@ UniqueFd Tpm::start(int state, std::optional<Confinement> confinement) {
 
 asio::awaitable<void> Tpm::watch() {
     const auto status = co_await process_.child->wait();
+    // QEMU has told it to, and is on its way out itself.
+    if (status.signal == 0 && status.code == 0) co_return;
     co_await asio::post(executor_, asio::use_awaitable);  // the last of its stderr
     // Its words before a signal are about something else.
     const auto how = status.describe();

@@ -29,8 +29,8 @@ void make_named_tpm_state(const std::filesystem::path& path);
 /// A VM's TPM: a swtpm that sees nothing of the host but its state.
 class Tpm {
   public:
-    /// `died` is told of a swtpm that ended. It must outlive this object, and the executor runs no
-    /// more when this object goes.
+    /// `died` is told of a swtpm that ended before QEMU. It must outlive this object, and the
+    /// executor runs no more when this object goes.
     Tpm(const boost::asio::any_io_executor& executor, Report debug,
         std::function<void(const std::string&)> died)
         : executor_(executor),
@@ -41,7 +41,7 @@ class Tpm {
     /// Starts it with that state (borrowed), confined unless there is nothing to confine it by.
     /// Returns QEMU's connection. Throws Failure.
     UniqueFd start(int state, std::optional<Confinement> confinement);
-    /// How it has ended; empty while it has not.
+    /// How it has failed; empty where it has not.
     [[nodiscard]] const std::string& trouble() const noexcept { return end_; }
 
   private:

@@ -156,6 +156,13 @@ class Firmware(Test):
         self.assertEqual(guest.wait(), 123)
         self.assertEqual(guest.errors(), ["qvm: --tpm: swtpm ended: signal 9 (Killed)"])
 
+    def test_qemu_that_dies_is_not_the_tpms_end(self):
+        guest = self.start("-q", "--net", "none", "--tpm", self.hang)
+        guest.out.expect(harness.STARTED, vm.BOOT)
+        os.kill(guest.child("qemu-system"), signal.SIGKILL)
+        self.assertEqual(guest.wait(), 123)
+        self.assertEqual(guest.errors(), ["qvm: QEMU died: signal 9 (Killed)"])
+
     def test_no_snapshot_of_a_tpm(self):
         name = self.detach("--net", "none", "--tpm", self.hang)
         self.assert_refused(self.qvm("snapshot", "create", name, "ready"),
