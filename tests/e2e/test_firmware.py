@@ -22,6 +22,7 @@ READ = f"tail -c +5 {VARIABLE}"
 RESETS = (r"exec 3<>/dev/tpm0; printf '\200\001\000\000\000\012\000\000\001\201' >&3; "
           "dd bs=64 count=1 <&3 2>/dev/null | od -An -tu1 -j29 -N1")
 AARCH64 = os.environ.get("QVM_DEMO_AARCH64", "")
+SIGNED = os.environ.get("QVM_SIGNED", "")
 BOOT = 200  # seconds: UEFI takes as long as the rest
 
 
@@ -115,6 +116,13 @@ class Firmware(Test):
             self.assertRegex(done.stdout, "Access Denied")
             self.assertEqual(done.stderr, f"qvm: boot '{self.demo}': the firmware found no boot loader on it: "
                                           "--secure-boot takes only what is signed\n")
+
+    @unittest.skipUnless(os.path.exists(SIGNED), "QVM_SIGNED names no disk")
+    def test_boot_loaders_that_are_signed(self):
+        """shim, GRUB, kernel: each is looked at by the one before."""
+        disk = self.host.bind(SIGNED, "signed.qcow2") if harness.ROOTLESS else SIGNED
+        said = self.in_guest("dmesg | grep -o 'Secure boot enabled'", "--secure-boot", disk)
+        self.assertEqual(said, "Secure boot enabled")
 
     # --- the TPM --------------------------------------------------------------------------------
 
