@@ -89,21 +89,38 @@ std::string run_step(const Runner& run, const Command& command, std::string_view
                 (reason.empty() ? "status " + std::to_string(result.status) : reason));
 }
 
-void build_demo(const fs::path& output, const fs::path& package_cache, const Runner& run,
-                const Progress& progress) {
+DemoMachine demo_machine(DemoArchitecture architecture) {
+    if (architecture == DemoArchitecture::arm64)
+        return {.debian = "arm64",
+                .libraries = "lib/aarch64-linux-gnu",
+                .linker = "lib/ld-linux-aarch64.so.1",
+                .console = "ttyAMA0",
+                .efi = "aa64"};
+    return {.debian = "amd64",
+            .libraries = "lib/x86_64-linux-gnu",
+            .linker = "lib64/ld-linux-x86-64.so.2",
+            .console = "ttyS0",
+            .efi = "x64",
+            .bios = true};
+}
+
+void build_demo(const fs::path& output, DemoArchitecture architecture,
+                const fs::path& package_cache, const Runner& run, const Progress& progress) {
+    const auto machine = demo_machine(architecture);
     const TemporaryDirectory work;
     const PendingFile pending(fs::absolute(output));
 
     const auto packages = download_packages(
-        package_cache.empty() ? work.path() : fs::absolute(package_cache), run, progress);
+        package_cache.empty() ? work.path() : fs::absolute(package_cache), machine, run, progress);
 
     progress("building the initramfs");
-    const auto tree = make_tree(packages);
+    const auto tree = make_tree(packages, machine);
     write_file(work.path() / "vmlinuz", tree.kernel);
+    write_file(work.path() / "loader.efi", tree.loader);
     write_initramfs(tree.initramfs, work.path() / "initrd", Compression::zstd);
 
     progress("writing the disk");
-    const auto raw = make_disk(work.path(), run);
+    const auto raw = make_disk(work.path(), machine, run);
     run_step(run,
              {{"qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", raw.string(),
                pending.path().string()}},

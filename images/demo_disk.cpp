@@ -25,15 +25,27 @@ constexpr const char* syslinux_config =
     "LABEL demo\n"
     "  LINUX vmlinuz\n"
     "  INITRD initrd\n"
-    "  APPEND console=ttyS0 quiet cryptomgr.notests\n";
+    "  APPEND ";
+
+// systemd-boot's (https://uapi-group.org/specifications/specs/boot_loader_specification).
+constexpr const char* loader_entry =
+    "linux /vmlinuz\n"
+    "initrd /initrd\n"
+    "options ";
+
+std::string kernel_options(const DemoMachine& machine) {
+    return "console=" + machine.console + " quiet cryptomgr.notests\n";
+}
 
 // A master boot record with one active FAT partition over the whole disk, addressed by sector
 // (https://wiki.osdev.org/MBR).
-std::array<char, sector_size> boot_record() {
+std::array<char, sector_size> boot_record(bool bios) {
     std::array<char, sector_size> record{};
-    std::ifstream in(boot_code, std::ios::binary);
-    if (!in) throw Error(std::string("there is no ") + boot_code);
-    in.read(record.data(), 440);
+    if (bios) {
+        std::ifstream in(boot_code, std::ios::binary);
+        if (!in) throw Error(std::string("there is no ") + boot_code);
+        in.read(record.data(), 440);
+    }
 
     const auto put32 = [&](std::size_t at, std::uint32_t value) {
         for (unsigned i = 0; i < 4; ++i) record[at + i] = static_cast<char>(value >> (8 * i));
@@ -56,18 +68,23 @@ void write_text(const fs::path& path, std::string_view text) {
     if (!out) throw Error("cannot write " + path.string());
 }
 
-void write_empty_disk(const fs::path& path) {
-    const auto record = boot_record();
+void write_empty_disk(const fs::path& path, bool bios) {
+    const auto record = boot_record(bios);
     write_text(path, {record.data(), record.size()});
     fs::resize_file(path, std::uintmax_t{disk_sectors} * sector_size);
 }
 
 }  // namespace
 
-fs::path make_disk(const fs::path& directory, const Runner& run) {
+fs::path make_disk(const fs::path& directory, const DemoMachine& machine, const Runner& run) {
     const fs::path disk = directory / "disk.raw";
-    write_empty_disk(disk);
-    write_text(directory / "syslinux.cfg", syslinux_config);
+    write_empty_disk(disk, machine.bios);
+    // Where UEFI looks on a disk that it has no boot entry for.
+    const auto boot = directory / "EFI" / "BOOT", entries = directory / "loader" / "entries";
+    fs::create_directories(boot);
+    fs::create_directories(entries);
+    fs::rename(directory / "loader.efi", boot / ("boot" + machine.efi + ".efi"));
+    write_text(entries / "demo.conf", loader_entry + kernel_options(machine));
 
     const auto offset = std::to_string(partition_start * sector_size);
     const auto partition = disk.string() + "@@" + offset;
@@ -79,7 +96,10 @@ fs::path make_disk(const fs::path& directory, const Runner& run) {
     };
     step({"mformat", "-i", partition, "-T", std::to_string(disk_sectors - partition_start), "-h",
           "255", "-s", "63", "-H", std::to_string(partition_start), "-N", "716d7671", "::"});
-    step({"mcopy", "-i", partition, "vmlinuz", "initrd", "syslinux.cfg", "::"});
+    step({"mcopy", "-s", "-i", partition, "vmlinuz", "initrd", "EFI", "loader", "::"});
+    if (!machine.bios) return disk;
+    write_text(directory / "syslinux.cfg", syslinux_config + kernel_options(machine));
+    step({"mcopy", "-i", partition, "syslinux.cfg", "::"});
     step({"syslinux", "--install", "--offset", offset, disk.string()});
     return disk;
 }

@@ -13,16 +13,14 @@
 namespace qvm::images {
 namespace {
 
-constexpr std::string_view library_directory = "lib/x86_64-linux-gnu";
-
 // Loaded when the guest boots.
 constexpr std::array boot_modules = {"virtio_pci", "virtio_net",  "virtio_console",
                                      "virtio_blk", "virtio_rng",  "button",
                                      "evdev",      "pvpanic_pci", "pvpanic_mmio"};
 // There for whoever mounts something: modprobe, and so the kernel, finds them.
-constexpr std::array further_modules = {"vfat",   "nls_cp437", "nls_ascii",      "nls_utf8",
-                                        "isofs",  "virtiofs",  "virtio_balloon", "overlay",
-                                        "sr_mod", "sd_mod",    "virtio_scsi",    "ahci"};
+constexpr std::array further_modules = {
+    "vfat",    "nls_cp437", "nls_ascii", "nls_utf8",    "isofs", "virtiofs", "virtio_balloon",
+    "overlay", "sr_mod",    "sd_mod",    "virtio_scsi", "ahci",  "efivarfs", "tpm_tis"};
 
 std::string base_name(const std::string& path) {
     return path.substr(path.rfind('/') + 1);
@@ -131,20 +129,20 @@ void add_modules(Tree& tree, const Tree& kernel) {
     tree["etc/modules"] = Node::file(at_boot);
 }
 
-Tree read_agent(const std::vector<std::filesystem::path>& packages) {
-    const auto wanted = [](std::string_view path) {
-        return path == "usr/sbin/qemu-ga" || path.find(library_directory) != std::string_view::npos;
+Tree read_agent(const std::vector<std::filesystem::path>& packages, const std::string& libraries) {
+    const auto wanted = [&](std::string_view path) {
+        return path == "usr/sbin/qemu-ga" || path.find(libraries) != std::string_view::npos;
     };
     Tree all;
     for (const auto& package : packages) all.merge(read_deb(package, wanted));
     return all;
 }
 
-// A shared library's bytes: `soname` is a file in one of the library directories, or a symbolic
-// link to one beside it.
-const Node& library(const Tree& tree, const std::string& soname) {
+// A shared library's bytes: `soname` is a file in the directory of `libraries`, at the root or in
+// usr, or a symbolic link to one beside it.
+const Node& library(const Tree& tree, const std::string& libraries, const std::string& soname) {
     for (const std::string prefix : {"", "usr/"}) {
-        const auto directory = prefix + std::string(library_directory) + "/";
+        const auto directory = prefix + libraries + "/";
         auto found = tree.find(directory + soname);
         if (found != tree.end() && !S_ISREG(found->second.mode)) {
             found = tree.find(directory + base_name(found->second.data));
@@ -154,8 +152,9 @@ const Node& library(const Tree& tree, const std::string& soname) {
     throw Error("no package has the shared library " + soname);
 }
 
-void add_agent(Tree& tree, const std::vector<std::filesystem::path>& packages) {
-    const Tree all = read_agent(packages);
+void add_agent(Tree& tree, const std::vector<std::filesystem::path>& packages,
+               const DemoMachine& machine) {
+    const Tree all = read_agent(packages, machine.libraries);
     const auto agent = all.find("usr/sbin/qemu-ga");
     if (agent == all.end()) throw Error("qemu-guest-agent has no usr/sbin/qemu-ga");
     tree[agent->first] = agent->second;
@@ -166,11 +165,11 @@ void add_agent(Tree& tree, const std::vector<std::filesystem::path>& packages) {
         const auto soname = pending.back();
         pending.pop_back();
         if (!seen.insert(soname).second) continue;
-        const Node& node = library(all, soname);
-        tree[std::string(library_directory) + "/" + soname] = Node::file(node.data, 0755);
+        const Node& node = library(all, machine.libraries, soname);
+        tree[machine.libraries + "/" + soname] = Node::file(node.data, 0755);
         for (auto& next : needed_libraries(node.data)) pending.push_back(std::move(next));
     }
-    tree["lib64"] = Node::symlink(std::string(library_directory));
+    tree[machine.linker] = Node::symlink("/" + machine.libraries + "/" + base_name(machine.linker));
 }
 
 void add_scripts(Tree& tree) {
@@ -199,7 +198,7 @@ void add_skeleton(Tree& tree) {
 
 }  // namespace
 
-DemoTree make_tree(const DemoPackages& packages) {
+DemoTree make_tree(const DemoPackages& packages, const DemoMachine& machine) {
     const Tree kernel = read_deb(packages.kernel, [](std::string_view path) {
         return path.starts_with("boot/vmlinuz-") || is_module(path);
     });
@@ -210,15 +209,20 @@ DemoTree make_tree(const DemoPackages& packages) {
         throw Error("the kernel package has no boot/vmlinuz");
     }
     if (busybox.empty()) throw Error("busybox-static has no bin/busybox");
+    const auto loader_name = "/systemd-boot" + machine.efi + ".efi";
+    const Tree loader = read_deb(
+        packages.loader, [&](std::string_view path) { return path.ends_with(loader_name); });
+    if (loader.empty()) throw Error("systemd-boot-efi has no " + base_name(loader_name));
 
     DemoTree made;
     made.kernel = vmlinuz->second.data;
+    made.loader = loader.begin()->second.data;
     add_skeleton(made.initramfs);
     add_scripts(made.initramfs);
     made.initramfs["bin/busybox"] = busybox.begin()->second;
     made.initramfs["bin/sh"] = Node::symlink("busybox");
     add_modules(made.initramfs, kernel);
-    add_agent(made.initramfs, packages.agent);
+    add_agent(made.initramfs, packages.agent, machine);
     return made;
 }
 

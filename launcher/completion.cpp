@@ -54,6 +54,13 @@ std::string accelerators() {
     return joined(words);
 }
 
+std::string architectures() {
+    std::vector<std::string> words;
+    for (const auto architecture : {Architecture::x86_64, Architecture::aarch64})
+        words.emplace_back(to_string(architecture));
+    return joined(words);
+}
+
 std::string uplinks() {
     std::vector<std::string> words;
     for (const auto uplink : {Uplink::automatic, Uplink::veth, Uplink::pasta})
@@ -66,6 +73,8 @@ Offer offer_of_value(const std::string& value) {
     if (value == "FILE" || value == "IMAGE" || value == "PATH") return {Offer::Kind::files};
     if (value == "MODE") return {Offer::Kind::words, modes()};
     if (value == "ACCEL") return {Offer::Kind::words, accelerators()};
+    if (value == "ARCH") return {Offer::Kind::words, architectures()};
+    if (value == "FIRMWARE") return {Offer::Kind::words, "bios uefi"};
     if (value == "UPLINK") return {Offer::Kind::words, uplinks()};
     if (value == "SHELL") return {Offer::Kind::words, "bash zsh fish"};
     return {};

@@ -84,11 +84,21 @@ bool is_panic_end(std::string_view line) {
 }
 
 bool is_booting(std::string_view line) {
-    return line.starts_with("Booting from ");
+    return line.starts_with("Booting from ") || line.starts_with("BdsDxe: starting ");
 }
 
 bool is_nothing_to_boot(std::string_view line) {
-    return line.starts_with("No bootable device");
+    return line.starts_with("No bootable device") ||
+           line.starts_with("BdsDxe: No bootable option") ||
+           (line.starts_with("BdsDxe: loading ") &&
+            line.find("\"EFI Internal Shell\"") != std::string_view::npos);
+}
+
+bool is_of_uefi(std::string_view line) {
+    const auto may_be = [line](std::string_view words) {
+        return line.substr(0, words.size()) == words.substr(0, line.size());
+    };
+    return may_be("BdsDxe: ") || may_be("UEFI firmware ");
 }
 
 }  // namespace qvm

@@ -39,10 +39,16 @@ std::optional<std::string> panic_reason(std::string_view line);
 /// (kernel/panic.c, "---[ end Kernel panic - not syncing").
 bool is_panic_end(std::string_view line);
 
-/// Whether SeaBIOS says with this line that it hands over to a boot loader or a kernel.
+/// Whether SeaBIOS or UEFI (EDK II) says with this line that it hands over to a boot loader or a
+/// kernel.
 bool is_booting(std::string_view line);
 
-/// Whether SeaBIOS says with this line that it gives up (src/boot.c of SeaBIOS).
+/// Whether one of them says with this line that it gives up (src/boot.c of SeaBIOS; BdsEntry.c of
+/// EDK II), or, as UEFI does where it has one, falls back to a shell of its own.
 bool is_nothing_to_boot(std::string_view line);
+
+/// Whether it may be UEFI that prints this line, as far as that has come, and not what it has
+/// booted.
+bool is_of_uefi(std::string_view line);
 
 }  // namespace qvm

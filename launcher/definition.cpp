@@ -15,6 +15,7 @@
 #include "launcher/image_file.h"
 #include "launcher/json_reader.h"
 #include "launcher/json_text.h"
+#include "launcher/tpm.h"
 
 namespace qvm {
 
@@ -27,8 +28,9 @@ constexpr int version = 1;
 constexpr const char* definition_name = "definition.json";
 constexpr const char* last_name = "last.json";
 constexpr std::array console_names{"console.log.1", "console.log"};  // the older half first
-constexpr std::array files{"definition.json", "definition.json.new", "overlay.qcow2", "last.json",
-                           "last.json.new",   "console.log",         "console.log.1", "lock"};
+constexpr std::array files{
+    "definition.json", "definition.json.new", "overlay.qcow2", "variables",     "tpm",
+    "last.json",       "last.json.new",       "console.log",   "console.log.1", "lock"};
 
 std::string reason() {
     return std::generic_category().message(errno);
@@ -68,6 +70,8 @@ void make_absolute(VmOptions& options) {
     };
     for (auto* path : {&options.image, &options.user_data, &options.kernel, &options.initrd})
         if (*path) change(**path);
+    if (options.firmware && options.firmware->kind == FirmwareOption::Kind::file)
+        change(options.firmware->file);
     for (auto& file : options.ssh_keys) change(file);
     for (auto& volume : options.volumes) change(volume.host_directory);
     for (auto& drive : options.drives) change(drive.file);
@@ -97,6 +101,11 @@ json::object to_json(const VmOptions& options) {
             {"initrd", or_null(options.initrd)},
             {"append", or_null(options.append)},
             {"trust_backing", options.trust_backing},
+            {"arch", options.arch ? json::value(to_string(*options.arch)) : json::value(nullptr)},
+            {"firmware",
+             options.firmware ? json::value(to_string(*options.firmware)) : json::value(nullptr)},
+            {"secure_boot", options.secure_boot},
+            {"tpm", options.tpm},
             {"allow_host", options.allow_host},
             {"port_isolation", options.port_isolation},
             {"accel", to_string(options.accel)},
@@ -127,6 +136,12 @@ VmOptions vm_options_from(const json::object& object) {
     options.kernel = path_of(reader.text("kernel"));
     options.initrd = path_of(reader.text("initrd"));
     options.append = reader.text("append");
+    if (const auto arch = reader.text("arch"))
+        options.arch = parsed("arch", *arch, parse_architecture);
+    if (const auto firmware = reader.text("firmware"))
+        options.firmware = parsed("firmware", *firmware, parse_firmware);
+    options.secure_boot = reader.flag("secure_boot");
+    options.tpm = reader.flag("tpm");
     options.trust_backing = reader.flag("trust_backing");
     options.allow_host = reader.flag("allow_host");
     options.port_isolation = reader.flag("port_isolation");
@@ -141,11 +156,14 @@ VmOptions vm_options_from(const json::object& object) {
 
 std::string to_text(const Definition& definition) {
     auto vm = to_json(definition.vm);
+    json::value firmware;
+    if (definition.firmware) firmware = to_json(*definition.firmware);
     return json::serialize(json::object{{"version", version},
                                         {"name", definition.name},
                                         {"created", definition.created},
                                         {"virtual_size", definition.virtual_size},
                                         {"image_modified_ns", definition.image_modified},
+                                        {"firmware", std::move(firmware)},
                                         {"vm", std::move(vm)}}) +
            "\n";
 }
@@ -163,6 +181,7 @@ Definition parse_definition(const std::string& name, const std::string& text) {
     definition.created = reader.text("created").value_or("");
     definition.virtual_size = reader.number("virtual_size", 0);
     definition.image_modified = reader.number("image_modified_ns", 0);
+    if (reader.has("firmware")) definition.firmware = firmware_from(reader.object("firmware"));
     definition.vm = vm_options_from(vm->get_object());
     return definition;
 }
@@ -210,6 +229,8 @@ void DefinitionStore::add(const Definition& definition) const {
         if (definition.vm.image)
             make_named_overlay(aside / overlay_name,
                                disk_size(definition.vm.disk_mib, definition.virtual_size));
+        if (definition.firmware) make_named_variables(*definition.firmware, aside / variables_name);
+        if (definition.vm.tpm) make_named_tpm_state(aside / tpm_name);
         write_file(aside / definition_name, to_text(definition), true);
         // Neither an empty nor a full directory is replaced.
         if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)

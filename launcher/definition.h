@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "launcher/directories.h"
+#include "launcher/firmware.h"
 #include "launcher/options.h"
 #include "netns/unique_fd.h"
 
@@ -25,9 +26,10 @@ VmOptions vm_options_from(const boost::json::object& object);
 struct Definition {
     std::string name;
     VmOptions vm;
-    std::string created;               ///< RFC 3339, UTC
-    std::uint64_t virtual_size = 0;    ///< bytes, of the image when the overlay was made
-    std::uint64_t image_modified = 0;  ///< ns since the epoch, the same
+    std::string created;                 ///< RFC 3339, UTC
+    std::uint64_t virtual_size = 0;      ///< bytes, of the image when the overlay was made
+    std::uint64_t image_modified = 0;    ///< ns since the epoch, the same
+    std::optional<Firmware> firmware{};  ///< whose variables it has, where it boots by UEFI
 };
 
 /// Pure. Members that are not known are ignored within a version; another version is refused.
@@ -49,15 +51,18 @@ class DefinitionStore {
 
     /// The file names within a VM's directory.
     static constexpr const char* overlay_name = "overlay.qcow2";
+    static constexpr const char* variables_name = "variables";  ///< of UEFI
+    static constexpr const char* tpm_name = "tpm";
 
     [[nodiscard]] bool exists(const std::string& name) const;
     [[nodiscard]] std::vector<std::string> names() const;
     /// Throws Failure where there is none of that name, or none that can be read.
     [[nodiscard]] Definition read(const std::string& name) const;
-    /// Keeps a definition and an empty overlay (where there is an image). Throws Failure when the
-    /// name is taken, or when it cannot be written, and then nothing is left.
+    /// Keeps a definition, an empty overlay (where there is an image), and what its firmware and
+    /// its TPM keep. Throws Failure when the name is taken, or when it cannot be written, and then
+    /// nothing is left.
     void add(const Definition& definition) const;
-    /// Removes both. The caller holds the VM's run directory, so that it cannot be started.
+    /// Removes all of it. The caller holds the VM's run directory, so that it cannot be started.
     void remove(const std::string& name) const;
 
     [[nodiscard]] std::filesystem::path path(const std::string& name) const {

@@ -11,6 +11,7 @@
 #include "launcher/commands.h"
 #include "launcher/failure.h"
 #include "launcher/firewall.h"
+#include "launcher/machine.h"
 #include "launcher/output.h"
 
 namespace qvm {
@@ -58,6 +59,18 @@ Finding judge_qemu(const ProgramFacts& qemu) {
         return {"qemu", Status::missing, finding.found + " is older than 7.2",
                 "install QEMU 7.2 or later, as Debian 12 has it"};
     return finding;
+}
+
+Finding judge_firmware(const std::string& name, const FirmwareFacts& facts,
+                       const std::string& package) {
+    if (!facts.unknown.empty())
+        return {name, Status::warning, "cannot tell: " + facts.unknown, "move that file away"};
+    if (facts.path.empty())
+        return {name, Status::warning, "it is not installed", "apt-get install " + package};
+    if (facts.secure_path.empty())
+        return {name, Status::warning, facts.path + ", and none for --secure-boot",
+                "apt-get install " + package};
+    return {name, Status::ok, fmt::format("{}, {}", facts.path, facts.secure_path)};
 }
 
 // --- devices ------------------------------------------------------------------------------------
@@ -239,6 +252,8 @@ Shown shown(Status status) {
 }  // namespace
 
 std::vector<Finding> judge(const DoctorFacts& facts) {
+    const auto& pc = machine_of(Architecture::x86_64);
+    const auto& virt = machine_of(Architecture::aarch64);
     std::vector<Finding> findings{
         judge_qemu(facts.qemu),
         judge_program("qemu-img", facts.qemu_img, "qemu-utils"),
@@ -254,6 +269,10 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
         judge_program("ssh", facts.ssh, "openssh-client", Status::warning),
         judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
                       Status::warning),
+        judge_program("swtpm", facts.swtpm, "swtpm", Status::warning),
+        judge_firmware("uefi", facts.uefi, pc.firmware_package),
+        judge_program("qemu-aarch64", facts.qemu_aarch64, virt.package, Status::warning),
+        judge_firmware("uefi-aarch64", facts.uefi_aarch64, virt.firmware_package),
     };
     std::ranges::transform(facts.directories, std::back_inserter(findings), judge_directory);
     findings.push_back(judge_space(facts.cache_free));

@@ -21,7 +21,9 @@
 #include "launcher/directories.h"
 #include "launcher/failure.h"
 #include "launcher/firewall.h"
+#include "launcher/firmware.h"
 #include "launcher/host.h"
+#include "launcher/machine.h"
 #include "launcher/process.h"
 #include "netns/error.h"
 #include "netns/host_network.h"
@@ -48,6 +50,17 @@ ProgramFacts read_program(const std::string& name) {
     ProgramFacts facts;
     facts.path = find_program(name).value_or("");
     if (!facts.path.empty()) facts.version = version_in(run_tool({facts.path, "--version"}).out);
+    return facts;
+}
+
+FirmwareFacts read_firmware(Architecture architecture) {
+    FirmwareFacts facts;
+    try {
+        if (const auto found = find_firmware(architecture, false)) facts.path = found->code;
+        if (const auto found = find_firmware(architecture, true)) facts.secure_path = found->code;
+    } catch (const Failure& failure) {
+        facts.unknown = failure.what();
+    }
     return facts;
 }
 
@@ -194,12 +207,16 @@ std::uint64_t descriptor_limit() {
 DoctorFacts read_doctor_facts() {
     const auto directories = find_directories();
     DoctorFacts facts;
-    facts.qemu = read_program("qemu-system-x86_64");
+    facts.qemu = read_program(machine_of(Architecture::x86_64).qemu);
+    facts.qemu_aarch64 = read_program(machine_of(Architecture::aarch64).qemu);
     facts.qemu_img = read_program("qemu-img");
     facts.dnsmasq = read_program("dnsmasq");
     facts.pasta = read_program("pasta");
     facts.ssh.path = find_program("ssh").value_or("");
     facts.virtiofsd = find_virtiofsd().value_or("");
+    facts.swtpm = read_program("swtpm");
+    facts.uefi = read_firmware(Architecture::x86_64);
+    facts.uefi_aarch64 = read_firmware(Architecture::aarch64);
     facts.kvm = read_kvm();
     facts.kvm_group = group_of("/dev/kvm");
     facts.tun_error = open_error("/dev/net/tun");

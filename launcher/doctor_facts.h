@@ -19,6 +19,13 @@ struct ProgramFacts {
     std::string version = {};  ///< "7.2.22"; empty where the program does not say
 };
 
+/// A firmware that qvm would take.
+struct FirmwareFacts {
+    std::string unknown = {};      ///< why that cannot be told
+    std::string path = {};         ///< empty: there is none
+    std::string secure_path = {};  ///< the same of --secure-boot
+};
+
 /// What came of making a namespace and, in it, a table as qvm's own: errno values, 0 is success.
 struct NamespaceFacts {
     bool privileged = false;  ///< without a user namespace
@@ -44,11 +51,15 @@ struct DirectoryFacts {
 
 struct DoctorFacts {
     ProgramFacts qemu;
+    ProgramFacts qemu_aarch64;
     ProgramFacts qemu_img;
     ProgramFacts dnsmasq;
     ProgramFacts pasta;
     ProgramFacts ssh;
     std::string virtiofsd;  ///< its path; empty: it is not installed
+    ProgramFacts swtpm;
+    FirmwareFacts uefi;
+    FirmwareFacts uefi_aarch64;
     KvmFacts kvm;
     std::string kvm_group;  ///< whose members may open /dev/kvm; empty: no group's
     int tun_error = 0;

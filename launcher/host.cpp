@@ -7,11 +7,13 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <fstream>
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "launcher/machine.h"
 #include "launcher/process.h"
 #include "netns/unique_fd.h"
 
@@ -30,10 +32,14 @@ void check_programs(const VmOptions& options, const HostFacts& host) {
         return Failure(fmt::format("find '{}': it is not installed", program),
                        fmt::format("apt-get install {}", package));
     };
-    if (!host.has_qemu) throw missing("qemu-system-x86_64", "qemu-system-x86");
+    const auto architecture = options.arch.value_or(host_architecture());
+    const auto& machine = machine_of(architecture);
+    if (std::find(host.has_qemu.begin(), host.has_qemu.end(), architecture) == host.has_qemu.end())
+        throw missing(machine.qemu, machine.package);
     if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
     if (!options.volumes.empty() && !host.has_virtiofsd)
         throw missing("virtiofsd", "qemu-system-common");
+    if (options.tpm && !host.has_swtpm) throw missing("swtpm", "swtpm");
     if (has_namespace(options.net_or_default().mode) && !host.has_dnsmasq)
         throw missing("dnsmasq", "dnsmasq-base");
     const bool nat = options.net_or_default().mode == NetOption::Mode::nat;
@@ -77,11 +83,13 @@ bool has_capabilities() {
 HostFacts read_host_facts() {
     HostFacts facts;
     facts.memory_mib = memory_of_host();
-    facts.has_qemu = find_program("qemu-system-x86_64").has_value();
+    for (const auto architecture : {Architecture::x86_64, Architecture::aarch64})
+        if (find_program(machine_of(architecture).qemu)) facts.has_qemu.push_back(architecture);
     facts.has_dnsmasq = find_program("dnsmasq").has_value();
     facts.has_qemu_img = find_program("qemu-img").has_value();
     facts.has_virtiofsd = find_virtiofsd().has_value();
     facts.has_pasta = find_program("pasta").has_value();
+    facts.has_swtpm = find_program("swtpm").has_value();
     facts.privileged = has_capabilities();
     // Closing one takes the lock of all network changes (RTNL), which others may queue for.
     if (::faccessat(AT_FDCWD, "/dev/net/tun", R_OK | W_OK, AT_EACCESS) != 0)
@@ -89,11 +97,14 @@ HostFacts read_host_facts() {
     return facts;
 }
 
-AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm) {
-    if (wanted == Accel::tcg) return {};
+AccelChoice choose_accel(Accel wanted, Architecture guest, Architecture host, const KvmFacts& kvm) {
+    const std::string cpu = machine_of(guest).cpu;
+    if (wanted == Accel::tcg) return {.cpu = cpu};
     const auto reason = [](int error) { return std::generic_category().message(error); };
     std::string why;
-    if (kvm.open_error != 0)
+    if (guest != host)
+        why = fmt::format("the guest is {}, the host {}", to_string(guest), to_string(host));
+    else if (kvm.open_error != 0)
         why = "/dev/kvm: " + reason(kvm.open_error);
     else if (kvm.cpu_flag.empty())
         why = "the CPU shows neither vmx nor svm";
@@ -104,7 +115,7 @@ AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm) {
                 .cpu = kvm.sets_arch_capabilities ? "host" : "host,-arch-capabilities"};
     if (wanted == Accel::kvm)
         throw Failure("--accel kvm: " + why, "--accel tcg runs without KVM, 10 to 30 times slower");
-    return {.why_not_kvm = why};
+    return {.cpu = cpu, .why_not_kvm = why};
 }
 
 netns::UplinkKind choose_uplink(Uplink wanted, bool privileged) {

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "launcher/kvm.h"
 #include "launcher/options.h"
@@ -13,11 +14,12 @@ namespace qvm {
 /// What this host can do for QEMU; read once.
 struct HostFacts {
     std::uint64_t memory_mib = 0;
-    bool has_qemu = false;
+    std::vector<Architecture> has_qemu = {};  ///< for guests of these
     bool has_dnsmasq = false;
     bool has_qemu_img = false;
     bool has_virtiofsd = false;
     bool has_pasta = false;
+    bool has_swtpm = false;
     bool privileged = false;  ///< CAP_SYS_ADMIN and CAP_NET_ADMIN
     int tun_error = 0;        ///< errno value of why /dev/net/tun may not be opened; 0 when it may
 };
@@ -43,10 +45,11 @@ struct AccelChoice {
     std::string why_not_kvm = {};
 };
 
-/// Pure. KVM only where /dev/kvm opens and the CPU shows vmx or svm: a /dev/kvm that opens and
-/// then hangs stock kernels exists. The CPU is the host's, less what the
-/// host's KVM shows and then refuses. Throws Failure where KVM was asked for and cannot be had.
-AccelChoice choose_accel(Accel wanted, const KvmFacts& kvm);
+/// Pure. KVM only for guests of the `host`'s architecture, and where /dev/kvm opens and the CPU
+/// shows vmx or svm: a /dev/kvm that opens and then hangs stock kernels exists. The CPU is the
+/// host's, less what the host's KVM shows and then refuses. Throws Failure where KVM was asked for
+/// and cannot be had.
+AccelChoice choose_accel(Accel wanted, Architecture guest, Architecture host, const KvmFacts& kvm);
 
 /// Pure. How a VM's namespace is joined to the outside.
 netns::UplinkKind choose_uplink(Uplink wanted, bool privileged);

@@ -5,6 +5,7 @@
 #include "launcher/commands.h"
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 
@@ -31,8 +32,11 @@ int image_demo(const ImageDemoOptions& options) {
     const images::Progress progress = [&](std::string_view step) {
         if (!options.quiet) say(fmt::format("qvm: {}", step));
     };
+    const auto architecture = options.arch.value_or(host_architecture()) == Architecture::aarch64
+                                  ? images::DemoArchitecture::arm64
+                                  : images::DemoArchitecture::amd64;
     try {
-        images::build_demo(options.path, packages, run_for_images, progress);
+        images::build_demo(options.path, architecture, packages, run_for_images, progress);
     } catch (const images::Error& error) {
         throw Failure(fmt::format("build '{}': {}", options.path.string(), error.what()));
     }

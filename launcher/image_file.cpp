@@ -211,14 +211,14 @@ void make_named_overlay(const fs::path& path, std::uint64_t virtual_size) {
     if (::fsync(overlay.get()) != 0) throw Failure(fmt::format("{}: {}", what, reason(errno)));
 }
 
-UniqueFd open_overlay(const fs::path& path) {
-    auto fd = open_file("open overlay", path, O_RDWR);
+UniqueFd open_own(const std::string& what, const fs::path& path) {
+    auto fd = open_file("open " + what, path, O_RDWR);
     // The QEMU of a supervisor that was killed is gone a moment after it.
     for (int tries = 0; tries < dying_tries && is_in_use(fd.get(), true); ++tries)
         std::this_thread::sleep_for(dying_pause);
     if (is_in_use(fd.get(), true))
         throw Failure(
-            fmt::format("open overlay '{}': is in use by another process", path.string()));
+            fmt::format("open {} '{}': is in use by another process", what, path.string()));
     return fd;
 }
 

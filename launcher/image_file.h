@@ -52,9 +52,9 @@ UniqueFd make_overlay(const std::filesystem::path& directory, std::uint64_t virt
 /// Failure.
 void make_named_overlay(const std::filesystem::path& path, std::uint64_t virtual_size);
 
-/// Opens an overlay that make_named_overlay() made, for QEMU; waits 2 s at most where another
-/// process has it open. Throws Failure.
-UniqueFd open_overlay(const std::filesystem::path& path);
+/// Opens what a VM that was created writes to, for QEMU; waits 2 s at most where another process
+/// has it open. `what` names it in the message ("overlay"). Throws Failure.
+UniqueFd open_own(const std::string& what, const std::filesystem::path& path);
 
 /// Throws Failure if `path` is no file that can be read. `option` names it in the message.
 void check_readable_file(const std::string& option, const std::filesystem::path& path);

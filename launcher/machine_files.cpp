@@ -88,6 +88,7 @@ awaitable<Manifest> MachineFiles::manifest() {
     manifest.cpu = run_.plan.qemu.cpu;
     manifest.disk_size = run_.plan.disk_size;
     manifest.others = run_.others;
+    manifest.firmware = run_.plan.firmware;
     if (!run_.image) co_return manifest;
     manifest.image = run_.image->known;
     std::size_t disks = 1;

@@ -13,6 +13,8 @@ class MemoryFile {
     /// With these bytes. Throws Failure.
     explicit MemoryFile(std::string_view bytes = {});
     [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    /// Gives up its descriptor, for reading and writing.
+    [[nodiscard]] UniqueFd release() { return std::move(fd_); }
     /// Its first bytes, up to 64 KiB.
     [[nodiscard]] std::string text() const;
     /// Another descriptor of it, for reading only. Throws Failure.

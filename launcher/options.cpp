@@ -72,7 +72,7 @@ std::vector<std::string> parse_names(const std::vector<std::string>& texts) {
 /// Options whose value needs more than CLI11 does: their texts, read when the parse is done.
 struct VmTexts {
     std::string image, disk_size, memory = "1G", cpus = "1", net, group, uplink = "auto",
-                                  accel = "auto";
+                                  accel = "auto", arch, firmware;
     std::vector<std::string> publish, drives, volumes;
 };
 
@@ -119,6 +119,14 @@ void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
         ->type_name("FILE");
     app.add_option("--initrd", options.initrd, "Its initial RAM disk")->type_name("FILE");
     app.add_option("--append", options.append, "Its command line");
+    app.add_option("--arch", texts.arch, "The guest's architecture: x86_64 or aarch64 [the host's]")
+        ->type_name("ARCH");
+    app.add_option("--firmware", texts.firmware,
+                   "What boots the guest: bios, uefi or a file [bios; of aarch64 uefi]")
+        ->type_name("FIRMWARE");
+    app.add_flag("--secure-boot", options.secure_boot,
+                 "UEFI that boots only what Microsoft's keys have signed");
+    app.add_flag("--tpm", options.tpm, "A TPM 2.0, by swtpm");
     app.add_flag("--trust-backing", options.trust_backing,
                  "Let IMAGE name other files as its backing");
     app.add_option("--accel", texts.accel, "auto, kvm or tcg [auto]")->type_name("ACCEL");
@@ -140,7 +148,8 @@ std::string parse_snapshot(const std::string& text) {
 void check_clone(const CLI::App& app) {
     for (const char* option :
          {"--memory", "--disk-size", "--user-data", "--ssh-key", "--drive", "--cpus", "--kernel",
-          "--initrd", "--append", "--trust-backing", "--accel", "--qemu-arg"})
+          "--initrd", "--append", "--arch", "--firmware", "--secure-boot", "--tpm",
+          "--trust-backing", "--accel", "--qemu-arg"})
         if (app.count(option) > 0)
             throw Failure(fmt::format("{}: the machine of a snapshot is as it was saved", option));
 }
@@ -151,6 +160,9 @@ void check_vm(const std::string& command, const VmOptions& vm) {
     if (vm.disk_mib && !vm.image) throw Failure("--disk-size: there is no IMAGE");
     if (vm.initrd && !vm.kernel) throw Failure("--initrd: goes with --kernel only");
     if (vm.append && !vm.kernel) throw Failure("--append: goes with --kernel only");
+    if (vm.secure_boot && vm.firmware && vm.firmware->kind != FirmwareOption::Kind::uefi)
+        throw Failure(fmt::format("--secure-boot: is UEFI's, and --firmware is '{}'",
+                                  to_string(*vm.firmware)));
     const auto mode = vm.net_or_default().mode;
     if (vm.group && !has_namespace(mode))
         throw Failure(
@@ -182,6 +194,9 @@ void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {
     if (app.count("--group") > 0) options.group = value_of("--group", texts.group, parse_name);
     options.uplink = value_of("--uplink", texts.uplink, parse_uplink);
     options.accel = value_of("--accel", texts.accel, parse_accel);
+    if (app.count("--arch") > 0) options.arch = value_of("--arch", texts.arch, parse_architecture);
+    if (app.count("--firmware") > 0)
+        options.firmware = value_of("--firmware", texts.firmware, parse_firmware);
     for (const auto& text : texts.publish)
         options.publish.push_back(value_of("--publish", text, parse_publish));
     for (const auto& text : texts.drives)
@@ -637,9 +652,16 @@ class Parser {
         image->require_subcommand(1);
         auto& added = add(
             "demo", "Build the demo guest's disk from Debian's packages",
-            [this](auto*) { return demo_; }, image);
+            [this](auto* app) {
+                if (app->count("--arch") > 0)
+                    demo_.arch = value_of("--arch", texts_.arch, parse_architecture);
+                return demo_;
+            },
+            image);
         demo_.path = "demo.qcow2";
         added.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        added.add_option("--arch", texts_.arch, "Its architecture: x86_64 or aarch64 [the host's]")
+            ->type_name("ARCH");
         added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
     }
 

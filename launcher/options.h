@@ -35,6 +35,11 @@ struct VmOptions {
     std::optional<std::filesystem::path> kernel;
     std::optional<std::filesystem::path> initrd;
     std::optional<std::string> append;
+    std::optional<Architecture> arch;  ///< unset: the host's
+    /// Unset: a PC's BIOS, another machine's UEFI.
+    std::optional<FirmwareOption> firmware;
+    bool secure_boot = false;
+    bool tpm = false;
     bool trust_backing = false;
     bool allow_host = false;
     bool port_isolation = false;
@@ -245,6 +250,7 @@ struct SnapshotRmOptions {
 /// qvm image demo [PATH]
 struct ImageDemoOptions {
     std::filesystem::path path;
+    std::optional<Architecture> arch;  ///< unset: the host's
     bool quiet = false;
 };
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "launcher/guest_command.h"
+#include "launcher/machine.h"
 
 namespace qvm {
 
@@ -31,7 +32,13 @@ void add_machine(Command& command, const QemuSpec& spec) {
     command.add("-name", doubled(spec.name, ','));
     command.add("-no-user-config");
     command.add("-nodefaults");
-    command.add("-machine", fmt::format("{},vmport=off,memory-backend=memory", spec.machine));
+    auto machine = fmt::format("{},{},memory-backend=memory", spec.machine,
+                               machine_of(spec.architecture).options);
+    if (spec.flash) machine += ",pflash0=firmware,pflash1=variables";
+    if (spec.flash && spec.flash->smm) machine += ",smm=on";
+    command.add("-machine", std::move(machine));
+    if (spec.flash && spec.flash->smm)
+        command.add("-global", "driver=cfi.pflash01,property=secure,value=on");
     // Others see it, too: virtiofsd (vhost-user), and who saves it. One that begins with what was
     // saved has copies of its own of the pages that it writes to.
     if (spec.memory_file.empty())
@@ -73,15 +80,18 @@ void add_channels(Command& command, const QemuSpec& spec, const QemuFds& fds) {
     command.add("-device", fmt::format("virtserialport,chardev=agent,id={},"
                                        "name=org.qemu.guest_agent.0",
                                        agent_port));
+    if (spec.ready_ports) add_ready_ports(command, *spec.ready_ports, fds.first_stream);
+    const bool is_pc = machine_of(spec.architecture).is_pc;
     // SeaBIOS' log (its CONFIG_DEBUG_IO port), so that a disk that does not boot is noticed. Its
     // screen is not sent to the console, which it would reset and clear.
-    if (spec.ready_ports) add_ready_ports(command, *spec.ready_ports, fds.first_stream);
-    command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
-    command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
+    if (is_pc) {
+        command.add("-chardev", fmt::format("socket,id=firmware,fd={}", fds.firmware));
+        command.add("-device", "isa-debugcon,iobase=0x402,chardev=firmware");
+    }
     command.add("-device", "virtio-rng-pci");
     command.add("-device", "pvpanic-pci");
     // Tells the guest that it is another machine than the one that was saved.
-    command.add("-device", "vmgenid,guid=auto");
+    if (is_pc) command.add("-device", "vmgenid,guid=auto");
 }
 
 /// An image's own node. It has `backing`, a node's name, beneath it (empty: nothing) whatever it
@@ -159,6 +169,19 @@ void add_drives(Command& command, const std::vector<QemuDrive>& drives, const Qe
     }
 }
 
+void add_flash(Command& command, const QemuFlash& flash, int first_fd, int first_set) {
+    add_file(command, first_fd, first_set, "firmware", true);
+    command.add("-blockdev", image_node(flash.code_format, "", "firmware", true));
+    add_file(command, first_fd + 1, first_set + 1, "variables", false);
+    command.add("-blockdev", image_node(flash.variables_format, "", "variables", false));
+}
+
+void add_tpm(Command& command, const char* device, int fd) {
+    command.add("-chardev", fmt::format("socket,id=tpm,fd={}", fd));
+    command.add("-tpmdev", "emulator,id=tpm,chardev=tpm");
+    command.add("-device", fmt::format("{},tpmdev=tpm", device));
+}
+
 void add_volumes(Command& command, const std::vector<std::string>& tags, int first) {
     for (std::size_t i = 0; i < tags.size(); ++i) {
         command.add("-chardev",
@@ -217,7 +240,7 @@ json::object socket_chardev(const std::string& id) {
 }
 
 std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) {
-    Command command{"qemu-system-x86_64"};
+    Command command{machine_of(spec.architecture).qemu};
     add_machine(command, spec);
     add_channels(command, spec, fds);
     const int drives = static_cast<int>(spec.drives.size());
@@ -225,11 +248,15 @@ std::vector<std::string> qemu_command(const QemuSpec& spec, const QemuFds& fds) 
     add_backing(command, backing, fds.first_drive + drives, first_drive_set + drives);
     if (spec.disk) add_disk(command, *spec.disk, spec.kernel.empty(), fds);
     add_drives(command, spec.drives, fds);
-    const int first_volume = fds.first_drive + drives + static_cast<int>(backing.size());
-    add_volumes(command, spec.volumes, first_volume);
-    if (spec.nic) add_nic(command, *spec.nic, first_volume + static_cast<int>(spec.volumes.size()));
-    // The root bus of q35 itself takes nothing later on.
+    const int files = drives + static_cast<int>(backing.size());
+    int next = fds.first_drive + files;
+    if (spec.flash) add_flash(command, *spec.flash, next, first_drive_set + files), next += 2;
+    if (spec.tpm) add_tpm(command, machine_of(spec.architecture).tpm, next++);
+    add_volumes(command, spec.volumes, next);
+    if (spec.nic) add_nic(command, *spec.nic, next + static_cast<int>(spec.volumes.size()));
+    // The root bus of these machines takes nothing later on.
     command.add("-device", fmt::format("pcie-root-port,id={}", hotplug_bus));
+    if (!spec.bios.empty()) command.add("-bios", spec.bios);
     if (!spec.kernel.empty()) command.add("-kernel", spec.kernel);
     if (!spec.initrd.empty()) command.add("-initrd", spec.initrd);
     if (!spec.append.empty()) command.add("-append", spec.append);

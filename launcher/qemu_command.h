@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "launcher/values.h"
+
 /// From a VM's description to QEMU's command line. Pure.
 namespace qvm {
 
@@ -20,7 +22,8 @@ struct QemuFds {
     int base = 7;      ///< the image (or, with persist, the disk), read-only without persist
     int overlay = 8;
     int first_stream = 9;  ///< of the first command: its stdin, stdout and stderr
-    /// One for each; then come the files beneath the image, volumes, the TAP's queues, and vhost's.
+    /// One for each; then come the files beneath the image, the firmware's code and variables, the
+    /// TPM, volumes, the TAP's queues, and vhost's.
     int first_drive = 12;
 };
 
@@ -46,8 +49,16 @@ struct QemuDrive {
     std::string serial{};  ///< by which the guest may know it
 };
 
+/// Flash memory, of UEFI: two descriptors.
+struct QemuFlash {
+    std::string code_format;
+    std::string variables_format;
+    bool smm = false;  ///< only code in system management mode may write the variables
+};
+
 struct QemuSpec {
     std::string name;
+    Architecture architecture = Architecture::x86_64;
     std::string machine = "q35";
     std::uint64_t memory_mib = 1024;
     bool incoming = false;      ///< it goes on with a state that it is told to load
@@ -59,6 +70,9 @@ struct QemuSpec {
     std::vector<QemuDrive> drives{};
     std::vector<std::string> volumes{};  ///< tags of virtiofs
     std::optional<QemuNic> nic;
+    std::string bios;  ///< path of a firmware; empty: QEMU's own
+    std::optional<QemuFlash> flash{};
+    bool tpm = false;
     std::string kernel;  ///< paths; empty: the disk boots
     std::string initrd;
     std::string append;

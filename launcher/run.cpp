@@ -15,6 +15,7 @@
 #include "launcher/failure.h"
 #include "launcher/host.h"
 #include "launcher/json_text.h"
+#include "launcher/machine.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
 #include "launcher/privilege.h"
@@ -22,6 +23,7 @@
 #include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
 #include "launcher/terminal.h"
+#include "launcher/tpm.h"
 #include "launcher/volumes.h"
 #include "launcher/warm.h"
 #include "netns/error.h"
@@ -121,14 +123,18 @@ bool is_same_file(int one, int other) {
 }
 
 /// What a snapshot of it would have to find again as it is.
-void note_others(PreparedRun& prepared) {
+void note_others(const std::optional<Firmware>& firmware, PreparedRun& prepared) {
     const auto& vm = prepared.options.vm;
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.others.push_back(prepared.drives[i].known.front());
-    for (const auto& file : {vm.kernel, vm.initrd}) {
-        if (!file) continue;
-        const UniqueFd fd{::open(file->c_str(), O_RDONLY | O_CLOEXEC)};
-        prepared.others.push_back(known_file(*file, {}, fd.get()));
+    std::vector<std::filesystem::path> files;
+    for (const auto& file : {vm.kernel, vm.initrd})
+        if (file) files.push_back(*file);
+    if (vm.firmware->kind == FirmwareOption::Kind::file) files.push_back(vm.firmware->file);
+    if (firmware) files.insert(files.end(), {firmware->code, firmware->variables});
+    for (const auto& file : files) {
+        const UniqueFd fd{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
+        prepared.others.push_back(known_file(file, {}, fd.get()));
     }
 }
 
@@ -224,8 +230,46 @@ void open_disk(PreparedRun& prepared, const std::optional<Definition>& definitio
              fmt::format("image '{}' was written to since VM '{}' was created: what the VM's own "
                          "disk says no longer fits it",
                          vm.image->string(), definition->name));
-    prepared.overlay = open_overlay(DefinitionStore{prepared.directories}.path(definition->name) /
-                                    DefinitionStore::overlay_name);
+    prepared.overlay =
+        open_own("overlay", DefinitionStore{prepared.directories}.path(definition->name) /
+                                DefinitionStore::overlay_name);
+}
+
+/// The UEFI that a VM's options ask for; nothing where they ask for none. Throws Failure.
+std::optional<Firmware> choose_firmware(const VmOptions& vm) {
+    if (!has_uefi(vm)) return std::nullopt;
+    if (auto firmware = find_firmware(*vm.arch, vm.secure_boot)) return firmware;
+    throw Failure(
+        fmt::format("{}: no such firmware for {} is installed",
+                    vm.secure_boot ? "--secure-boot" : "--firmware uefi", to_string(*vm.arch)),
+        fmt::format("apt-get install {}", machine_of(*vm.arch).firmware_package));
+}
+
+/// A machine that is there already has the one that it was made with. Throws Failure.
+std::optional<Firmware> firmware_of(const PreparedRun& prepared,
+                                    const std::optional<Definition>& definition) {
+    const auto firmware = prepared.snapshot ? prepared.snapshot->manifest().firmware
+                          : definition      ? definition->firmware
+                                            : choose_firmware(prepared.options.vm);
+    if (firmware)
+        for (const auto& file : {firmware->code, firmware->variables})
+            check_readable_file("firmware", file);
+    return firmware;
+}
+
+/// Opens the firmware, and what it and the TPM write to: the VM's own, or what goes with it.
+void open_firmware(const std::optional<Firmware>& firmware, PreparedRun& prepared) {
+    const DefinitionStore store{prepared.directories};
+    const auto own = [&](const char* file) {
+        return open_own(file, store.path(*prepared.options.name) / file);
+    };
+    if (firmware) {
+        prepared.code = open_code(*firmware);
+        prepared.variables =
+            prepared.named ? own(DefinitionStore::variables_name) : make_variables(*firmware);
+    }
+    if (prepared.options.vm.tpm)
+        prepared.tpm_state = prepared.named ? own(DefinitionStore::tpm_name) : make_tpm_state();
 }
 
 /// What a VM is named after that its user did not name.
@@ -316,11 +360,17 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         vm = definition->vm;
     }
     if (vm.snapshot) open_snapshot(prepared);
+    settle_machine(vm, host_architecture());
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
     check_host(vm, host, options.dry_run);
     prepared.privileged = host.privileged;
-    const auto accel = choose_accel(vm.accel, vm.accel == Accel::tcg ? KvmFacts{} : read_kvm());
+    const bool may_have_kvm = vm.accel != Accel::tcg && *vm.arch == host_architecture();
+    const auto accel = choose_accel(vm.accel, *vm.arch, host_architecture(),
+                                    may_have_kvm ? read_kvm() : KvmFacts{});
+    if (vm.firmware->kind == FirmwareOption::Kind::file)
+        check_readable_file("--firmware", vm.firmware->file);
+    const auto firmware = firmware_of(prepared, definition);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (auto& volume : vm.volumes) volume = resolve_volume(volume);
@@ -338,8 +388,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     } else {
         open_disk(prepared, definition);
         open_drives(prepared);
-        note_others(prepared);
+        note_others(firmware, prepared);
     }
+    if (!options.dry_run) open_firmware(firmware, prepared);
     if (!options.dry_run) bind_ports(prepared);
     if (!created) hold(name, prepared);
     if (vm.group && !options.dry_run) prepared.seat.emplace(prepared.directories, *vm.group, name);
@@ -352,6 +403,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
     const auto facts = prepared.image ? std::optional{prepared.image->facts} : std::nullopt;
     prepared.plan = make_vm_plan(vm, accel, name, facts, writes_of(prepared), network.network,
                                  network.guest, vhost);
+    if (firmware) add_firmware(*firmware, prepared.plan);
     if (bridge) plan_port(name, vhost, prepared);
     for (std::size_t i = 0; i < vm.drives.size(); ++i)
         prepared.plan.qemu.drives.push_back(
@@ -541,8 +593,11 @@ int start(const StartOptions& options, Timings& timings) {
 
 int create(const CreateOptions& options) {
     const auto directories = find_directories();
-    const auto& vm = options.vm;
+    auto vm = options.vm;
+    settle_machine(vm, host_architecture());
     check_host(vm, read_host_facts(), true);
+    if (vm.firmware->kind == FirmwareOption::Kind::file)
+        check_readable_file("--firmware", vm.firmware->file);
     if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
     if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
     for (const auto& file : vm.ssh_keys) (void)read_public_keys(file);
@@ -552,6 +607,7 @@ int create(const CreateOptions& options) {
     if (vm.qemu_user) (void)as_account(*vm.qemu_user, has_capabilities());
     Definition definition;
     definition.vm = vm;
+    definition.firmware = choose_firmware(vm);
     make_absolute(definition.vm);
     if (vm.image) {
         const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);

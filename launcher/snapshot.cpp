@@ -126,6 +126,8 @@ json::object to_json(const Manifest& manifest) {
     json::object machine{{"qemu", manifest.machine.qemu}, {"machine", manifest.machine.machine}};
     machine["cpu"] = manifest.machine.cpu;
     auto vm = to_json(manifest.vm);
+    json::value firmware;
+    if (manifest.firmware) firmware = to_json(*manifest.firmware);
     return {{"version", version},
             {"created", manifest.created},
             {"vm", std::move(vm)},
@@ -138,6 +140,7 @@ json::object to_json(const Manifest& manifest) {
             {"disks", json::value_from(manifest.disks)},
             {"image", to_json(manifest.image)},
             {"others", to_json(manifest.others)},
+            {"firmware", std::move(firmware)},
             {"files", std::move(own)}};
 }
 
@@ -159,6 +162,7 @@ Manifest parse_manifest(const json::object& object) {
         manifest.disks.push_back(snapshot_files::check_name(name));
     manifest.image = known_files_from(reader, "image");
     manifest.others = known_files_from(reader, "others");
+    if (reader.has("firmware")) manifest.firmware = firmware_from(reader.object("firmware"));
     for (const auto* own : reader.objects("files")) {
         const JsonReader file{*own};
         manifest.files.push_back(
@@ -175,6 +179,10 @@ std::string why_not_saved(const VmOptions& vm, bool persist) {
         return fmt::format(
             "--volume '{}': its connection cannot be saved; a clone may have volumes",
             vm.volumes.front().host_directory.string());
+    if (vm.arch && *vm.arch != Architecture::x86_64)
+        return fmt::format("--arch {}: QEMU does not say what such a CPU can do",
+                           to_string(*vm.arch));
+    if (vm.tpm) return "--tpm: clones would all have its secrets";
     for (const auto& drive : vm.drives)
         if (!drive.read_only)
             return fmt::format("--drive '{}': clones would all write to it", drive.file.string());

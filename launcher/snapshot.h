@@ -34,9 +34,10 @@ struct Manifest {
     std::int64_t ready_shell = 0;                ///< ExecService::ReadyPorts's
     std::uint64_t disk_size = 0;                 ///< bytes that the guest sees; 0 without a disk
     std::vector<std::string> disks;              ///< its overlays by file name, the newest first
-    std::vector<KnownFile> image;     ///< the image below them, and what is beneath, in order
-    std::vector<KnownFile> others;    ///< read-only drives, in order; kernel and initrd
-    std::vector<SnapshotFile> files;  ///< all of its own
+    std::vector<KnownFile> image;   ///< the image below them, and what is beneath, in order
+    std::vector<KnownFile> others;  ///< read-only drives, in order; kernel, initrd and firmware
+    std::optional<Firmware> firmware{};  ///< of UEFI
+    std::vector<SnapshotFile> files;     ///< all of its own
 };
 
 /// As JSON and back. Reading throws Failure with what is wrong. Pure.

@@ -46,6 +46,7 @@
 #include "launcher/guest_script.h"
 #include "launcher/host.h"
 #include "launcher/json_text.h"
+#include "launcher/machine.h"
 #include "launcher/machine_files.h"
 #include "launcher/memory_file.h"
 #include "launcher/migration.h"
@@ -54,6 +55,7 @@
 #include "launcher/publish.h"
 #include "launcher/readiness.h"
 #include "launcher/step.h"
+#include "launcher/tpm.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_state.h"
 #include "launcher/volumes.h"
@@ -94,6 +96,11 @@ constexpr auto trouble_pause = 1s;  // in which what is wrong with the network m
 constexpr auto exit_grace = 3s;     // of a killed QEMU, to be gone
 constexpr auto write_grace = 5min;  // of one that still writes to the user's image
 constexpr auto drain_grace = 10s;   // of whoever reads our stdout, when the guest is off
+
+/// Of an id's hexadecimal digits.
+std::uint32_t number_of(const std::string& id) {
+    return static_cast<std::uint32_t>(std::stoul(id, nullptr, 16));
+}
 
 bool is_ignored(int number) {
     struct sigaction action {};
@@ -276,6 +283,11 @@ class Supervisor final : public Controlled {
         for (auto& drive : run_.drives) devices.push_back(std::move(drive.fd));
         if (run_.image)
             for (auto& fd : run_.image->backing) devices.push_back(std::move(fd));
+        if (run_.plan.firmware) {
+            devices.push_back(std::move(run_.code));
+            devices.push_back(std::move(run_.variables));
+        }
+        if (run_.tpm_state) devices.push_back(start_tpm());
         for (auto& socket : volumes_.start(directory_.path()))
             (run_.snapshot ? volume_sockets_ : devices).push_back(std::move(socket));
         const auto add_tap = [&](auto& owner) {
@@ -313,6 +325,20 @@ class Supervisor final : public Controlled {
         });
     }
 
+    /// Returns QEMU's connection.
+    UniqueFd start_tpm() {
+        const auto state = std::move(run_.tpm_state);
+        if (!run_.confines) return tpm_.start(state.get(), std::nullopt);
+        Confinement confinement;
+        confinement.mount_point = directory_.path();
+        confinement.root = root_of_swtpm();
+        confinement.own_network = true;
+        confinement.uid = throw_away_id(number_of(random_id()));
+        confinement.gid = confinement.uid.value_or(0);
+        if (run_.privileged) confinement.groups.emplace();
+        return tpm_.start(state.get(), std::move(confinement));
+    }
+
     /// QEMU sees the system's software and what it is given, and nothing else of the host.
     Confinement confinement_of_qemu(const std::filesystem::path& program) {
         if (run_.qemu_account) return *run_.qemu_account;
@@ -320,7 +346,7 @@ class Supervisor final : public Controlled {
         if (!run_.confines) return confinement;
         confinement.mount_point = directory_.path();
         std::vector<std::filesystem::path> files;
-        for (const auto& file : {run_.plan.qemu.kernel, run_.plan.qemu.initrd})
+        for (const auto& file : {run_.plan.qemu.bios, run_.plan.qemu.kernel, run_.plan.qemu.initrd})
             if (!file.empty()) files.emplace_back(file);
         std::vector<std::string> devices{"/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"};
         if (run_.plan.qemu.kvm) devices.emplace_back("/dev/kvm");
@@ -329,8 +355,7 @@ class Supervisor final : public Controlled {
         confinement.own_network = mode == NetOption::Mode::none || mode == NetOption::Mode::bridge;
         // A user's right to /dev/kvm is of the user's own id, and of no other.
         if (run_.privileged || !run_.plan.qemu.kvm)
-            confinement.uid =
-                throw_away_id(static_cast<std::uint32_t>(std::stoul(run_.id, nullptr, 16)));
+            confinement.uid = throw_away_id(number_of(run_.id));
         confinement.gid = confinement.uid.value_or(0);
         if (run_.privileged) confinement.groups = groups_of(devices);
         return confinement;
@@ -499,7 +524,7 @@ class Supervisor final : public Controlled {
     void open_console() {
         Console::Handlers handlers;
         handlers.panicked = [this] { panicked(); };
-        handlers.line = [this](std::string_view line) { readiness_.take_line(line); };
+        handlers.line = [this](std::string_view line) { take_console_line(line); };
         handlers.stdout_failed = [this](std::error_code why) {
             if (powering_down_) return;
             if (why == std::errc::broken_pipe)
@@ -517,6 +542,27 @@ class Supervisor final : public Controlled {
         console_.emplace(context_.get_executor(), std::move(console_socket_),
                          std::move(console_listener_), directory_.path() / "console.log",
                          !run_.options.detach && !run_.options.command, std::move(handlers));
+    }
+
+    void take_console_line(std::string_view line) {
+        readiness_.take_line(line);
+        if (uefi_has_console_) hear_uefi(line);
+    }
+
+    /// Its screen is the console, until that is what it boots has.
+    void hear_uefi(std::string_view line) {
+        uefi_has_console_ = is_of_uefi(line);
+        booting_ |= is_booting(line) || !uefi_has_console_;
+        if (is_nothing_to_boot(line)) nothing_boots();
+    }
+
+    void nothing_boots() {
+        const auto& vm = run_.options.vm;
+        const auto file = vm.kernel ? vm.kernel : vm.image;
+        end(status::failed,
+            fmt::format("boot '{}': the firmware {}{}", file ? file->string() : run_.plan.name,
+                        vm.kernel ? "does not take it" : "found no boot loader on it",
+                        vm.secure_boot ? ": --secure-boot takes only what is signed" : ""));
     }
 
     void detach() {
@@ -831,17 +877,18 @@ class Supervisor final : public Controlled {
 
     /// Without an event before it, QEMU's end is a failure: of its start, or of the guest.
     void qemu_ended(std::string words) {
-        constexpr std::string_view prefix = "qemu-system-x86_64: ";
+        const auto prefix = std::string{machine_of(run_.plan.qemu.architecture).qemu} + ": ";
         if (words.starts_with(prefix)) words.erase(0, prefix.size());
         if (is_running()) return end(status::guest_died, "QEMU died: " + words);
-        // A virtiofsd that is gone is why QEMU is, and says more.
-        const auto volume = volumes_.trouble();
+        // A virtiofsd or a swtpm that is gone is why QEMU is, and says more.
         const auto what = run_.snapshot ? run_.snapshot->what() + ": " : std::string{};
-        end(status::failed, volume.empty() ? what + "start QEMU: " + words : volume);
+        auto trouble = volumes_.trouble();
+        if (trouble.empty()) trouble = tpm_.trouble();
+        end(status::failed, trouble.empty() ? what + "start QEMU: " + words : trouble);
     }
 
-    /// What the guest does there would not come back. Of a VM that ends it is no news.
-    void volume_died(const std::string& why) {
+    /// What the guest does with it would not come back. Of a VM that ends it is no news.
+    void helper_died(const std::string& why) {
         if (!over_ && is_running()) end(status::guest_died, why);
     }
 
@@ -930,6 +977,7 @@ class Supervisor final : public Controlled {
     void guest_restarts() {
         booted_ = Clock::now();
         agent_up_.reset();
+        uefi_has_console_ = run_.plan.firmware.has_value();
         ports_.guest_restarts();
         state_.agent = false;
         commands_->guest_is_gone("the guest restarted");
@@ -1054,7 +1102,9 @@ class Supervisor final : public Controlled {
         if (!state_.agent || rows == 0 || columns == 0) co_return;
         try {
             const boost::json::array words{
-                "-F", "/dev/ttyS0", "rows", std::to_string(rows), "cols", std::to_string(columns)};
+                "-F",   fmt::format("/dev/{}", machine_of(run_.plan.qemu.architecture).console),
+                "rows", std::to_string(rows),
+                "cols", std::to_string(columns)};
             boost::json::object arguments{{"path", "stty"}, {"arg", words}};
             co_await agent_->execute("guest-exec", std::move(arguments), command_timeout);
         } catch (const std::exception& error) {
@@ -1074,10 +1124,7 @@ class Supervisor final : public Controlled {
             lines.feed({buffer.data(), size},
                        [this](std::string_view line) { booting_ |= is_booting(line); });
             if (!is_nothing_to_boot(lines.open()) && !is_nothing_to_boot(lines.ended())) continue;
-            const auto& image = run_.options.vm.image;
-            end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
-                                            image ? image->string() : run_.plan.name));
-            co_return;
+            co_return nothing_boots();
         }
     }
 
@@ -1493,7 +1540,9 @@ class Supervisor final : public Controlled {
     std::optional<Console> console_;
 
     Volumes volumes_{context_.get_executor(), run_.plan.volumes, reports_.debug,
-                     [this](const std::string& why) { volume_died(why); }};
+                     [this](const std::string& why) { helper_died(why); }};
+    Tpm tpm_{context_.get_executor(), reports_.debug,
+             [this](const std::string& why) { helper_died(why); }};
     const std::vector<WaitForOption> stages_;
     GuestPorts ports_{context_.get_executor(), ways_to_guest()};
     Readiness readiness_{context_.get_executor(), ports_, [this] { return commands_->connect(); },
@@ -1505,6 +1554,7 @@ class Supervisor final : public Controlled {
     std::optional<Clock::time_point> ready_;     ///< all stages_ were reached, or the agent was
     std::optional<int> command_status_;
     bool booting_ = false;  ///< the firmware is done
+    bool uefi_has_console_ = run_.plan.firmware && !run_.snapshot;
     asio::steady_timer boot_timer_{context_};
     Clock::time_point ended_at_;
     asio::steady_timer ended_{context_, Clock::time_point::max()};  ///< cancelled by end()

@@ -32,11 +32,14 @@ struct PreparedRun {
     Directories directories;
     std::optional<ImageFile> image;
     std::vector<ImageFile> drives;
-    std::vector<KnownFile> others;     ///< read-only drives, kernel and initrd, as they are now
+    std::vector<KnownFile> others;     ///< read-only drives, kernel, initrd, firmware, as they are
     std::optional<Snapshot> snapshot;  ///< that the machine begins with
     std::string restore_hook;          ///< the text of --restore-hook
     UniqueFd overlay;    ///< of a VM that was created; else one is made that goes with it
-    bool named = false;  ///< by `qvm create`
+    UniqueFd code;       ///< of UEFI, whose
+    UniqueFd variables;  ///< are written to
+    UniqueFd tpm_state;
+    bool named = false;                       ///< by `qvm create`
     std::optional<Confinement> qemu_account;  ///< of --qemu-user
     bool confines = false;                    ///< QEMU has namespaces of its own
     bool privileged = false;                  ///< else the VM's namespaces are in a user namespace

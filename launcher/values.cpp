@@ -385,6 +385,30 @@ Uplink parse_uplink(std::string_view text) {
     throw Failure("is not an uplink", "uplinks are auto, veth and pasta");
 }
 
+Architecture parse_architecture(std::string_view text) {
+    if (text == "x86_64" || text == "amd64") return Architecture::x86_64;
+    if (text == "aarch64" || text == "arm64") return Architecture::aarch64;
+    throw Failure("is not an architecture that is known",
+                  "architectures are x86_64 (amd64) and aarch64 (arm64)");
+}
+
+std::string_view to_string(Architecture architecture) {
+    return architecture == Architecture::aarch64 ? "aarch64" : "x86_64";
+}
+
+FirmwareOption parse_firmware(std::string_view text) {
+    using Kind = FirmwareOption::Kind;
+    if (text.empty()) throw Failure("is not bios, uefi or a file");
+    if (text == "bios") return {Kind::bios};
+    if (text == "uefi") return {Kind::uefi};
+    return {Kind::file, text};
+}
+
+std::string to_string(const FirmwareOption& firmware) {
+    if (firmware.kind == FirmwareOption::Kind::file) return firmware.file.string();
+    return firmware.kind == FirmwareOption::Kind::uefi ? "uefi" : "bios";
+}
+
 Accel parse_accel(std::string_view text) {
     for (const auto accel : {Accel::automatic, Accel::kvm, Accel::tcg})
         if (text == to_string(accel)) return accel;

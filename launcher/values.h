@@ -97,6 +97,22 @@ enum class Accel { automatic, kvm, tcg };
 Accel parse_accel(std::string_view text);
 std::string_view to_string(Accel accel);
 
+/// What --arch says: "x86_64" or "aarch64", or Debian's "amd64" or "arm64".
+enum class Architecture { x86_64, aarch64 };
+Architecture parse_architecture(std::string_view text);
+/// As QEMU and the kernel have it.
+std::string_view to_string(Architecture architecture);
+
+/// What --firmware says: "bios", "uefi" or a file's path.
+struct FirmwareOption {
+    enum class Kind { bios, uefi, file };
+    Kind kind = Kind::bios;
+    std::filesystem::path file{};
+};
+FirmwareOption parse_firmware(std::string_view text);
+/// As it is written on the command line.
+std::string to_string(const FirmwareOption& firmware);
+
 /// What --uplink says: "auto", "veth" or "pasta".
 enum class Uplink { automatic, veth, pasta };
 Uplink parse_uplink(std::string_view text);

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cctype>
 
+#include "launcher/failure.h"
 #include "launcher/image_file.h"
+#include "launcher/machine.h"
 #include "launcher/publish.h"
+#include "launcher/tpm.h"
 #include "launcher/volumes.h"
 
 namespace qvm {
@@ -50,6 +53,20 @@ std::optional<QemuNic> make_nic(const VmOptions& options,
 
 }  // namespace
 
+void settle_machine(VmOptions& vm, Architecture host) {
+    using Kind = FirmwareOption::Kind;
+    if (!vm.arch) vm.arch = host;
+    const bool is_pc = machine_of(*vm.arch).is_pc;
+    if (!vm.firmware) vm.firmware = {is_pc && !vm.secure_boot ? Kind::bios : Kind::uefi};
+    if (!is_pc && vm.firmware->kind == Kind::bios)
+        throw Failure("--firmware bios: is a PC's, and an aarch64 machine is none",
+                      "--firmware uefi");
+}
+
+bool has_uefi(const VmOptions& vm) {
+    return vm.firmware && vm.firmware->kind == FirmwareOption::Kind::uefi;
+}
+
 VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const std::string& name,
                     const std::optional<ImageFacts>& image, Writes writes,
                     const std::optional<netns::NetworkPlan>& network,
@@ -60,6 +77,9 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     plan.guest = guest;
     auto& qemu = plan.qemu;
     qemu.name = name;
+    qemu.architecture = options.arch.value_or(host_architecture());
+    const auto& machine = machine_of(qemu.architecture);
+    qemu.machine = machine.type;
     qemu.memory_mib = options.memory_mib;
     qemu.cpus = options.cpus;
     qemu.kvm = accel.kvm;
@@ -79,7 +99,11 @@ VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const st
     };
     if (options.kernel) qemu.kernel = path(*options.kernel);
     if (options.initrd) qemu.initrd = path(*options.initrd);
-    if (options.kernel) qemu.append = options.append.value_or("console=ttyS0");
+    if (options.kernel)
+        qemu.append = options.append.value_or(fmt::format("console={}", machine.console));
+    if (options.firmware && options.firmware->kind == FirmwareOption::Kind::file)
+        qemu.bios = path(options.firmware->file);
+    qemu.tpm = options.tpm;
     qemu.sandbox = !options.qemu_user;
     qemu.extra = options.qemu_args;
     return plan;
@@ -113,6 +137,13 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format) {
     for (char& c : serial)
         if (std::isalnum(static_cast<unsigned char>(c)) == 0) c = '-';
     return {.format = format, .read_only = drive.read_only, .serial = std::move(serial)};
+}
+
+void add_firmware(const Firmware& firmware, VmPlan& plan) {
+    plan.firmware = firmware;
+    plan.qemu.flash = QemuFlash{.code_format = firmware.code_format,
+                                .variables_format = firmware.variables_format,
+                                .smm = firmware.smm};
 }
 
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
@@ -165,6 +196,10 @@ std::string describe(const VmPlan& plan) {
     for (const auto& volume : plan.volumes)
         text += shell_text(virtiofsd_command("virtiofsd", volume, 3)) + "\n";
     if (!plan.volumes.empty()) text += "\n";
+    if (plan.firmware)
+        text += fmt::format("firmware:\n  {}\n  variables at first: {}\n\n",
+                            plan.firmware->code.string(), plan.firmware->variables.string());
+    if (plan.qemu.tpm) text += "tpm:\n" + shell_text(swtpm_command(3, 4)) + "\n\n";
     if (!plan.seed.empty()) text += "seed:\n";
     for (const auto& file : plan.seed)
         text += fmt::format("  {}:\n    {}\n", file.name, indented(trimmed(file.text), 4));

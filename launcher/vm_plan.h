@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "images/seed.h"
+#include "launcher/firmware.h"
 #include "launcher/host.h"
 #include "launcher/options.h"
 #include "launcher/qemu_command.h"
@@ -29,6 +30,7 @@ struct VmPlan {
     std::optional<netns::GuestPlan> guest;      ///< in that network
     std::optional<netns::PortPlan> port;        ///< of `bridge`
     QemuSpec qemu;
+    std::optional<Firmware> firmware;  ///< UEFI, in qemu.flash
     std::vector<VolumeOption> volumes;
     std::vector<images::SeedFile> seed;  ///< for the guest's cloud-init: the last of qemu.drives
     std::uint64_t disk_size = 0;         ///< bytes that the guest sees; 0 without a disk
@@ -36,6 +38,13 @@ struct VmPlan {
 
 /// How a VM's disk is written to.
 enum class Writes { throw_away, keep_overlay, image };
+
+/// Decides what a VM's user has left open: architecture and firmware. Throws Failure for what that
+/// machine cannot have. Pure.
+void settle_machine(VmOptions& vm, Architecture host);
+
+/// Whether a VM boots by UEFI, of whose firmware there is a choice. Pure.
+bool has_uefi(const VmOptions& vm);
 
 /// Pure. Throws std::exception for what does not fit together.
 VmPlan make_vm_plan(const VmOptions& options, const AccelChoice& accel, const std::string& name,
@@ -52,6 +61,9 @@ QemuNic nic_of(const netns::PortPlan& port, bool vhost);
 
 /// A --drive whose file is of that format. Pure.
 QemuDrive drive_plan(const DriveOption& drive, const std::string& format);
+
+/// The machine boots by that UEFI. Pure.
+void add_firmware(const Firmware& firmware, VmPlan& plan);
 
 /// The network's specification from --net and --group; nothing for modes without a namespace. `id`
 /// is the run's own, of at most 8 characters.

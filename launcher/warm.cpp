@@ -22,6 +22,7 @@
 #include "launcher/control_client.h"
 #include "launcher/failure.h"
 #include "launcher/guest_script.h"
+#include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/snapshot.h"
@@ -231,7 +232,8 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts) {
     for (const auto& drive : boot.vm.drives) known.emplace_back(identity_of(drive.file));
     if (boot.vm.user_data) known.emplace_back(contents_of(*boot.vm.user_data));
     for (const auto& file : boot.vm.ssh_keys) known.emplace_back(contents_of(file));
-    for (const auto& text : {facts.qvm, facts.qemu, facts.public_key}) known.emplace_back(text);
+    for (const auto& text : {facts.qvm, facts.qemu, facts.firmware, facts.public_key})
+        known.emplace_back(text);
     for (const auto& stage : boot.wait_for) known.emplace_back(to_string(stage));
     boot.vm.user_data.reset();
     boot.vm.ssh_keys.clear();
@@ -264,10 +266,16 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
 int run_warm(const RunOptions& options, const std::function<int(const RunOptions&)>& run) {
     const auto directories = find_directories();
     const auto limit = limit_in_bytes();
-    const auto qemu = find_program("qemu-system-x86_64");
+    auto vm = warm_boot(options, "").vm;
+    settle_machine(vm, host_architecture());
+    if (const auto why = why_not_saved(vm, false); !why.empty()) throw Failure("--warm: " + why);
+    const auto qemu = find_program(machine_of(*vm.arch).qemu);
+    const auto firmware =
+        has_uefi(vm) ? find_firmware(*vm.arch, vm.secure_boot) : std::optional<Firmware>{};
     const auto key =
         warm_key(options, {.qvm = QVM_VERSION,
                            .qemu = qemu ? identity_of(*qemu) : "",
+                           .firmware = firmware ? identity_of(firmware->code) : "",
                            .public_key = own_public_key(directories, true).value_or("")});
     const SnapshotStore store{store_directory(directories)};
     {

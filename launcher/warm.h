@@ -11,6 +11,7 @@ namespace qvm {
 struct WarmFacts {
     std::string qvm;         ///< this program's version
     std::string qemu;        ///< what its program is: path, size, modification
+    std::string firmware{};  ///< the same of UEFI's code; empty without
     std::string public_key;  ///< qvm's own, which the guest has by cloud-init; may be empty
 };
 

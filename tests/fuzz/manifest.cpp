@@ -29,6 +29,10 @@ json::object sample() {
     manifest.disks = {"disk-0", "disk-1"};
     manifest.image = {{"/images/disk.qcow2", "qcow2", 1000, 5, "abc"}};
     manifest.others = {{"/images/data.raw", "raw", 512, 6, "def"}};
+    manifest.firmware = qvm::Firmware{.code = "/firmware/CODE.fd",
+                                      .code_format = "raw",
+                                      .variables = "/firmware/VARS.fd",
+                                      .variables_format = "raw"};
     manifest.files = {{"memory", 1 << 30, "abc"}, {"state", 4, "def"}};
     return to_json(manifest);
 }

@@ -57,8 +57,22 @@ TEST_CASE("what a panic was about") {
     CHECK(ended == std::vector<std::string>{"one", "two"});
 }
 
+TEST_CASE("UEFI's words on the console, and the end of them") {
+    CHECK(is_of_uefi(after("\x1b[2J\x1b[01;01H\x1b[=3hBdsDxe: starting Boot0002").open()));
+    CHECK(is_of_uefi("UEFI firmware (version  built at 13:10:49 on Nov  5 2024)"));
+    CHECK(is_of_uefi("Bds"));
+    CHECK(!is_of_uefi("[    0.073113] Linux version"));
+    CHECK(!is_of_uefi("GNU GRUB"));
+    CHECK(is_booting("BdsDxe: starting Boot0002 \"UEFI Misc Device\" from PciRoot(0x0)"));
+    CHECK(!is_booting("BdsDxe: loading Boot0002 \"UEFI Misc Device\" from PciRoot(0x0)"));
+}
+
 TEST_CASE("firmware that gives up") {
     CHECK(is_nothing_to_boot(after("Booting from Floppy...\nNo bootable device.").open()));
     CHECK(is_nothing_to_boot(after("No bootable device.  Retrying in 60 seconds.\n").ended()));
     CHECK(!is_nothing_to_boot(after("Booting from Hard Disk...\n").ended()));
+    CHECK(is_nothing_to_boot("BdsDxe: No bootable option or device was found."));
+    CHECK(is_nothing_to_boot("BdsDxe: loading Boot0001 \"EFI Internal Shell\" from Fv(7CB8BDC9)"));
+    CHECK(!is_nothing_to_boot("BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from Pci"));
+    CHECK(!is_nothing_to_boot("BdsDxe: loading Boot0002 \"UEFI Misc Device\" from Pci"));
 }

@@ -32,6 +32,9 @@ Definition everything() {
     vm.kernel = "/boot/vmlinuz";
     vm.initrd = "/boot/initrd";
     vm.append = "quiet \"x\"";
+    vm.arch = Architecture::aarch64;
+    vm.firmware = parse_firmware("uefi");
+    vm.secure_boot = true;
     vm.trust_backing = true;
     vm.accel = Accel::tcg;
     vm.qemu_args = {"-device", "usb-ehci"};
@@ -81,6 +84,10 @@ TEST_CASE("a definition that is none is refused with the reason") {
           "'net' is 'lan', which unknown mode 'lan'");
     CHECK(failure_of(R"({"version":1,"vm":{"publish":[1]}})") ==
           "'publish' is not an array of strings");
+    CHECK(failure_of(R"({"version":1,"vm":{"arch":"vax"}})") ==
+          "'arch' is 'vax', which is not an architecture that is known");
+    CHECK(failure_of(R"({"version":1,"vm":{},"firmware":{"code_format":"raw,file=/x"}})") ==
+          "'code_format' is neither raw nor qcow2");
     CHECK(failure_of(R"({"version":1,"vm":{"new-member":1}})").empty());
 }
 
@@ -105,6 +112,31 @@ TEST_CASE("the store: added once, read, removed") {
     CHECK(store.names().empty());
     CHECK(fs::is_empty(base.path / "data/vm"));
     CHECK_THROWS_AS(store.remove("web"), Failure);
+}
+
+TEST_CASE("the store: a VM's firmware and TPM have files of their own") {
+    const Temporary base;
+    const auto store = store_in(base.path);
+    auto definition = everything();
+    const auto variables = base.path / "VARS.fd";
+    std::ofstream{variables} << std::string(5000, 'v');
+    definition.firmware = Firmware{.code = base.path / "CODE.fd",
+                                   .code_format = "raw",
+                                   .variables = variables,
+                                   .variables_format = "raw",
+                                   .smm = true};
+    definition.vm.tpm = true;
+    store.add(definition);
+    CHECK(store.read("web").firmware == definition.firmware);
+    CHECK(read_file(store.path("web") / DefinitionStore::variables_name) == std::string(5000, 'v'));
+    CHECK(fs::file_size(store.path("web") / DefinitionStore::tpm_name) == 0);
+    store.remove("web");
+    CHECK(fs::is_empty(base.path / "data/vm"));
+
+    fs::remove(variables);
+    CHECK_THROWS_WITH(store.add(definition),
+                      "open firmware '" + variables.string() + "': No such file or directory");
+    CHECK(fs::is_empty(base.path / "data/vm"));
 }
 
 TEST_CASE("the store: what was not finished is no definition, and is swept") {

@@ -13,11 +13,15 @@ constexpr std::uint64_t gib = 1024 * 1024 * 1024;
 
 DoctorFacts able() {
     return {.qemu = {"/usr/bin/qemu-system-x86_64", "7.2.22"},
+            .qemu_aarch64 = {"/usr/bin/qemu-system-aarch64", "7.2.22"},
             .qemu_img = {"/usr/bin/qemu-img", "7.2.22"},
             .dnsmasq = {"/usr/sbin/dnsmasq", "2.90"},
             .pasta = {"/usr/bin/pasta", ""},
             .ssh = {"/usr/bin/ssh", ""},
             .virtiofsd = "/usr/lib/qemu/virtiofsd",
+            .swtpm = {"/usr/bin/swtpm", "0.7.1"},
+            .uefi = {{}, "/firmware/OVMF.fd", "/firmware/OVMF.secboot.fd"},
+            .uefi_aarch64 = {{}, "/firmware/AAVMF.fd", "/firmware/AAVMF.ms.fd"},
             .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx"},
             .kvm_group = "kvm",
             .tun_error = 0,
@@ -266,4 +270,25 @@ TEST_CASE("JSON: an array of findings, each with all four members") {
          {"remedy", "modprobe tun"}},
         {{"name", "kvm"}, {"status", "ok"}, {"found", "yes"}, {"remedy", ""}}};
     CHECK(value == expected);
+}
+
+TEST_CASE("firmware, a TPM and other architectures are what one can do without") {
+    CHECK(find("uefi", able()) ==
+          Finding{"uefi", Status::ok, "/firmware/OVMF.fd, /firmware/OVMF.secboot.fd"});
+    auto host = able();
+    host.uefi.secure_path.clear();
+    CHECK(find("uefi", host) == Finding{"uefi", Status::warning,
+                                        "/firmware/OVMF.fd, and none for --secure-boot",
+                                        "apt-get install ovmf"});
+    host.uefi_aarch64 = {};
+    CHECK(find("uefi-aarch64", host) == Finding{"uefi-aarch64", Status::warning,
+                                                "it is not installed",
+                                                "apt-get install qemu-efi-aarch64"});
+    host.uefi_aarch64.unknown = "read 'x.json': is not a JSON object";
+    CHECK(find("uefi-aarch64", host).found == "cannot tell: read 'x.json': is not a JSON object");
+    host.qemu_aarch64 = {};
+    CHECK(find("qemu-aarch64", host).remedy == "apt-get install qemu-system-arm");
+    host.swtpm = {};
+    CHECK(find("swtpm", host).remedy == "apt-get install swtpm");
+    CHECK(exit_status(judge(host)) == 0);
 }

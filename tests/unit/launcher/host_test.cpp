@@ -10,7 +10,7 @@ namespace {
 
 HostFacts able() {
     return {.memory_mib = 8192,
-            .has_qemu = true,
+            .has_qemu = {Architecture::x86_64},
             .has_dnsmasq = true,
             .has_qemu_img = true,
             .has_virtiofsd = true,
@@ -23,6 +23,10 @@ VmOptions with(NetOption::Mode mode) {
     options.image = "disk.qcow2";
     options.net.emplace().mode = mode;
     return options;
+}
+
+AccelChoice choose(Accel wanted, const KvmFacts& host) {
+    return choose_accel(wanted, Architecture::x86_64, Architecture::x86_64, host);
 }
 
 Failure failure_of(const VmOptions& options, const HostFacts& host, bool dry_run = false) {
@@ -38,21 +42,33 @@ Failure failure_of(const VmOptions& options, const HostFacts& host, bool dry_run
 
 TEST_CASE("KVM only where the device opens and the CPU shows vmx or svm") {
     KvmFacts host{.cpu_flag = "vmx"};
-    CHECK(choose_accel(Accel::automatic, host).kvm);
-    CHECK(choose_accel(Accel::kvm, host).kvm);
-    CHECK(!choose_accel(Accel::tcg, host).kvm);
-    CHECK(choose_accel(Accel::tcg, host).why_not_kvm.empty());
+    CHECK(choose(Accel::automatic, host).kvm);
+    CHECK(choose(Accel::kvm, host).kvm);
+    CHECK(!choose(Accel::tcg, host).kvm);
+    CHECK(choose(Accel::tcg, host).why_not_kvm.empty());
 
     host.vm_error = EBUSY;
-    CHECK(choose_accel(Accel::automatic, host).why_not_kvm ==
+    CHECK(choose(Accel::automatic, host).why_not_kvm ==
           "/dev/kvm makes no VM: Device or resource busy");
     host.cpu_flag.clear();
-    CHECK(!choose_accel(Accel::automatic, host).kvm);
-    CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "the CPU shows neither vmx nor svm");
-    CHECK_THROWS_AS(choose_accel(Accel::kvm, host), Failure);
+    CHECK(!choose(Accel::automatic, host).kvm);
+    CHECK(choose(Accel::automatic, host).why_not_kvm == "the CPU shows neither vmx nor svm");
+    CHECK_THROWS_AS(choose(Accel::kvm, host), Failure);
 
     host.open_error = EACCES;
-    CHECK(choose_accel(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
+    CHECK(choose(Accel::automatic, host).why_not_kvm == "/dev/kvm: Permission denied");
+}
+
+TEST_CASE("KVM is for guests of the host's own architecture") {
+    const KvmFacts host{.cpu_flag = "vmx"};
+    const auto choose_arm = [&](Accel wanted) {
+        return choose_accel(wanted, Architecture::aarch64, Architecture::x86_64, host);
+    };
+    CHECK(!choose_arm(Accel::automatic).kvm);
+    CHECK(choose_arm(Accel::automatic).why_not_kvm == "the guest is aarch64, the host x86_64");
+    CHECK(choose_arm(Accel::automatic).cpu == "max,pauth-impdef=on");
+    CHECK(choose_arm(Accel::tcg).cpu == "max,pauth-impdef=on");
+    CHECK_THROWS_WITH(choose_arm(Accel::kvm), "--accel kvm: the guest is aarch64, the host x86_64");
 }
 
 TEST_CASE("the uplink is pasta where there is no privilege, or where it was asked for") {
@@ -82,11 +98,11 @@ TEST_CASE("what needs root says so, and a dry run needs none") {
 
 TEST_CASE("the CPU is the host's, less what its KVM refuses") {
     KvmFacts host{.cpu_flag = "vmx"};
-    CHECK(choose_accel(Accel::kvm, host).cpu == "host");
-    CHECK(choose_accel(Accel::tcg, host).cpu == "max");
+    CHECK(choose(Accel::kvm, host).cpu == "host");
+    CHECK(choose(Accel::tcg, host).cpu == "max");
     host.sets_arch_capabilities = false;
-    CHECK(choose_accel(Accel::automatic, host).cpu == "host,-arch-capabilities");
-    CHECK(choose_accel(Accel::tcg, host).cpu == "max");
+    CHECK(choose(Accel::automatic, host).cpu == "host,-arch-capabilities");
+    CHECK(choose(Accel::tcg, host).cpu == "max");
 }
 
 TEST_CASE("what the host cannot do is said, with the remedy") {
@@ -100,8 +116,17 @@ TEST_CASE("what the host cannot do is said, with the remedy") {
     CHECK(std::string{failure_of(with(NetOption::Mode::user), host).what()}.empty());
 
     host = able();
-    host.has_qemu = false;
+    host.has_qemu.clear();
     CHECK(failure_of(nat, host).hint() == "apt-get install qemu-system-x86");
+
+    auto arm = nat;
+    arm.arch = Architecture::aarch64;
+    CHECK(std::string{failure_of(arm, able()).what()} ==
+          "find 'qemu-system-aarch64': it is not installed");
+    CHECK(failure_of(arm, able()).hint() == "apt-get install qemu-system-arm");
+    auto measured = nat;
+    measured.tpm = true;
+    CHECK(failure_of(measured, able()).hint() == "apt-get install swtpm");
 
     host = able();
     host.tun_error = EACCES;

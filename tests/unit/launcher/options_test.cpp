@@ -46,6 +46,8 @@ TEST_CASE("run: defaults") {
     CHECK(!options.detach);
     CHECK(!options.audit);
     CHECK(!options.vm.group);
+    CHECK(!options.vm.arch);
+    CHECK(!options.vm.firmware);
     CHECK(options.vm.publish.empty());
 }
 
@@ -98,6 +100,25 @@ TEST_CASE("run: the kernel alone needs no image, and its companions need the ker
     CHECK(failure_of({"--initrd", "i", "d"}) == "--initrd: goes with --kernel only");
     CHECK(failure_of({"--append", "a", "d"}) == "--append: goes with --kernel only");
     CHECK(failure_of({"--persist", "--kernel", "k"}) == "--persist: there is no IMAGE to write to");
+}
+
+TEST_CASE("run: architecture and firmware") {
+    const auto options =
+        run({"--arch", "arm64", "--firmware", "uefi", "--secure-boot", "--tpm", "d"});
+    CHECK(options.vm.arch == Architecture::aarch64);
+    CHECK(options.vm.firmware->kind == FirmwareOption::Kind::uefi);
+    CHECK(options.vm.secure_boot);
+    CHECK(options.vm.tpm);
+    CHECK(run({"--firmware", "OVMF.fd", "d"}).vm.firmware->file == "OVMF.fd");
+    CHECK(failure_of({"--arch", "riscv64", "d"}) ==
+          "--arch 'riscv64': is not an architecture that is known");
+    CHECK(failure_of({"--firmware", "", "d"}) == "--firmware '': is not bios, uefi or a file");
+    CHECK(failure_of({"--secure-boot", "--firmware", "bios", "d"}) ==
+          "--secure-boot: is UEFI's, and --firmware is 'bios'");
+    CHECK(failure_of({"--secure-boot", "--firmware", "./uefi", "d"}) ==
+          "--secure-boot: is UEFI's, and --firmware is './uefi'");
+    CHECK(failure_of({"--tpm", "snapshot:ready"}) ==
+          "--tpm: the machine of a snapshot is as it was saved");
 }
 
 TEST_CASE("run: --audit is for a run whose end is seen") {

@@ -77,6 +77,52 @@ TEST_CASE("a machine that was saved begins with its memory's file, and waits for
     CHECK(shell_text(argv).find("-S \\\n    -incoming defer \\\n") != std::string::npos);
 }
 
+TEST_CASE("UEFI and a TPM are descriptors after the disks, and before the network's") {
+    auto spec = example();
+    spec.drives = {{.format = "raw", .read_only = true}};
+    spec.disk->backing = {"raw"};
+    spec.flash = QemuFlash{.code_format = "raw", .variables_format = "qcow2", .smm = true};
+    spec.tpm = true;
+    const auto text = shell_text(qemu_command(spec));
+    CHECK(text.find(R"(
+    -machine q35,vmport=off,memory-backend=memory,pflash0=firmware,pflash1=variables,smm=on \
+    -global driver=cfi.pflash01,property=secure,value=on \
+)") != std::string::npos);
+    CHECK(text.find(R"(
+    -add-fd fd=14,set=5 \
+    -blockdev driver=file,node-name=firmware-file,filename=/dev/fdset/5,read-only=on \
+    -blockdev '{"driver":"raw","node-name":"firmware","file":"firmware-file","read-only":true}' \
+    -add-fd fd=15,set=6 \
+    -blockdev driver=file,node-name=variables-file,filename=/dev/fdset/6,discard=unmap \
+    -blockdev '{"driver":"qcow2","node-name":"variables","file":"variables-file","discard":"unmap","backing":null}' \
+    -chardev socket,id=tpm,fd=16 \
+    -tpmdev emulator,id=tpm,chardev=tpm \
+    -device tpm-crb,tpmdev=tpm \
+    -netdev tap,id=net0,fd=17 \
+)") != std::string::npos);
+    spec.flash->smm = false;
+    CHECK(has(qemu_command(spec),
+              "q35,vmport=off,memory-backend=memory,pflash0=firmware,pflash1=variables"));
+    CHECK(!has(qemu_command(spec), "-global"));
+}
+
+TEST_CASE("a machine that is no PC has none of a PC's devices") {
+    auto spec = example();
+    spec.architecture = Architecture::aarch64;
+    spec.machine = "virt";
+    spec.tpm = true;
+    spec.bios = "/firmware/a,b.fd";
+    const auto argv = qemu_command(spec);
+    CHECK(argv.front() == "qemu-system-aarch64");
+    CHECK(has(argv, "virt,gic-version=max,memory-backend=memory"));
+    CHECK(has(argv, "tpm-tis-device,tpmdev=tpm"));
+    CHECK(has(argv, "/firmware/a,b.fd"));
+    CHECK(has(argv, "pcie-root-port,id=plug"));
+    const auto text = shell_text(argv);
+    CHECK(text.find("isa-debugcon") == std::string::npos);
+    CHECK(text.find("vmgenid") == std::string::npos);
+}
+
 TEST_CASE("the image's format is fixed, and a base is read-only") {
     auto spec = example();
     spec.disk->format = "raw";

@@ -31,6 +31,10 @@ Manifest everything() {
     manifest.disks = {"disk-0", "disk-1"};
     manifest.image = {{"/images/disk.qcow2", "qcow2", 1000, 5}};
     manifest.others = {{"/images/data.raw", "raw", 512, 6}};
+    manifest.firmware = Firmware{.code = "/firmware/CODE.fd",
+                                 .code_format = "raw",
+                                 .variables = "/firmware/VARS.fd",
+                                 .variables_format = "qcow2"};
     manifest.files = {{"memory", 1 << 30, "abc"}, {"state", 4, "def"}};
     return manifest;
 }

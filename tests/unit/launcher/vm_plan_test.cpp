@@ -95,6 +95,62 @@ TEST_CASE("a kernel gets the serial console unless it is told otherwise") {
           "quiet");
 }
 
+TEST_CASE("what the user leaves open is the host's architecture, and what boots there") {
+    using Kind = FirmwareOption::Kind;
+    const auto settled = [](const char* arch, const char* firmware, bool secure_boot = false) {
+        VmOptions vm;
+        if (*arch != '\0') vm.arch = parse_architecture(arch);
+        if (*firmware != '\0') vm.firmware = parse_firmware(firmware);
+        vm.secure_boot = secure_boot;
+        settle_machine(vm, Architecture::x86_64);
+        return vm;
+    };
+    CHECK(settled("", "").arch == Architecture::x86_64);
+    CHECK(settled("", "").firmware->kind == Kind::bios);
+    CHECK(settled("", "", true).firmware->kind == Kind::uefi);
+    CHECK(settled("arm64", "").firmware->kind == Kind::uefi);
+    CHECK(settled("arm64", "QEMU_EFI.fd").firmware->kind == Kind::file);
+    CHECK(has_uefi(settled("arm64", "")));
+    CHECK(!has_uefi(settled("arm64", "QEMU_EFI.fd")));
+    CHECK_THROWS_WITH(settled("arm64", "bios"),
+                      "--firmware bios: is a PC's, and an aarch64 machine is none");
+}
+
+TEST_CASE("another architecture has its own QEMU, machine and console") {
+    VmOptions options;
+    options.net = parse_net("none");
+    options.arch = Architecture::aarch64;
+    options.firmware = parse_firmware("/firmware/QEMU_EFI.fd");
+    options.tpm = true;
+    options.kernel = "vmlinuz";
+    const auto plan = make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false);
+    CHECK(plan.qemu.append == "console=ttyAMA0");
+    CHECK(plan.qemu.bios == "/firmware/QEMU_EFI.fd");
+    const auto text = describe(plan);
+    CHECK(text.starts_with("tpm:\nswtpm socket \\\n"));
+    CHECK(text.find("\nqemu:\nqemu-system-aarch64 \\\n") != std::string::npos);
+    CHECK(text.find("-machine virt,gic-version=max,memory-backend=memory \\\n") !=
+          std::string::npos);
+}
+
+TEST_CASE("the firmware that was chosen, as --dry-run prints it") {
+    VmOptions options;
+    options.net = parse_net("none");
+    auto plan = make_vm_plan(options, {}, "vm", {}, Writes::throw_away, {}, {}, false);
+    add_firmware({.code = "/firmware/CODE.fd",
+                  .code_format = "raw",
+                  .variables = "/firmware/VARS.fd",
+                  .variables_format = "qcow2",
+                  .smm = true},
+                 plan);
+    CHECK(plan.qemu.flash->variables_format == "qcow2");
+    const auto text = describe(plan);
+    CHECK(
+        text.starts_with("firmware:\n  /firmware/CODE.fd\n"
+                         "  variables at first: /firmware/VARS.fd\n\nqemu:\n"));
+    CHECK(text.find(",pflash0=firmware,pflash1=variables,smm=on \\\n") != std::string::npos);
+}
+
 TEST_CASE("ports of user networking are QEMU's") {
     VmOptions options;
     options.net = parse_net("user");

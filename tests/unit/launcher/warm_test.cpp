@@ -57,6 +57,9 @@ TEST_CASE("what the machine is made of does") {
     auto newer = facts;
     newer.qemu = "7.3";
     CHECK(warm_key(options, newer) != key);
+    newer = facts;
+    newer.firmware = "OVMF_CODE.fd";
+    CHECK(warm_key(options, newer) != key);
     std::ofstream{*options.vm.image} << "another";
     CHECK(warm_key(options, facts) != key);
     fs::remove(*options.vm.image);
