@@ -1,6 +1,7 @@
 #include "images/catalogue.h"
 
 #include <algorithm>
+#include <array>
 #include <boost/json.hpp>
 
 #include "images/catalogue_text.h"
@@ -13,6 +14,11 @@ namespace json = boost::json;
 namespace {
 
 constexpr std::size_t longest_name = 64;
+
+bool is_word(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
+           c == '_' || c == '.';
+}
 
 Error wrong(const std::string& entry, const std::string& why) {
     return Error("'" + entry + "': " + why);
@@ -71,10 +77,6 @@ bool is_url(std::string_view text) {
 }
 
 bool is_image_name(std::string_view text) {
-    const auto is_word = [](char c) {
-        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-               c == '-' || c == '_' || c == '.';
-    };
     const auto colon = text.find(':');
     const auto is_part = [&](std::string_view part) {
         return !part.empty() && part.front() != '.' && part.front() != '-' &&
@@ -84,6 +86,19 @@ bool is_image_name(std::string_view text) {
     return text.size() <= longest_name && !text.starts_with("snapshot:") &&
            is_part(text.substr(0, colon)) &&
            (colon == text.npos || is_part(text.substr(colon + 1)));
+}
+
+std::string image_name_of(std::string_view file) {
+    constexpr std::array<std::string_view, 12> ends{".xz",    ".gz",  ".zst",  ".bz2",
+                                                    ".qcow2", ".raw", ".img",  ".vmdk",
+                                                    ".vdi",   ".vhd", ".vhdx", ".ova"};
+    for (const auto end : ends)
+        if (file.ends_with(end)) file.remove_suffix(end.size());
+    std::string name{file.substr(std::min(file.find_first_not_of(".-"), file.size()))};
+    for (char& c : name)
+        if (!is_word(c)) c = '-';
+    name.resize(std::min(name.size(), longest_name));
+    return name.empty() ? "image" : name;
 }
 
 std::vector<CatalogueEntry> parse_catalogue(std::string_view text) {

@@ -11,6 +11,9 @@ namespace qvm::images {
 /// with a dot. Pure.
 bool is_image_name(std::string_view text);
 
+/// A name for an image that has none, of its file's: without what that ends in. Pure.
+std::string image_name_of(std::string_view file);
+
 /// Whether it is one that an image is pulled from: http, https or file.
 bool is_url(std::string_view text);
 
@@ -28,8 +31,8 @@ struct CatalogueEntry {
     bool operator==(const CatalogueEntry&) const = default;
 };
 
-/// Reads a catalogue: {"images": [{"name": ..., "url": ...}]}. Throws Error that says what is wrong,
-/// and in which entry. Pure.
+/// Reads a catalogue: {"images": [{"name": ..., "url": ...}]}. Throws Error that says what is
+/// wrong, and in which entry. Pure.
 std::vector<CatalogueEntry> parse_catalogue(std::string_view json);
 
 /// The one that comes with qvm.

@@ -1,5 +1,6 @@
 #include "images/checksum_file.h"
 
+#include <algorithm>
 #include <string>
 #include <vector>
 

@@ -2,7 +2,6 @@
 
 #include <nettle/sha2.h>
 
-#include <algorithm>
 #include <array>
 #include <span>
 
@@ -71,7 +70,8 @@ Checksum parse_checksum(std::string_view text) {
     for (auto& digit : checksum.hex)
         if (digit >= 'A' && digit <= 'F') digit = static_cast<char>(digit - 'A' + 'a');
     const std::size_t length = checksum.kind == HashKind::sha256 ? 64 : 128;
-    if (checksum.hex.size() != length || checksum.hex.find_first_not_of(digits) != std::string::npos)
+    if (checksum.hex.size() != length ||
+        checksum.hex.find_first_not_of(digits) != std::string::npos)
         throw Error("has not " + std::to_string(length) + " hexadecimal digits");
     return checksum;
 }

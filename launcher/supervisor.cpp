@@ -1200,9 +1200,9 @@ class Supervisor final : public Controlled {
             lines.feed({buffer.data(), size},
                        [this](std::string_view line) { booting_ |= is_booting(line); });
             if (!is_nothing_to_boot(lines.open()) && !is_nothing_to_boot(lines.ended())) continue;
-            const auto& image = run_.options.vm.image;
+            const auto image = run_.options.vm.image_text();
             end(status::failed, fmt::format("boot '{}': the firmware found no boot loader on it",
-                                            image ? image->string() : run_.plan.name));
+                                            image.empty() ? run_.plan.name : image));
             co_return;
         }
     }

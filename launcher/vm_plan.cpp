@@ -137,9 +137,13 @@ std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const s
     return spec;
 }
 
-std::string default_name(const std::optional<std::filesystem::path>& image,
-                         const std::string& suffix) {
-    std::string stem = image ? image->stem().string() : "vm";
+std::string namesake(const VmOptions& options) {
+    if (options.snapshot) return std::filesystem::path{*options.snapshot}.filename().string();
+    if (options.image_name) return *options.image_name;
+    return options.image ? options.image->stem().string() : "vm";
+}
+
+std::string default_name(std::string stem, const std::string& suffix) {
     for (char& c : stem) {
         if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
         if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))) c = '-';

@@ -69,6 +69,4 @@ TEST_CASE("the checksum of nothing is SHA-256's") {
     const TemporaryDirectory directory;
     const File empty{directory / "empty", O_RDWR | O_CREAT};
     CHECK(sparse_checksum(empty.fd()) == checksum(""));
-    CHECK(checksum("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    CHECK(checksum("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 }
