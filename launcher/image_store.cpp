@@ -189,6 +189,15 @@ Download::Download(fs::path directory, const std::string& url, const std::functi
     }
 }
 
+Download::~Download() {
+    if (!fd_ || partial_.size > 0) return;
+    try {
+        discard();
+    } catch (const Failure&) {
+        // For the next, or for prune.
+    }
+}
+
 void Download::begin(const std::string& validator) {
     // In this order, so that no bytes are taken for those of another file.
     if (::ftruncate(fd_.get(), 0) != 0 || ::lseek(fd_.get(), 0, SEEK_SET) != 0)
@@ -208,8 +217,9 @@ void Download::append(std::string_view bytes) {
 
 void Download::discard() {
     partial_ = {};
-    remove_file(path_);
     remove_file(note());
+    remove_file(path_);
+    fd_.reset();
 }
 
 ImageDraft Download::finish() {

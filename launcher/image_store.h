@@ -79,6 +79,10 @@ class Download {
     /// Throws Failure.
     Download(std::filesystem::path directory, const std::string& url,
              const std::function<void()>& waiting);
+    Download(const Download&) = delete;
+    Download& operator=(const Download&) = delete;
+    /// Of one with which nothing has come nothing stays.
+    ~Download();
 
     [[nodiscard]] const images::Partial& partial() const noexcept { return partial_; }
     [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }

@@ -47,7 +47,7 @@ unsigned columns_of_terminal() {
 
 std::string progress_text(const Progress& progress) {
     auto text = progress.total
-                    ? fmt::format("{:3} % of {}", percent_of(progress), size_text(*progress.total))
+                    ? fmt::format("{} % of {}", percent_of(progress), size_text(*progress.total))
                     : size_text(progress.done);
     if (progress.rate <= 0) return text;
     text += fmt::format(", {:.1f} MiB/s", progress.rate / mib);
