@@ -94,9 +94,10 @@ std::string image_name_of(std::string_view file) {
                                                     ".vdi",   ".vhd", ".vhdx", ".ova"};
     for (const auto end : ends)
         if (file.ends_with(end)) file.remove_suffix(end.size());
-    std::string name{file.substr(std::min(file.find_first_not_of(".-"), file.size()))};
+    std::string name{file};
     for (char& c : name)
         if (!is_word(c)) c = '-';
+    name.erase(0, name.find_first_not_of(".-"));
     name.resize(std::min(name.size(), longest_name));
     return name.empty() ? "image" : name;
 }

@@ -35,7 +35,7 @@ namespace json = boost::json;
 namespace {
 
 std::string id_name(const VmOptions& vm, const std::string& id) {
-    return default_name(namesake(vm), id.substr(0, 4));
+    return default_name(vm, id.substr(0, 4));
 }
 
 void warn(const RunOptions& options, const std::string& text) {

@@ -58,11 +58,9 @@ QemuDrive drive_plan(const DriveOption& drive, const std::string& format);
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
                                                const std::string& id, netns::UplinkKind uplink);
 
-/// What a VM is named after that its user did not name: its snapshot, or its image. Pure.
-std::string namesake(const VmOptions& options);
-
-/// A name for a VM that was given none: its namesake's, made a host name, and `suffix`. Pure.
-std::string default_name(std::string namesake, const std::string& suffix);
+/// A name for a VM that was given none: its snapshot's or its image's, made a host name, and
+/// `suffix`. Pure.
+std::string default_name(const VmOptions& options, const std::string& suffix);
 
 /// The plan for people: the network step by step, then QEMU's command.
 std::string describe(const VmPlan& plan);

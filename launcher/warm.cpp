@@ -280,7 +280,7 @@ int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& ru
         ::utimensat(AT_FDCWD, (store.path(key) / snapshot_files::manifest).c_str(), nullptr, 0);
         evict(store, key, limit);
     }
-    if (!options.name) options.name = default_name(namesake(options.vm), random_id().substr(0, 4));
+    if (!options.name) options.name = default_name(options.vm, random_id().substr(0, 4));
     options.warm = RunOptions::Warm::off;
     // What it has printed it does not print again.
     std::erase_if(options.wait_for,

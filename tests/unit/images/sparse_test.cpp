@@ -48,6 +48,28 @@ TEST_CASE("a copy has the same contents, and holes for what is zero") {
     CHECK(read_file(directory / "memory") == read_file(directory / "from"));
 }
 
+TEST_CASE("a copy's checksum is of all of it, holes as zeros") {
+    const TemporaryDirectory directory;
+    const File from{directory / "from", O_RDWR | O_CREAT};
+    fill(from);
+    const auto text = read_file(directory / "from");
+    const File to{directory / "to", O_RDWR | O_CREAT};
+    Hash hash{HashKind::sha256};
+    copy_sparse(from.fd(), to.fd(), hash);
+    CHECK(hash.finish().hex == checksum(text));
+    CHECK(read_file(directory / "to") == text);
+    CHECK(status_of(to).st_blocks * 512 < mib);
+    hash_file(to.fd(), hash);
+    CHECK(hash.finish().hex == checksum(text));
+    const File empty{directory / "empty", O_RDWR | O_CREAT};
+    hash_file(empty.fd(), hash);
+    CHECK(hash.finish().hex == checksum(""));
+    // Nothing but a hole, and no whole block.
+    REQUIRE(::ftruncate(empty.fd(), 100) == 0);
+    hash_file(empty.fd(), hash);
+    CHECK(hash.finish().hex == checksum(std::string(100, '\0')));
+}
+
 TEST_CASE("a checksum is of what is in a file, wherever its holes are") {
     const TemporaryDirectory directory;
     const File one{directory / "one", O_RDWR | O_CREAT};
