@@ -166,9 +166,22 @@ std::size_t count_names(const ImageStore& store, const std::string& digest) {
     return count;
 }
 
+/// Of an image that there is; nothing where its record cannot be read.
+std::optional<std::string> digest_of(const ImageStore& store, const std::string& name) {
+    const auto names = store.names();
+    if (!std::binary_search(names.begin(), names.end(), name)) return store.read(name).digest;
+    try {
+        return store.read(name).digest;
+    } catch (const Failure&) {
+        return std::nullopt;
+    }
+}
+
 void remove_image(const ImageStore& store, const std::string& name, const Users& users,
                   bool force) {
-    const auto digest = store.read(name).digest;
+    const auto known = digest_of(store, name);
+    if (!known) return store.remove_name(name);
+    const auto& digest = *known;
     const bool last = count_names(store, digest) == 1;
     const auto those = last ? in_the_way(users, digest, force) : std::vector<ImageUser>{};
     if (!those.empty()) {

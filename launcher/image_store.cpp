@@ -264,7 +264,8 @@ std::optional<ImageRecord> ImageStore::find(const std::string& name) const {
     try {
         return parse_image_record(*text);
     } catch (const Failure& failure) {
-        throw Failure(fmt::format("image '{}': '{}' {}", name, file.string(), failure.what()));
+        throw Failure(fmt::format("image '{}': '{}' {}", name, file.string(), failure.what()),
+                      "qvm image rm " + name);
     }
 }
 

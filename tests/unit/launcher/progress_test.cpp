@@ -26,7 +26,7 @@ TEST_CASE("how far it is, in words") {
 
 TEST_CASE("a bar fits its line") {
     const Progress half{.done = 50 * mib, .total = 100 * mib};
-    CHECK(progress_bar("disk", half, 43) == "disk [=======>      ] 50 % of 100 MiB");
+    CHECK(progress_bar("disk", half, 43) == "disk [=========>        ] 50 % of 100 MiB");
     for (unsigned columns = 0; columns < 200; ++columns) {
         const auto line = progress_bar("disk", half, columns);
         CHECK(line.size() < std::max(columns, 38U));
