@@ -41,15 +41,16 @@ ImageLock find_image(VmOptions& vm, const Directories& directories, FindImage ho
     if (!vm.image || vm.image_name) return {};
     const auto name = vm.image->string();
     std::error_code ignored;
-    // A path that is none is an error of whoever opens it.
-    if (fs::exists(fs::symlink_status(*vm.image, ignored)) || !images::is_image_name(name))
-        return {};
+    const auto file = fs::symlink_status(*vm.image, ignored);
+    // A directory is no image; and a path that is none is an error of whoever opens it.
+    if ((fs::exists(file) && !fs::is_directory(file)) || !images::is_image_name(name)) return {};
     const ImageStore store{directories.images()};
     if (store.find(name)) {
         auto lock = store.share();
         if (take(store, name, vm)) return lock;
     }
     const auto entry = images::find_image(read_catalogues(), name, own_architecture());
+    if (!entry && fs::exists(file)) return {};
     if (!entry) throw no_such_image(name);
     if (!store.find(entry->name)) {
         if (!how.pull)

@@ -138,6 +138,13 @@ class Names(StoreTest):
         (self.host.cwd / "here").write_bytes(b"not a disk\n" * 512)
         self.addCleanup((self.host.cwd / "here").unlink)
         self.assert_refused(self.qvm("run", "--net", "none", "here"), "open image 'here': not a disk image")
+        with self.subTest("a directory does not"):
+            for name in ("there", "nothing"):
+                (self.host.cwd / name).mkdir()
+                self.addCleanup((self.host.cwd / name).rmdir)
+            self.import_hang("there")
+            self.succeed("run", "-q", "--dry-run", "--net", "none", "there")
+            self.assert_refused(self.qvm("run", "nothing"), "open image 'nothing': is a directory")
         name = self.detach("--net", "none", "--name", "x", self.blob(self.inspect("here")["digest"][7:]))
         self.assertEqual(self.inspect("here")["used_by"], [name])
         self.succeed("kill", name)

@@ -133,10 +133,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Not at first."""
         self.answer(*((503, b"") if len(self.server.requests) < 3 else (200, data)))
 
-    def stalls(self, data):
-        self.answer(200, data[:4096], len(data))
-        time.sleep(self.server.stall)
-
     def files(self, data):
         """For a proxy's client, too."""
         self.answer(200, data)
@@ -154,7 +150,7 @@ class Strange(http.server.ThreadingHTTPServer):
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.requests, self.etag, self.stall = files, [], '"first"', 1
+        self.files, self.requests, self.etag = files, [], '"first"'
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def handle_error(self, request, client_address):
