@@ -254,6 +254,8 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
         judge_program("ssh", facts.ssh, "openssh-client", Status::warning),
         judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
                       Status::warning),
+        judge_program("libcurl", {.path = facts.libcurl}, "libcurl4", Status::warning),
+        judge_program("gpgv", facts.gpgv, "gpgv", Status::warning),
     };
     std::ranges::transform(facts.directories, std::back_inserter(findings), judge_directory);
     findings.push_back(judge_space(facts.cache_free));

@@ -22,6 +22,7 @@
 #include "launcher/failure.h"
 #include "launcher/firewall.h"
 #include "launcher/host.h"
+#include "launcher/http.h"
 #include "launcher/process.h"
 #include "netns/error.h"
 #include "netns/host_network.h"
@@ -200,6 +201,8 @@ DoctorFacts read_doctor_facts() {
     facts.pasta = read_program("pasta");
     facts.ssh.path = find_program("ssh").value_or("");
     facts.virtiofsd = find_virtiofsd().value_or("");
+    facts.libcurl = find_libcurl();
+    facts.gpgv.path = find_program("gpgv").value_or("");
     facts.kvm = read_kvm();
     facts.kvm_group = group_of("/dev/kvm");
     facts.tun_error = open_error("/dev/net/tun");

@@ -49,6 +49,8 @@ struct DoctorFacts {
     ProgramFacts pasta;
     ProgramFacts ssh;
     std::string virtiofsd;  ///< its path; empty: it is not installed
+    std::string libcurl;    ///< likewise
+    ProgramFacts gpgv;
     KvmFacts kvm;
     std::string kvm_group;  ///< whose members may open /dev/kvm; empty: no group's
     int tun_error = 0;

@@ -37,7 +37,7 @@ Failure no_such_image(const std::string& name) {
 
 }  // namespace
 
-ImageLock find_image(VmOptions& vm, const Directories& directories, FindImage how) {
+UniqueFd find_image(VmOptions& vm, const Directories& directories, FindImage how) {
     if (!vm.image || vm.image_name) return {};
     const auto name = vm.image->string();
     std::error_code ignored;

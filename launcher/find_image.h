@@ -17,9 +17,9 @@ struct FindImage {
 
 /// What a user means by IMAGE: a file, where there is one of that path; else an image of the store
 /// by its name, or by another that the catalogue has for it; else one that is pulled. Then vm.image
-/// is its file, and vm.image_name what the user said. Nobody removes it while the result lives.
+/// is its file, and vm.image_name what the user said. Nobody removes it until the result is closed.
 /// Throws Failure.
-ImageLock find_image(VmOptions& vm, const Directories& directories, FindImage how);
+UniqueFd find_image(VmOptions& vm, const Directories& directories, FindImage how);
 
 /// The same of one that has to be in the store: its name there.
 std::string name_in_store(const ImageStore& store, const std::string& name);

@@ -3,6 +3,7 @@
 #include <curl/curl.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <link.h>
 
 #include <array>
 #include <cstdlib>
@@ -25,9 +26,9 @@ constexpr long most_redirects = 10;
 class LibCurl {
   public:
     LibCurl() {
-        auto* library = ::dlopen("libcurl.so.4", RTLD_NOW | RTLD_LOCAL);
+        auto* library = open();
         if (library == nullptr)
-            throw Failure(fmt::format("load libcurl: {}", ::dlerror()), "apt install libcurl4");
+            throw Failure(fmt::format("load libcurl: {}", ::dlerror()), "apt-get install libcurl4");
         load(library, "curl_global_init", global_init);
         load(library, "curl_easy_init", easy_init);
         load(library, "curl_easy_cleanup", easy_cleanup);
@@ -39,6 +40,8 @@ class LibCurl {
         load(library, "curl_slist_free_all", slist_free_all);
         global_init(CURL_GLOBAL_DEFAULT);
     }
+
+    static void* open() { return ::dlopen("libcurl.so.4", RTLD_NOW | RTLD_LOCAL); }
 
     decltype(&::curl_global_init) global_init = nullptr;
     decltype(&::curl_easy_init) easy_init = nullptr;
@@ -181,6 +184,14 @@ class Transfer {
 
 HttpEnd http_get(const HttpRequest& request, const HttpReader& reader) {
     return Transfer{request, reader}();
+}
+
+std::string find_libcurl() {
+    auto* library = LibCurl::open();
+    link_map* map = nullptr;
+    if (library == nullptr || ::dlinfo(library, RTLD_DI_LINKMAP, static_cast<void*>(&map)) != 0)
+        return {};
+    return map->l_name;
 }
 
 }  // namespace qvm

@@ -35,4 +35,7 @@ struct HttpEnd {
 /// a minute. Blocks. Throws Failure where there is no libcurl.
 HttpEnd http_get(const HttpRequest& request, const HttpReader& reader);
 
+/// The file that libcurl is loaded from; empty where there is none.
+std::string find_libcurl();
+
 }  // namespace qvm

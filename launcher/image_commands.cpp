@@ -230,7 +230,7 @@ class Pruning {
 
   private:
     ImageStore store_;
-    ImageLock lock_;
+    UniqueFd lock_;
     Users users_;
 };
 

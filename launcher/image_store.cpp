@@ -85,6 +85,16 @@ void remove_file(const fs::path& path) {
         throw Failure(fmt::format("remove '{}': {}", path.string(), reason()));
 }
 
+UniqueFd take_lock(const fs::path& directory, int operation) {
+    make_private_directory(directory);
+    const auto file = directory / "lock";
+    UniqueFd fd{::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
+    while (fd && ::flock(fd.get(), operation) != 0)
+        if (errno != EINTR) fd.reset();
+    if (!fd) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
+    return fd;
+}
+
 Failure no_image(const std::string& name) {
     return Failure{fmt::format("image '{}': there is none", name), "qvm image ls"};
 }
@@ -331,25 +341,11 @@ void ImageStore::remove_blob(const std::string& digest) const {
     remove_file(blob(digest));
 }
 
-namespace {
-
-ImageLock take_lock(const fs::path& directory, int operation) {
-    make_private_directory(directory);
-    const auto file = directory / "lock";
-    UniqueFd fd{::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
-    while (fd && ::flock(fd.get(), operation) != 0)
-        if (errno != EINTR) fd.reset();
-    if (!fd) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
-    return ImageLock{std::move(fd)};
-}
-
-}  // namespace
-
-ImageLock ImageStore::share() const {
+UniqueFd ImageStore::share() const {
     return take_lock(directory_, LOCK_SH);
 }
 
-ImageLock ImageStore::lock() const {
+UniqueFd ImageStore::lock() const {
     return take_lock(directory_, LOCK_EX);
 }
 

@@ -111,16 +111,6 @@ class Download {
     images::Partial partial_;
 };
 
-/// The store's lock, which ends with this object.
-class ImageLock {
-  public:
-    ImageLock() = default;
-    explicit ImageLock(UniqueFd fd) : fd_(std::move(fd)) {}
-
-  private:
-    UniqueFd fd_;
-};
-
 class ImageStore {
   public:
     explicit ImageStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
@@ -156,9 +146,10 @@ class ImageStore {
     void remove_name(const std::string& name) const;
     void remove_blob(const std::string& digest) const;
 
-    /// Until it ends, no image is removed; or, nobody begins to use or to add one. Throws Failure.
-    [[nodiscard]] ImageLock share() const;
-    [[nodiscard]] ImageLock lock() const;
+    /// The store's lock, until it is closed: no image is removed; or, nobody begins to use or to
+    /// add one. Throws Failure.
+    [[nodiscard]] UniqueFd share() const;
+    [[nodiscard]] UniqueFd lock() const;
 
     /// Whether a blob is what its name says. Throws Failure where it cannot be read.
     [[nodiscard]] bool is_whole(const std::string& digest) const;

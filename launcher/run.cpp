@@ -338,7 +338,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         if (options.result_file) check_writable("--result", *options.result_file);
     }
 
-    const auto image_lock = find_image(
+    auto image_lock = find_image(
         vm, prepared.directories,
         {.pull = !options.dry_run && !options.persist, .quiet = options.verbosity.quiet});
     const auto id = options.name ? random_id() : free_id(vm, prepared.directories);
@@ -348,6 +348,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         open_disks_of_snapshot(prepared);
     } else {
         open_disk(prepared, definition);
+        image_lock.reset();
         open_drives(prepared);
         note_others(prepared);
     }

@@ -18,6 +18,8 @@ DoctorFacts able() {
             .pasta = {"/usr/bin/pasta", ""},
             .ssh = {"/usr/bin/ssh", ""},
             .virtiofsd = "/usr/lib/qemu/virtiofsd",
+            .libcurl = "/lib/x86_64-linux-gnu/libcurl.so.4",
+            .gpgv = {"/usr/bin/gpgv", ""},
             .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx"},
             .kvm_group = "kvm",
             .tun_error = 0,
