@@ -102,18 +102,21 @@ void for_each_piece(int fd, Take take) {
 /// What a copy and a checksum of all of a file have in common: pieces in their order, and zeros for
 /// what is between them.
 template <typename Take>
-void hash_pieces(int fd, Hash& hash, Take take) {
-    const std::vector<char> zeros(block);
+void hash_pieces(int fd, Hash& hash, const BytesDone& done, Take take) {
+    const std::vector<char> zeros(buffer_size);
     off_t hashed = 0;
+    const auto add = [&](const char* bytes, off_t size) {
+        hash.update(bytes, static_cast<std::size_t>(size));
+        hashed += size;
+        done(static_cast<std::uint64_t>(hashed));
+    };
     const auto add_zeros = [&](off_t end) {
-        for (; hashed < end; hashed += std::min(block, end - hashed))
-            hash.update(zeros.data(), static_cast<std::size_t>(std::min(block, end - hashed)));
+        while (hashed < end) add(zeros.data(), std::min(buffer_size, end - hashed));
     };
     for_each_piece(fd, [&](const char* bytes, off_t size, off_t offset) {
         add_zeros(offset);
-        hash.update(bytes, static_cast<std::size_t>(size));
-        hashed += size;
         take(bytes, size, offset);
+        add(bytes, size);
     });
     add_zeros(size_of(fd));
 }
@@ -136,15 +139,15 @@ void copy_sparse(int from, int to) {
     fill_sparse(from, to);
 }
 
-void copy_sparse(int from, int to, Hash& hash) {
+void copy_sparse(int from, int to, Hash& hash, const BytesDone& done) {
     if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
-    hash_pieces(from, hash, [to](const char* bytes, off_t size, off_t offset) {
+    hash_pieces(from, hash, done, [to](const char* bytes, off_t size, off_t offset) {
         write_pages(to, bytes, size, offset);
     });
 }
 
-void hash_file(int fd, Hash& hash) {
-    hash_pieces(fd, hash, [](const char*, off_t, off_t) {});
+void hash_file(int fd, Hash& hash, const BytesDone& done) {
+    hash_pieces(fd, hash, done, [](const char*, off_t, off_t) {});
 }
 
 std::string sparse_checksum(int fd) {

@@ -1,12 +1,16 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "images/hash.h"
 
 /// Files of which most may be holes: a guest's memory, an overlay.
 namespace qvm::images {
+
+/// Told of a file's bytes how many are done.
+using BytesDone = std::function<void(std::uint64_t)>;
 
 /// Lets `to`, an empty file, have what is in `from`, and share its blocks (FICLONE,
 /// ioctl_ficlonerange(2)): where both are on one file system that can. Whether it does.
@@ -24,10 +28,10 @@ void fill_sparse(int from, int to);
 
 /// As copy_sparse(), but never with shared blocks, and `hash` gets all that is in `from` in the
 /// same pass, holes as zeros.
-void copy_sparse(int from, int to, Hash& hash);
+void copy_sparse(int from, int to, Hash& hash, const BytesDone& done);
 
 /// Gives `hash` all that is in a file, holes as zeros. Throws std::system_error.
-void hash_file(int fd, Hash& hash);
+void hash_file(int fd, Hash& hash, const BytesDone& done);
 
 /// The SHA-256 of what is in a file, in hexadecimal: of each block of 64 KiB that is not all zeros
 /// (the last one may be shorter), after its number as eight bytes, little-endian. Two files of the

@@ -22,6 +22,7 @@
 #include "launcher/json_text.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
+#include "launcher/progress.h"
 #include "launcher/pull.h"
 #include "launcher/table.h"
 
@@ -242,6 +243,49 @@ std::string damage_of(const ImageStore& store, const std::string& digest) {
     return {};
 }
 
+/// A new file beside `file`, which takes its place; it goes with this object otherwise.
+class ExportedFile {
+  public:
+    explicit ExportedFile(fs::path file) : file_(std::move(file)), aside_(fs::absolute(file_)) {
+        aside_.replace_filename("." + aside_.filename().string());
+        fd_.reset(
+            ::open(aside_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666));
+        if (!fd_) throw std::system_error(errno, std::generic_category());
+    }
+    ExportedFile(const ExportedFile&) = delete;
+    ExportedFile& operator=(const ExportedFile&) = delete;
+    ~ExportedFile() { ::unlink(aside_.c_str()); }
+
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    [[nodiscard]] fs::path directory() const { return aside_.parent_path(); }
+    void keep() const { fs::rename(aside_, file_); }
+
+  private:
+    fs::path file_, aside_;
+    UniqueFd fd_;
+};
+
+/// What is copied is compared with what it has to be; what is shared is what the store has.
+void export_image(const ImageStore& store, const std::string& digest, const fs::path& file) {
+    const auto blob = store.blob(digest);
+    const UniqueFd image{::open(blob.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!image) throw std::system_error(errno, std::generic_category());
+    const BlockedSignals blocked;  // nothing half written stays
+    const ExportedFile copy{file};
+    if (!images::share_blocks(image.get(), copy.fd())) {
+        check_space(copy.directory(), space_of(blob));
+        ProgressMeter meter{"export", ProgressMeter::On::terminal};
+        meter.begin(0, fs::file_size(blob));
+        images::Hash hash{images::HashKind::sha256};
+        images::copy_sparse(image.get(), copy.fd(), hash,
+                            [&](std::uint64_t done) { meter.update(done); });
+        if (hash.finish().hex != digest)
+            throw Failure(fmt::format("'{}' has become another file", blob.string()),
+                          "qvm image verify");
+    }
+    copy.keep();
+}
+
 }  // namespace
 
 int image_pull(const ImagePullOptions& options) {
@@ -319,30 +363,15 @@ int image_tag(const ImageTagOptions& options) {
 
 int image_export(const ImageExportOptions& options) {
     const auto store = open_store(find_directories());
-    const auto name = name_in_store(store, options.image);
-    const auto file = store.blob(store.read(name).digest);
-    const UniqueFd image{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
-    auto aside = fs::absolute(options.file);
-    aside.replace_filename("." + aside.filename().string());
-    const BlockedSignals blocked;  // nothing half written stays
+    const auto digest = store.read(name_in_store(store, options.image)).digest;
     try {
-        if (!image) throw std::system_error(errno, std::generic_category(), "open");
-        const UniqueFd copy{
-            ::open(aside.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666)};
-        if (!copy) throw std::system_error(errno, std::generic_category(), "create");
-        if (!images::share_blocks(image.get(), copy.get())) {
-            check_space(aside.parent_path(), space_of(file));
-            images::copy_sparse(image.get(), copy.get());
-        }
-        fs::rename(aside, options.file);
-    } catch (const std::system_error& error) {
-        ::unlink(aside.c_str());
-        throw Failure(
-            fmt::format("export '{}': {}", options.file.string(), error.code().message()));
+        export_image(store, digest, options.file);
     } catch (const Failure& failure) {
-        ::unlink(aside.c_str());
         throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()),
                       failure.hint());
+    } catch (const std::system_error& error) {
+        throw Failure(
+            fmt::format("export '{}': {}", options.file.string(), error.code().message()));
     }
     return status::ok;
 }

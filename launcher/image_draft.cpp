@@ -9,6 +9,7 @@
 #include "launcher/definition.h"
 #include "launcher/failure.h"
 #include "launcher/image_file.h"
+#include "launcher/progress.h"
 
 namespace qvm {
 
@@ -42,12 +43,15 @@ NewImage image_of_file(const ImageStore& store, const fs::path& path) {
     const auto image = open_any_image(path);
     ImageDraft draft{store.drafts()};
     images::Hash hash{images::HashKind::sha256};
+    ProgressMeter meter{what, ProgressMeter::On::terminal};
+    meter.begin(0, image.known.front().size);
+    const auto tell = [&](std::uint64_t done) { meter.update(done); };
     try {
         if (images::share_blocks(image.fd.get(), draft.fd())) {
-            images::hash_file(draft.fd(), hash);
+            images::hash_file(draft.fd(), hash, tell);
         } else {
             check_space(store.drafts(), space_of(image.fd.get()));
-            images::copy_sparse(image.fd.get(), draft.fd(), hash);
+            images::copy_sparse(image.fd.get(), draft.fd(), hash, tell);
         }
     } catch (const std::system_error& error) {
         throw Failure(fmt::format("{}: {}", what, error.code().message()));

@@ -18,6 +18,7 @@
 #include "launcher/failure.h"
 #include "launcher/json_reader.h"
 #include "launcher/json_text.h"
+#include "launcher/progress.h"
 #include "launcher/table.h"
 
 namespace qvm {
@@ -354,8 +355,10 @@ bool ImageStore::is_whole(const std::string& digest) const {
     const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
     if (!fd) throw Failure(fmt::format("open '{}': {}", path.string(), reason()));
     try {
+        ProgressMeter meter{"reading " + digest.substr(0, 12), ProgressMeter::On::terminal};
+        meter.begin(0, fs::file_size(path));
         images::Hash hash{images::HashKind::sha256};
-        images::hash_file(fd.get(), hash);
+        images::hash_file(fd.get(), hash, [&](std::uint64_t done) { meter.update(done); });
         return hash.finish().hex == digest;
     } catch (const std::system_error& error) {
         throw Failure(fmt::format("read '{}': {}", path.string(), error.code().message()));

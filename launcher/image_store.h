@@ -151,7 +151,8 @@ class ImageStore {
     [[nodiscard]] UniqueFd share() const;
     [[nodiscard]] UniqueFd lock() const;
 
-    /// Whether a blob is what its name says. Throws Failure where it cannot be read.
+    /// Whether a blob is what its name says; on a terminal it is shown how far that is. Throws
+    /// Failure where it cannot be read.
     [[nodiscard]] bool is_whole(const std::string& digest) const;
 
     /// Removes drafts that nobody is at work on any more; how many.

@@ -20,8 +20,9 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr auto pause = 200ms;  // between two bars
-constexpr double memory = 3;   // seconds that a rate remembers
+constexpr auto first_pause = 500ms;  // what is shorter needs no bar
+constexpr auto pause = 200ms;        // between two bars
+constexpr double memory = 3;         // seconds that a rate remembers
 constexpr double mib = 1024 * 1024;
 constexpr std::uint64_t step_of_unknown = 64 * 1024 * 1024;  // in place of a tenth
 
@@ -92,8 +93,10 @@ void Rate::begin(std::uint64_t done, Clock::time_point now) {
     rate_ = 0;
 }
 
-ProgressMeter::ProgressMeter(std::string what, bool quiet)
-    : what_(std::move(what)), quiet_(quiet), terminal_(::isatty(STDERR_FILENO) == 1) {}
+ProgressMeter::ProgressMeter(std::string what, On on)
+    : what_(std::move(what)),
+      draws_(on != On::nothing && ::isatty(STDERR_FILENO) == 1),
+      says_(on == On::anything && !draws_) {}
 
 ProgressMeter::~ProgressMeter() {
     clear();
@@ -103,7 +106,7 @@ void ProgressMeter::begin(std::uint64_t done, std::optional<std::uint64_t> total
     const auto now = Clock::now();
     progress_ = {.done = done, .total = total};
     rate_.begin(done, now);
-    next_ = now + pause;
+    next_ = now + first_pause;
     said_ = total ? percent_of(progress_) / 10 : 0;
 }
 
@@ -115,9 +118,8 @@ void ProgressMeter::update(std::uint64_t done) {
         progress_.rate = rate_.update(done, now);
         next_ = now + pause;
     }
-    if (quiet_) return;
-    if (!terminal_) return say_tenth();
-    if (due) draw();
+    if (draws_ && due) draw();
+    if (says_) say_tenth();
 }
 
 void ProgressMeter::clear() {

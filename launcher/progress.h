@@ -38,7 +38,8 @@ class Rate {
 /// Shows a transfer on stderr: on a terminal as a bar, else as a line for every tenth of it.
 class ProgressMeter {
   public:
-    ProgressMeter(std::string what, bool quiet);
+    enum class On { nothing, terminal, anything };
+    ProgressMeter(std::string what, On on);
     ProgressMeter(const ProgressMeter&) = delete;
     ProgressMeter& operator=(const ProgressMeter&) = delete;
     /// Takes the bar away.
@@ -55,8 +56,8 @@ class ProgressMeter {
     void say_tenth();
 
     std::string what_;
-    bool quiet_;
-    bool terminal_;
+    bool draws_;
+    bool says_;
     bool drawn_ = false;
     Progress progress_;
     Rate rate_;

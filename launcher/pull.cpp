@@ -188,7 +188,8 @@ class Pull {
     std::optional<std::string> transfer(Download& download, const Expected& expected) {
         Hashes hashes{expected.checksum};
         hashes.begin(download);
-        ProgressMeter meter{entry_.name, request_.quiet};
+        ProgressMeter meter{
+            entry_.name, request_.quiet ? ProgressMeter::On::nothing : ProgressMeter::On::anything};
         std::uint64_t most = 0;
         for (int failures = 0; !get_more(download, hashes, meter, failures > 0);) {
             failures = download.partial().size > most ? 1 : failures + 1;
@@ -216,8 +217,9 @@ class Pull {
             other_.reset();
             if (expected_ && expected_->kind != HashKind::sha256) other_.emplace(expected_->kind);
             if (download.partial().size == 0) return;
-            images::hash_file(download.fd(), own_);
-            if (other_) images::hash_file(download.fd(), *other_);
+            const auto nobody = [](std::uint64_t) {};
+            images::hash_file(download.fd(), own_, nobody);
+            if (other_) images::hash_file(download.fd(), *other_, nobody);
         }
         void update(std::string_view bytes) {
             own_.update(bytes.data(), bytes.size());

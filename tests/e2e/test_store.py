@@ -314,6 +314,11 @@ class Contents(StoreTest):
         with self.subTest("it is whole again when it is added again"):
             self.import_hang("two", mark=b"2")
             self.assertIn("two: ok", self.succeed("image", "verify"))
+            blob.chmod(0o644)
+            with open(blob, "r+b") as file:
+                file.write(b"x")
+            self.assert_refused(self.qvm("image", "export", "two", self.host.files / "x"), "has become another file")
+            self.assertFalse((self.host.files / "x").exists())
         self.blob(digest).unlink()
         self.assertEqual(self.qvm("image", "verify", "one").stdout, f"one: '{self.blob(digest)}' is gone\n")
         self.assert_refused(self.qvm("run", "--net", "none", "one"), "image 'one': '.*' is gone", "again")
