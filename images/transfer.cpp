@@ -84,7 +84,9 @@ Verdict judge(const Partial& partial, const Answer& answer) {
         case 200:
             return {Kind::begin, answer.length};
         case 206:
-            return {range.first == partial.size ? Kind::append : Kind::restart, range.size};
+            return {
+                can_go_on(partial) && range.first == partial.size ? Kind::append : Kind::restart,
+                range.size};
         case 416:
             return {can_go_on(partial) && range.size == partial.size ? Kind::whole : Kind::restart,
                     range.size};

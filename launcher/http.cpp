@@ -112,6 +112,10 @@ class Transfer {
         end.answer = answer_;
         if (code != CURLE_OK && wanted_)
             end.problem = problem_.front() != '\0' ? problem_.data() : curl_.strerror(code);
+        if (code == CURLE_UNSUPPORTED_PROTOCOL)
+            end.problem =
+                "it is redirected to a URL that is not followed (from https to http with "
+                "--checksum alone)";
         return end;
     }
 

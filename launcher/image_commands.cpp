@@ -188,9 +188,10 @@ void remove_image(const ImageStore& store, const std::string& name, const Users&
     if (!those.empty()) {
         const bool needed = std::any_of(those.begin(), those.end(),
                                         [](const auto& user) { return user.needs_it(); });
-        throw Failure(fmt::format("image '{}': is in use by {}", name, joined(names_of(those))),
-                      needed ? "those are of no use without it: remove them first"
-                             : fmt::format("qvm image rm -f {}: they keep it to their end", name));
+        throw Failure(
+            fmt::format("image '{}': is in use by {}", name, joined(names_of(those))),
+            needed ? "those are of no use without it: remove them first"
+                   : fmt::format("qvm image rm -f {}: those that run keep it to their end", name));
     }
     store.remove_name(name);
     if (last) store.remove_blob(digest);
@@ -356,7 +357,9 @@ int image_inspect(const ImageInspectOptions& options) {
 
 int image_tag(const ImageTagOptions& options) {
     const auto store = open_store(find_directories());
-    store.give_name(options.name, store.read(name_in_store(store, options.image)));
+    const auto name = name_in_store(store, options.image);
+    if (!store.give_name(options.name, store.read(name)))
+        throw Failure(fmt::format("image '{}': is gone", name), "qvm image verify");
     print(options.name + "\n");
     return status::ok;
 }

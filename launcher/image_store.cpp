@@ -86,18 +86,21 @@ void remove_file(const fs::path& path) {
         throw Failure(fmt::format("remove '{}': {}", path.string(), reason()));
 }
 
+/// Of this boot: what was written before another may not be on disk.
+std::string boot_id() {
+    return read_file("/proc/sys/kernel/random/boot_id").value_or("");
+}
+
 UniqueFd take_lock(const fs::path& directory, int operation) {
     make_private_directory(directory);
     const auto file = directory / "lock";
     UniqueFd fd{::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
-    while (fd && ::flock(fd.get(), operation) != 0)
-        if (errno != EINTR) fd.reset();
-    if (!fd) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
+    int failed = -1;
+    if (fd) do
+            failed = ::flock(fd.get(), operation);
+        while (failed != 0 && errno == EINTR);
+    if (failed != 0) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
     return fd;
-}
-
-Failure no_image(const std::string& name) {
-    return Failure{fmt::format("image '{}': there is none", name), "qvm image ls"};
 }
 
 }  // namespace
@@ -194,7 +197,9 @@ Download::Download(fs::path directory, const std::string& url, const std::functi
     partial_.size = static_cast<std::uint64_t>(std::max<off_t>(size, 0));
     try {
         const auto object = parse_object(read_file(note()).value_or(""));
-        partial_.validator = JsonReader{object}.text("validator").value_or("");
+        const JsonReader reader{object};
+        if (reader.text("boot") == boot_id())
+            partial_.validator = reader.text("validator").value_or("");
     } catch (const Failure&) {
         // It cannot go on, then.
     }
@@ -214,7 +219,8 @@ void Download::begin(const std::string& validator) {
     if (::ftruncate(fd_.get(), 0) != 0 || ::lseek(fd_.get(), 0, SEEK_SET) != 0)
         throw cannot_write(path_);
     partial_ = {0, validator};
-    write_file(note(), json::serialize(json::object{{"url", url_}, {"validator", validator}}));
+    write_file(note(), json::serialize(json::object{
+                           {"url", url_}, {"validator", validator}, {"boot", boot_id()}}));
 }
 
 void Download::append(std::string_view bytes) {
@@ -282,7 +288,7 @@ std::optional<ImageRecord> ImageStore::find(const std::string& name) const {
 
 ImageRecord ImageStore::read(const std::string& name) const {
     if (auto record = find(name)) return *record;
-    throw no_image(name);
+    throw Failure(fmt::format("image '{}': there is none", name), "qvm image ls");
 }
 
 std::optional<ImageRecord> ImageStore::find_checked(const std::string& checksum) const {
@@ -310,10 +316,11 @@ void ImageStore::add(ImageDraft draft, const std::string& name, const ImageRecor
     write_record(name, record);
 }
 
-void ImageStore::give_name(const std::string& name, const ImageRecord& record) const {
+bool ImageStore::give_name(const std::string& name, const ImageRecord& record) const {
     const auto lock = share();
-    if (!fs::exists(blob(record.digest))) throw no_image(name);
+    if (!fs::exists(blob(record.digest))) return false;
     write_record(name, record);
+    return true;
 }
 
 void ImageStore::write_record(const std::string& name, const ImageRecord& record) const {

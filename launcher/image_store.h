@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "images/hash.h"
@@ -136,8 +137,8 @@ class ImageStore {
     /// Makes the draft the blob of `record.digest`, and gives it that name; another image that had
     /// the name has it no longer. Throws Failure.
     void add(ImageDraft draft, const std::string& name, const ImageRecord& record) const;
-    /// Gives an image that is there another name. Throws Failure.
-    void give_name(const std::string& name, const ImageRecord& record) const;
+    /// Gives an image another name; false where it is not there any more. Throws Failure.
+    [[nodiscard]] bool give_name(const std::string& name, const ImageRecord& record) const;
     /// Notes that the name is used now, and when it was last.
     void note_use(const std::string& name) const noexcept;
     [[nodiscard]] std::chrono::file_clock::time_point last_use(const std::string& name) const;

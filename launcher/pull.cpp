@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <system_error>
+#include <filesystem>
 #include <thread>
 
 #include "images/checksum_file.h"
@@ -13,7 +13,6 @@
 #include "launcher/failure.h"
 #include "launcher/http.h"
 #include "launcher/image_draft.h"
-#include "launcher/memory_file.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
@@ -148,7 +147,7 @@ class Pull {
         auto record = store_.find_checked(to_string(*expected.checksum));
         if (!record) return std::nullopt;
         describe(*record, expected);
-        store_.give_name(entry_.name, *record);
+        if (!store_.give_name(entry_.name, *record)) return std::nullopt;
         note("is here already");
         return record;
     }
@@ -175,7 +174,7 @@ class Pull {
             download.discard();
             throw Failure(
                 fmt::format("{}: its checksum is not what {} says", entry_.url, expected.source),
-                "it may be changing just now: try again later");
+                request_.checksum ? "" : "it may be changing just now: try again later");
         }
         auto [draft, record] = image_of_download(download, *digest);
         describe(record, expected);
@@ -216,7 +215,7 @@ class Pull {
             own_ = images::Hash{HashKind::sha256};
             other_.reset();
             if (expected_ && expected_->kind != HashKind::sha256) other_.emplace(expected_->kind);
-            if (download.partial().size == 0) return;
+            if (!images::can_go_on(download.partial())) return;
             const auto nobody = [](std::uint64_t) {};
             images::hash_file(download.fd(), own_, nobody);
             if (other_) images::hash_file(download.fd(), *other_, nobody);

@@ -252,6 +252,20 @@ class Removal(StoreTest):
         self.succeed("image", "rm", "demo:1")
         self.assert_sound()
 
+    def test_of_one_that_a_warm_start_is_built_on(self):
+        self.succeed("image", "import", self.demo, "demo:1")
+        self.addCleanup(shutil.rmtree, self.host.cache / "warm", ignore_errors=True)
+        for name in ("demo:1", "other"):  # by any of its names it is the same machine
+            done = self.qvm("run", "--warm", "--net", "none", name, "--", "uname", seconds=vm.BOOT)
+            self.assertEqual((done.returncode, done.stdout), (0, "Linux\n"), done.stderr)
+            self.assertEqual("booting 'demo:1' once" in done.stderr, name == "demo:1")
+            self.succeed("image", "tag", "demo:1", "other")
+        self.succeed("image", "rm", "other")
+        self.assertEqual(self.inspect("demo:1")["used_by"], ["--warm"])
+        self.assert_refused(self.qvm("image", "rm", "demo:1"), "in use by --warm$", "rm -f demo:1")
+        self.assertEqual(self.succeed("image", "rm", "-f", "demo:1"), "demo:1\n")
+        self.assert_sound()
+
     def test_of_what_was_not_used_for_long(self):
         digest = self.import_hang("old", "new")
         os.utime(self.store.path / "name/old", (1, 1))

@@ -53,6 +53,7 @@ TEST_CASE("what an answer means") {
     CHECK(judged(206, "bytes 4-9/10").first == Kind::restart);
     CHECK(judged(206, "").first == Kind::restart);
     CHECK(judged(206, "lines 5-9/10").first == Kind::restart);
+    CHECK(judge({5, ""}, {.status = 206, .content_range = "bytes 5-9/10"}).kind == Kind::restart);
     CHECK(judged(416, "bytes */5") == Verdicts{Kind::whole, 5});
     CHECK(judged(416, "bytes */4").first == Kind::restart);
     CHECK(judged(416, "").first == Kind::restart);

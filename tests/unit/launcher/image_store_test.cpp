@@ -113,13 +113,13 @@ TEST_CASE("an image is found by a checksum, where it is still there") {
     CHECK(store.find_checked("sha256:" + digest));
     auto record = record_of("abc");
     record.checksum = "sha512:12";
-    store.give_name("two", record);
+    CHECK(store.give_name("two", record));
     std::ofstream{directory.path / "image/name/broken"} << "{";
     CHECK(store.find_checked("sha512:12") == record);
     CHECK(!store.find_checked("sha512:13"));
     store.remove_blob(digest);
     CHECK(!store.find_checked("sha512:12"));
-    CHECK_THROWS_WITH(store.give_name("three", record), "image 'three': there is none");
+    CHECK(!store.give_name("three", record));
 }
 
 TEST_CASE("a draft goes with who makes it, or with the next sweep") {
@@ -159,6 +159,23 @@ TEST_CASE("a download goes on where it was broken off") {
     }
     CHECK(text_of(directory.path / "done") == "abcdef");
     CHECK(files_in(directory.path) == 1);
+}
+
+TEST_CASE("a download of before the last boot begins anew") {
+    const Temporary directory;
+    const std::string url = "http://x/disk";
+    {
+        Download download{directory.path, url, [] {}};
+        download.begin("\"first\"");
+        download.append("abc");
+    }
+    const auto note = directory.path / (images::checksum(url) + ".json");
+    auto text = text_of(note);
+    const auto boot = text.find("\"boot\":\"") + 8;
+    text[boot] = text[boot] == '0' ? '1' : '0';
+    std::ofstream{note} << text;
+    const Download download{directory.path, url, [] {}};
+    CHECK(!can_go_on(download.partial()));
 }
 
 TEST_CASE("of a download with which nothing came nothing stays") {
