@@ -18,8 +18,8 @@ struct NewImage {
 /// link: the user may write to the file later. Throws Failure that names the path as the user did.
 NewImage image_of_file(const ImageStore& store, const std::filesystem::path& path);
 
-/// Of a file that was pulled and is all there, itself. `digest` is its SHA-256. Throws Failure with
-/// the reason alone.
+/// Of a file that was pulled and is all there, itself. `digest` is its SHA-256. What is no image is
+/// removed. Throws Failure with the reason alone.
 NewImage image_of_download(Download& download, std::string digest);
 
 }  // namespace qvm

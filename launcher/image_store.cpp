@@ -206,7 +206,7 @@ Download::Download(fs::path directory, const std::string& url, const std::functi
 }
 
 Download::~Download() {
-    if (!fd_ || partial_.size > 0) return;
+    if (partial_.size > 0) return;
     try {
         discard();
     } catch (const Failure&) {
@@ -233,6 +233,7 @@ void Download::append(std::string_view bytes) {
 }
 
 void Download::discard() {
+    if (!fd_) return;
     partial_ = {};
     remove_file(note());
     remove_file(path_);

@@ -91,9 +91,9 @@ class Download {
     /// Empties it: what comes now is of a file with that validator.
     void begin(const std::string& validator);
     void append(std::string_view bytes);
-    /// Removes it.
+    /// Removes it, where it is still one.
     void discard();
-    /// It is all there, and a draft from now on.
+    /// It is all there, and a draft from now on, and no download any more.
     ImageDraft finish();
 
     /// Whether it was removed: a file of that name below `directory` that nobody is at work on, and
