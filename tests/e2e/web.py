@@ -54,15 +54,28 @@ class Nginx:
         config.write_text(NGINX.format(directory=self.directory, files=files, port=self.port, secure=self.secure))
         self.directory.chmod(0o755)
         self.process = subprocess.Popen(["nginx", "-c", config], stderr=subprocess.DEVNULL)
+        self._wait_until(self._answers)
+        self._wait_until(self._is_quiet)
+
+    def _answers(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.secure)).close()
+            return True
+        except OSError:
+            return False
+
+    def _is_quiet(self):
+        """It closes its end of a connection a moment later."""
+        table = pathlib.Path("/proc/net/tcp").read_text()
+        return not re.search(f"0100007F:{self.secure:04X} 0100007F:.... 0[18]", table)
+
+    @staticmethod
+    def _wait_until(condition):
         deadline = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.secure)).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RuntimeError("nginx does not start")
+            time.sleep(0.02)
 
     def url(self, path, secure=False):
         return f"https://127.0.0.1:{self.secure}/{path}" if secure else f"http://127.0.0.1:{self.port}/{path}"
