@@ -40,6 +40,8 @@ Failure no_such_image(const std::string& name) {
 UniqueFd find_image(VmOptions& vm, const Directories& directories, FindImage how) {
     if (!vm.image || vm.image_name) return {};
     const auto name = vm.image->string();
+    if (images::is_url(name))
+        throw Failure(fmt::format("open image '{}': is a URL", name), "qvm image pull " + name);
     std::error_code ignored;
     const auto file = fs::symlink_status(*vm.image, ignored);
     // A directory is no image; and a path that is none is an error of whoever opens it.

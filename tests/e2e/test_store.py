@@ -153,6 +153,7 @@ class Names(StoreTest):
         self.assert_refused(self.qvm("run", "nothing:1"),
                             "open image 'nothing:1': No such file or directory, and no image of that name",
                             "qvm image ls")
+        self.assert_refused(self.qvm("run", "http://x/y.img"), "open image 'http://x/y.img': is a URL", "qvm image pull http")
         self.assert_refused(self.qvm("run", "./nothing"), r"open image './nothing': No such file or directory$")
         for words in (("inspect",), ("rm",), ("verify",)):
             self.assert_refused(self.qvm("image", *words, "nothing"), "image 'nothing': there is none", "qvm image ls")
