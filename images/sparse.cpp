@@ -1,7 +1,6 @@
 #include "images/sparse.h"
 
 #include <linux/fs.h>
-#include <nettle/sha2.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -100,13 +99,26 @@ void for_each_piece(int fd, Take take) {
     }
 }
 
-std::string digest_of(sha256_ctx& context) {
-    std::array<std::uint8_t, SHA256_DIGEST_SIZE> digest{};
-    ::nettle_sha256_digest(&context, digest.size(), digest.data());
-    constexpr const char* digits = "0123456789abcdef";
-    std::string text;
-    for (const auto byte : digest) text += {digits[byte >> 4], digits[byte & 15]};
-    return text;
+/// What a copy and a checksum of all of a file have in common: pieces in their order, and zeros for
+/// what is between them.
+template <typename Take>
+void hash_pieces(int fd, Hash& hash, const BytesDone& done, Take take) {
+    const std::vector<char> zeros(buffer_size);
+    off_t hashed = 0;
+    const auto add = [&](const char* bytes, off_t size) {
+        hash.update(bytes, static_cast<std::size_t>(size));
+        hashed += size;
+        done(static_cast<std::uint64_t>(hashed));
+    };
+    const auto add_zeros = [&](off_t end) {
+        while (hashed < end) add(zeros.data(), std::min(buffer_size, end - hashed));
+    };
+    for_each_piece(fd, [&](const char* bytes, off_t size, off_t offset) {
+        add_zeros(offset);
+        take(bytes, size, offset);
+        add(bytes, size);
+    });
+    add_zeros(size_of(fd));
 }
 
 }  // namespace
@@ -117,15 +129,29 @@ void fill_sparse(int from, int to) {
     });
 }
 
+bool share_blocks(int from, int to) {
+    return ::ioctl(to, FICLONE, from) == 0;
+}
+
 void copy_sparse(int from, int to) {
-    if (::ioctl(to, FICLONE, from) == 0) return;
+    if (share_blocks(from, to)) return;
     if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
     fill_sparse(from, to);
 }
 
+void copy_sparse(int from, int to, Hash& hash, const BytesDone& done) {
+    if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
+    hash_pieces(from, hash, done, [to](const char* bytes, off_t size, off_t offset) {
+        write_pages(to, bytes, size, offset);
+    });
+}
+
+void hash_file(int fd, Hash& hash, const BytesDone& done) {
+    hash_pieces(fd, hash, done, [](const char*, off_t, off_t) {});
+}
+
 std::string sparse_checksum(int fd) {
-    sha256_ctx context;
-    ::nettle_sha256_init(&context);
+    Hash hash{HashKind::sha256};
     for_each_piece(fd, [&](const char* bytes, off_t size, off_t offset) {
         for (off_t at = 0; at < size; at += block) {
             const auto length = static_cast<std::size_t>(std::min(block, size - at));
@@ -134,20 +160,11 @@ std::string sparse_checksum(int fd) {
             for (std::size_t i = 0; i < number.size(); ++i)
                 number[i] = static_cast<std::uint8_t>(
                     static_cast<std::uint64_t>((offset + at) / block) >> (8 * i));
-            ::nettle_sha256_update(&context, number.size(), number.data());
-            ::nettle_sha256_update(&context, length,
-                                   reinterpret_cast<const std::uint8_t*>(bytes + at));
+            hash.update(number.data(), number.size());
+            hash.update(bytes + at, length);
         }
     });
-    return digest_of(context);
-}
-
-std::string checksum(std::string_view text) {
-    sha256_ctx context;
-    ::nettle_sha256_init(&context);
-    ::nettle_sha256_update(&context, text.size(),
-                           reinterpret_cast<const std::uint8_t*>(text.data()));
-    return digest_of(context);
+    return hash.finish().hex;
 }
 
 }  // namespace qvm::images

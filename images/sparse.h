@@ -1,29 +1,42 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
-#include <string_view>
+
+#include "images/hash.h"
 
 /// Files of which most may be holes: a guest's memory, an overlay.
 namespace qvm::images {
 
+/// Told of a file's bytes how many are done.
+using BytesDone = std::function<void(std::uint64_t)>;
+
+/// Lets `to`, an empty file, have what is in `from`, and share its blocks (FICLONE,
+/// ioctl_ficlonerange(2)): where both are on one file system that can. Whether it does.
+bool share_blocks(int from, int to);
+
 /// Copies what is in the file `from` to the same offsets of `to`, an empty file, which gets its
-/// size; `from` must not change meanwhile. Holes, and blocks of zeros, become holes. Where both are
-/// on one file system that can, they share their blocks (FICLONE, ioctl_ficlonerange(2)). The
-/// offset of `from` is another afterwards. Throws std::system_error.
+/// size; `from` must not change meanwhile. Holes, and blocks of zeros, become holes. They share
+/// their blocks where they can. The offset of `from` is another afterwards. Throws
+/// std::system_error.
 void copy_sparse(int from, int to);
 
 /// The same into a file that is as large already and all zeros: a new memfd that others have
 /// mapped.
 void fill_sparse(int from, int to);
 
+/// As copy_sparse(), but never with shared blocks, and `hash` gets all that is in `from` in the
+/// same pass, holes as zeros.
+void copy_sparse(int from, int to, Hash& hash, const BytesDone& done);
+
+/// Gives `hash` all that is in a file, holes as zeros. Throws std::system_error.
+void hash_file(int fd, Hash& hash, const BytesDone& done);
+
 /// The SHA-256 of what is in a file, in hexadecimal: of each block of 64 KiB that is not all zeros
 /// (the last one may be shorter), after its number as eight bytes, little-endian. Two files of the
 /// same contents have the same, wherever their holes are; size is not part of it. Throws
 /// std::system_error.
 std::string sparse_checksum(int fd);
-
-/// The SHA-256 of a text, in hexadecimal. Pure.
-std::string checksum(std::string_view text);
 
 }  // namespace qvm::images

@@ -33,6 +33,15 @@ int snapshot_export(const SnapshotExportOptions& options);
 int snapshot_import(const SnapshotImportOptions& options);
 int snapshot_rm(const SnapshotRmOptions& options);
 int image_demo(const ImageDemoOptions& options);
+int image_pull(const ImagePullOptions& options);
+int image_import(const ImageImportOptions& options);
+int image_ls(const ImageLsOptions& options);
+int image_inspect(const ImageInspectOptions& options);
+int image_tag(const ImageTagOptions& options);
+int image_export(const ImageExportOptions& options);
+int image_rm(const ImageRmOptions& options);
+int image_prune(const ImagePruneOptions& options);
+int image_verify(const ImageVerifyOptions& options);
 int doctor(const DoctorOptions& options);
 int completion(const CompletionOptions& options);
 

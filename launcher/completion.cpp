@@ -16,7 +16,18 @@ using Shell = CompletionOptions::Shell;
 
 /// What is offered in one place: the words, or what `kind` says.
 struct Offer {
-    enum class Kind { nothing, words, files, living, all, networks, snapshots };
+    enum class Kind {
+        nothing,
+        words,
+        files,
+        living,
+        all,
+        networks,
+        snapshots,
+        images,     ///< of the store
+        catalogue,  ///< those that can be pulled
+        disks,      ///< files, and images of the store
+    };
     Kind kind = Kind::nothing;
     std::string words = {};
 };
@@ -32,6 +43,7 @@ std::string joined(const std::vector<std::string>& words, std::string_view separ
 
 Offer offer_of_name(const std::string& command) {
     if (command.starts_with("net ")) return {Offer::Kind::networks};
+    if (command.starts_with("image ")) return {Offer::Kind::images};
     // These know VMs that were created and do not run, too.
     for (const auto* name : {"start", "rm", "inspect", "logs", "wait"})
         if (command == name) return {Offer::Kind::all};
@@ -70,7 +82,7 @@ std::string uplinks() {
 
 /// Of the value that the parser calls `value`.
 Offer offer_of_value(const std::string& value) {
-    if (value == "FILE" || value == "IMAGE" || value == "PATH") return {Offer::Kind::files};
+    if (value == "FILE" || value == "PATH") return {Offer::Kind::files};
     if (value == "MODE") return {Offer::Kind::words, modes()};
     if (value == "ACCEL") return {Offer::Kind::words, accelerators()};
     if (value == "ARCH") return {Offer::Kind::words, architectures()};
@@ -87,6 +99,8 @@ std::string path_of(const CommandShape& command) {
 Offer offer_of_positional(const CommandShape& command, const ArgumentShape& positional) {
     const auto& name = positional.names.front();
     if (name == "NAME") return offer_of_name(path_of(command));
+    if (name == "IMAGE")
+        return {command.path.back() == "pull" ? Offer::Kind::catalogue : Offer::Kind::disks};
     // Those that there are; the others make one.
     const auto& verb = command.path.back();
     if (name == "SNAPSHOT" && verb != "create" && verb != "import") return {Offer::Kind::snapshots};
@@ -133,6 +147,8 @@ _qvm_names() {
     all) "$1" ps -a -q ;;
     networks) "$1" ps -q && "$1" net ls | sed '1d; s/ .*//' ;;
     snapshots) "$1" snapshot ls -q ;;
+    images) "$1" image ls -q ;;
+    catalogue) "$1" image ls --catalogue -q ;;
     esac 2>/dev/null
 }
 
@@ -201,16 +217,19 @@ constexpr std::string_view bash_tail = R"script(        esac
     fi
 
     COMPREPLY=()
-    if [[ $files ]]; then
-        compopt -o default
-        return
-    fi
     if [[ $commands ]]; then
         mapfile -t COMPREPLY < <(compgen -c -- "$cur" | sort -u)
         return
     fi
     [[ $names ]] && offered=$(_qvm_names "${words[0]}" "$names" | sort -u)
     mapfile -t COMPREPLY < <(compgen -P "$prefix" -W "$offered" -- "$cur")
+    if [[ $files ]]; then
+        compopt -o default
+        # Which bash does itself where nothing else is offered.
+        ((${#COMPREPLY[@]} == 0)) || mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -f -- "$cur")
+    fi
+    # Of a word that bash has broken it wants what follows the last colon.
+    [[ $cur != *:* || $COMP_WORDBREAKS != *:* ]] || COMPREPLY=("${COMPREPLY[@]#"${cur%"${cur##*:}"}"}")
 }
 
 complete -F _qvm qvm
@@ -230,6 +249,12 @@ std::string bash_offer(const Offer& offer) {
             return "names=networks";
         case Offer::Kind::snapshots:
             return "names=snapshots";
+        case Offer::Kind::images:
+            return "names=images";
+        case Offer::Kind::catalogue:
+            return "names=catalogue";
+        case Offer::Kind::disks:
+            return "files=yes names=images";
         case Offer::Kind::nothing:
             break;
     }
@@ -313,6 +338,9 @@ constexpr std::string_view zsh_head = R"script(#compdef qvm
 _qvm_living() { compadd "$@" -- ${(f)"$($qvm ps -q 2>/dev/null)"} }
 _qvm_all() { compadd "$@" -- ${(f)"$($qvm ps -a -q 2>/dev/null)"} }
 _qvm_snapshots() { compadd "$@" -- ${(f)"$($qvm snapshot ls -q 2>/dev/null)"} }
+_qvm_images() { compadd "$@" -- ${(f)"$($qvm image ls -q 2>/dev/null)"} }
+_qvm_catalogue() { compadd "$@" -- ${(f)"$($qvm image ls --catalogue -q 2>/dev/null)"} }
+_qvm_disks() { _alternative 'files:file:_files' 'images:image:_qvm_images' }
 _qvm_networks() {
   compadd "$@" -- ${(fu)"$({ $qvm ps -q && $qvm net ls | sed '1d; s/ .*//' } 2>/dev/null)"}
 }
@@ -340,6 +368,12 @@ std::string zsh_action(const Offer& offer) {
             return "_qvm_networks";
         case Offer::Kind::snapshots:
             return "_qvm_snapshots";
+        case Offer::Kind::images:
+            return "_qvm_images";
+        case Offer::Kind::catalogue:
+            return "_qvm_catalogue";
+        case Offer::Kind::disks:
+            return "_qvm_disks";
         case Offer::Kind::nothing:
             break;
     }
@@ -453,6 +487,14 @@ function __qvm_snapshots
     eval (__qvm_program) snapshot ls -q 2>/dev/null
 end
 
+function __qvm_images
+    eval (__qvm_program) image ls -q 2>/dev/null
+end
+
+function __qvm_catalogue
+    eval (__qvm_program) image ls --catalogue -q 2>/dev/null
+end
+
 function __qvm_networks
     __qvm_living
     eval (__qvm_program) net ls 2>/dev/null | string replace -r ' .*' '' | tail -n +2
@@ -479,6 +521,12 @@ std::string fish_offer(const Offer& offer) {
             return " -a '(__qvm_networks)'";
         case Offer::Kind::snapshots:
             return " -a '(__qvm_snapshots)'";
+        case Offer::Kind::images:
+            return " -a '(__qvm_images)'";
+        case Offer::Kind::catalogue:
+            return " -a '(__qvm_catalogue)'";
+        case Offer::Kind::disks:
+            return " -F -a '(__qvm_images)'";
         case Offer::Kind::nothing:
             break;
     }

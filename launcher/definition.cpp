@@ -85,6 +85,7 @@ json::object to_json(const VmOptions& options) {
     for (const auto& drive : options.drives) drives.emplace_back(to_string(drive));
     for (const auto& file : options.ssh_keys) ssh_keys.emplace_back(file.string());
     return {{"image", or_null(options.image)},
+            {"image_name", or_null(options.image_name)},
             {"snapshot", or_null(options.snapshot)},
             {"disk_mib", options.disk_mib ? json::value(*options.disk_mib) : json::value(nullptr)},
             {"user_data", or_null(options.user_data)},
@@ -117,6 +118,7 @@ VmOptions vm_options_from(const json::object& object) {
     const JsonReader reader{object};
     VmOptions options;
     options.image = path_of(reader.text("image"));
+    options.image_name = reader.text("image_name");
     options.snapshot = reader.text("snapshot");
     constexpr std::uint64_t most_memory = 1024 * 1024 * 1024;  // parse_memory()'s
     if (reader.has("disk_mib")) options.disk_mib = reader.number("disk_mib", 1, most_memory);
@@ -238,8 +240,7 @@ void DefinitionStore::add(const Definition& definition) const {
                                                         definition.name)
                                           : fmt::format("{}: {}", what, reason()),
                           errno == EEXIST ? "qvm rm " + definition.name : std::string{});
-        const UniqueFd parent{::open(directory_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-        ::fsync(parent.get());
+        sync_directory(directory_);
     } catch (...) {
         remove_directory(aside, files);
         throw;
@@ -316,7 +317,11 @@ std::size_t DefinitionStore::sweep() const {
 }
 
 std::string timestamp() {
-    return fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr)));
+    return timestamp(std::time(nullptr));
+}
+
+std::string timestamp(std::time_t time) {
+    return fmt::format("{:%FT%TZ}", fmt::gmtime(time));
 }
 
 }  // namespace qvm

@@ -2,6 +2,7 @@
 
 #include <boost/json/object.hpp>
 #include <cstdint>
+#include <ctime>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -86,5 +87,7 @@ class DefinitionStore {
 
 /// Now, as RFC 3339 says it: 2026-01-31T12:00:00Z
 std::string timestamp();
+/// The same of a time in seconds since the epoch.
+std::string timestamp(std::time_t time);
 
 }  // namespace qvm

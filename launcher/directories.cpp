@@ -226,6 +226,11 @@ void write_file(const fs::path& path, const std::string& text, bool durable) {
     if (::rename(fresh.c_str(), path.c_str()) != 0) throw failed();
 }
 
+void sync_directory(const fs::path& path) {
+    const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+    ::fsync(fd.get());
+}
+
 std::optional<std::string> read_file(const fs::path& path) {
     const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
     if (!fd) return std::nullopt;

@@ -23,6 +23,8 @@ struct Directories {
     [[nodiscard]] std::filesystem::path ssh() const { return data / "ssh"; }
     [[nodiscard]] std::filesystem::path vms() const { return data / "vm"; }
     [[nodiscard]] std::filesystem::path snapshots() const { return data / "snapshot"; }
+    [[nodiscard]] std::filesystem::path images() const { return data / "image"; }
+    [[nodiscard]] std::filesystem::path warm() const { return cache / "warm"; }
 };
 
 /// From QVM_RUN_DIR, QVM_DATA_DIR, QVM_CACHE_DIR, the XDG variables and who we are. The directories
@@ -53,6 +55,9 @@ std::optional<UniqueFd> try_lock_file(const std::filesystem::path& file);
 /// Replaces a file as a whole: who reads it sees the old text or the new one, also after a power
 /// cut where `durable`. Throws Failure.
 void write_file(const std::filesystem::path& path, const std::string& text, bool durable = false);
+
+/// Keeps what a directory has by now, also after a power cut.
+void sync_directory(const std::filesystem::path& path);
 
 /// The text of a file; nothing where it cannot be read.
 std::optional<std::string> read_file(const std::filesystem::path& path);

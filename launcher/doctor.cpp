@@ -269,6 +269,8 @@ std::vector<Finding> judge(const DoctorFacts& facts) {
         judge_program("ssh", facts.ssh, "openssh-client", Status::warning),
         judge_program("virtiofsd", {.path = facts.virtiofsd}, "qemu-system-common",
                       Status::warning),
+        judge_program("libcurl", {.path = facts.libcurl}, "libcurl4", Status::warning),
+        judge_program("gpgv", facts.gpgv, "gpgv", Status::warning),
         judge_program("swtpm", facts.swtpm, "swtpm", Status::warning),
         judge_firmware("uefi", facts.uefi, pc.firmware_package),
         judge_program("qemu-aarch64", facts.qemu_aarch64, virt.package, Status::warning),

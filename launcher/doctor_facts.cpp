@@ -23,6 +23,7 @@
 #include "launcher/firewall.h"
 #include "launcher/firmware.h"
 #include "launcher/host.h"
+#include "launcher/http.h"
 #include "launcher/machine.h"
 #include "launcher/process.h"
 #include "netns/error.h"
@@ -217,6 +218,8 @@ DoctorFacts read_doctor_facts() {
     facts.swtpm = read_program("swtpm");
     facts.uefi = read_firmware(Architecture::x86_64);
     facts.uefi_aarch64 = read_firmware(Architecture::aarch64);
+    facts.libcurl = find_libcurl();
+    facts.gpgv.path = find_program("gpgv").value_or("");
     facts.kvm = read_kvm();
     facts.kvm_group = group_of("/dev/kvm");
     facts.tun_error = open_error("/dev/net/tun");

@@ -60,6 +60,8 @@ struct DoctorFacts {
     ProgramFacts swtpm;
     FirmwareFacts uefi;
     FirmwareFacts uefi_aarch64;
+    std::string libcurl;  ///< likewise
+    ProgramFacts gpgv;
     KvmFacts kvm;
     std::string kvm_group;  ///< whose members may open /dev/kvm; empty: no group's
     int tun_error = 0;

@@ -81,6 +81,7 @@ std::string ports_of(const LivingVm& vm) {
 std::string image_of(const LivingVm& vm) {
     const auto snapshot = vm.text("snapshot");
     if (!snapshot.empty() && snapshot.find('/') == std::string::npos) return "snapshot:" + snapshot;
+    if (auto name = vm.text("image_name"); !name.empty()) return name;
     return std::filesystem::path{vm.text("image")}.filename().string();
 }
 

@@ -43,6 +43,15 @@ struct Execute {
     int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
     int operator()(const qvm::DoctorOptions& o) const { return qvm::doctor(o); }
     int operator()(const qvm::ImageDemoOptions& o) const { return qvm::image_demo(o); }
+    int operator()(const qvm::ImagePullOptions& o) const { return qvm::image_pull(o); }
+    int operator()(const qvm::ImageImportOptions& o) const { return qvm::image_import(o); }
+    int operator()(const qvm::ImageLsOptions& o) const { return qvm::image_ls(o); }
+    int operator()(const qvm::ImageInspectOptions& o) const { return qvm::image_inspect(o); }
+    int operator()(const qvm::ImageTagOptions& o) const { return qvm::image_tag(o); }
+    int operator()(const qvm::ImageExportOptions& o) const { return qvm::image_export(o); }
+    int operator()(const qvm::ImageRmOptions& o) const { return qvm::image_rm(o); }
+    int operator()(const qvm::ImagePruneOptions& o) const { return qvm::image_prune(o); }
+    int operator()(const qvm::ImageVerifyOptions& o) const { return qvm::image_verify(o); }
     int operator()(const qvm::CompletionOptions& o) const { return qvm::completion(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);

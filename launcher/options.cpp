@@ -7,6 +7,8 @@
 #include <cctype>
 #include <charconv>
 
+#include "images/catalogue.h"
+#include "images/error.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -54,6 +56,14 @@ RunOptions::Warm parse_warm(std::string_view text) {
     throw Failure("is not refresh");
 }
 
+images::Checksum parse_checksum(const std::string& text) {
+    try {
+        return images::parse_checksum(text);
+    } catch (const images::Error& error) {
+        throw Failure(error.what());
+    }
+}
+
 CompletionOptions::Shell parse_shell(std::string_view text) {
     using Shell = CompletionOptions::Shell;
     if (text == "bash") return Shell::bash;
@@ -77,8 +87,10 @@ struct VmTexts {
 };
 
 void add_vm_options(CLI::App& app, VmOptions& options, VmTexts& texts) {
-    app.add_option("IMAGE", texts.image,
-                   "Disk image, qcow2 or raw; it is not written to. Or snapshot:NAME");
+    app.add_option(
+        "IMAGE", texts.image,
+        "Disk image, qcow2 or raw, by its path or its name, which is pulled if need be;\n"
+        "it is not written to. Or snapshot:NAME");
     app.add_option("-m,--memory", texts.memory, "Memory: 512M, 2G; MiB without a unit [1G]")
         ->type_name("SIZE");
     app.add_option("--disk-size", texts.disk_size,
@@ -650,19 +662,134 @@ class Parser {
     void add_image() {
         auto* image = app_.add_subcommand("image", "Disk images");
         image->require_subcommand(1);
-        auto& added = add(
+        add_image_pull(image);
+        add_image_import(image);
+        auto& ls = add(
+            "ls", "List images", [this](auto*) { return image_ls_; }, image);
+        ls.add_flag("--catalogue", image_ls_.catalogue, "Those that can be pulled by name instead");
+        ls.add_flag("--json", image_ls_.json, "As JSON");
+        ls.add_flag("-q,--quiet", image_ls_.names, "Names only");
+        auto& inspect = add(
+            "inspect", "All about images, as JSON",
+            [this](auto*) { return ImageInspectOptions{image_names()}; }, image);
+        inspect.add_option("NAME", names_, "The images")->required();
+        auto& tag = add(
+            "tag", "Give an image another name",
+            [this](auto*) {
+                return ImageTagOptions{image_name(), value_of("image", target_, parse_image_name)};
+            },
+            image);
+        tag.add_option("NAME", name_, "The image")->required();
+        tag.add_option("NEW-NAME", target_, "Its other name, which another image loses")
+            ->required();
+        auto& to_file = add(
+            "export", "Copy an image into a file",
+            [this](auto*) {
+                return ImageExportOptions{image_name(), target_};
+            },
+            image);
+        to_file.add_option("NAME", name_, "The image")->required();
+        to_file.add_option("FILE", target_, "Where to")->required();
+        auto& rm = add(
+            "rm", "Remove images",
+            [this](auto*) {
+                image_rm_.names = image_names();
+                return image_rm_;
+            },
+            image);
+        rm.add_option("NAME", names_, "The images")->required();
+        rm.add_flag("-f,--force", image_rm_.force,
+                    "Also those of VMs that run, which keep them to their end");
+        auto& prune = add(
+            "prune", "Remove images without a name, and downloads that nobody goes on with",
+            [this](auto* app) {
+                ImagePruneOptions options;
+                if (app->count("--older-than") > 0)
+                    options.older_than = value_of("--older-than", timeout_, parse_duration);
+                return options;
+            },
+            image);
+        prune
+            .add_option("--older-than", timeout_,
+                        "And images that were not used for so long: 12h, 30d; none that a VM\n"
+                        "or a snapshot is built on")
+            ->type_name("TIME");
+        auto& verify = add(
+            "verify", "Look whether images are what they were",
+            [this](auto*) { return ImageVerifyOptions{image_names()}; }, image);
+        verify.add_option("NAME", names_, "The images [all]");
+        auto& demo = add(
             "demo", "Build the demo guest's disk from Debian's packages",
             [this](auto* app) {
-                if (app->count("--arch") > 0)
-                    demo_.arch = value_of("--arch", texts_.arch, parse_architecture);
+                demo_.arch = arch_of(app);
                 return demo_;
             },
             image);
         demo_.path = "demo.qcow2";
-        added.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
-        added.add_option("--arch", texts_.arch, "Its architecture: x86_64 or aarch64 [the host's]")
+        demo.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        add_arch(demo);
+        demo.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+    }
+
+    void add_image_pull(CLI::App* image) {
+        auto& added = add(
+            "pull", "Download an image",
+            [this](auto* app) {
+                if (!images::is_url(name_)) (void)image_name();
+                pull_.image = name_;
+                if (app->count("NEW-NAME") > 0)
+                    pull_.name = value_of("image", target_, parse_image_name);
+                pull_.arch = arch_of(app);
+                if (app->count("--checksum") > 0)
+                    pull_.checksum = value_of("--checksum", source_, parse_checksum);
+                return pull_;
+            },
+            image);
+        added.add_option("IMAGE", name_, "Its name in the catalogue, or a URL")->required();
+        added.add_option("NEW-NAME", target_,
+                         "What it is called here [as in the catalogue, or as its file]");
+        added.add_option("--checksum", source_, "What it has to be: sha256:HEX or sha512:HEX")
+            ->type_name("CHECKSUM");
+        add_arch(added);
+        added.add_flag("-q,--quiet", pull_.quiet, "No progress on stderr");
+        added.footer("  qvm image pull debian:12\n  qvm run debian:12\n");
+    }
+
+    void add_image_import(CLI::App* image) {
+        auto& added = add(
+            "import", "Copy a disk image into the store",
+            [this](auto* app) {
+                const std::filesystem::path file{source_};
+                return ImageImportOptions{file,
+                                          app->count("NEW-NAME") > 0
+                                              ? value_of("image", target_, parse_image_name)
+                                              : images::image_name_of(file.filename().string()),
+                                          arch_of(app)};
+            },
+            image);
+        added.add_option("PATH", source_, "The image")->required();
+        added.add_option("NEW-NAME", target_, "What it is called [as its file]");
+        add_arch(added);
+    }
+
+    void add_arch(CLI::App& app) {
+        app.add_option("--arch", texts_.arch, "Its architecture: x86_64 or aarch64 [the host's]")
             ->type_name("ARCH");
-        added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+    }
+
+    [[nodiscard]] std::optional<Architecture> arch_of(CLI::App* app) const {
+        if (app->count("--arch") == 0) return std::nullopt;
+        return value_of("--arch", texts_.arch, parse_architecture);
+    }
+
+    [[nodiscard]] std::string image_name() const {
+        return value_of("image", name_, parse_image_name);
+    }
+
+    [[nodiscard]] std::vector<std::string> image_names() const {
+        std::vector<std::string> names;
+        for (const auto& text : names_) names.push_back(value_of("image", text, parse_image_name));
+        return names;
     }
 
     void add_snapshot() {
@@ -864,6 +991,9 @@ class Parser {
     SnapshotExportOptions export_;
     SnapshotImportOptions import_;
     ImageDemoOptions demo_;
+    ImagePullOptions pull_;
+    ImageLsOptions image_ls_;
+    ImageRmOptions image_rm_;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <variant>
 #include <vector>
 
+#include "images/hash.h"
 #include "launcher/guest_command.h"
 #include "launcher/values.h"
 
@@ -18,6 +19,7 @@ constexpr unsigned most_cpus = 255;  ///< of the q35 machine without an IOMMU
 /// What makes a VM; `qvm create` keeps it.
 struct VmOptions {
     std::optional<std::filesystem::path> image;  ///< may be missing with a kernel
+    std::optional<std::string> image_name;       ///< what the user calls it, if it is the store's
     /// That the machine begins with: a name, or a directory's path. What is of the machine itself
     /// is the snapshot's then.
     std::optional<std::string> snapshot;
@@ -48,6 +50,10 @@ struct VmOptions {
     std::vector<std::string> qemu_args;
 
     [[nodiscard]] NetOption net_or_default() const { return net.value_or(NetOption{}); }
+    /// The image as the user calls it; empty where there is none.
+    [[nodiscard]] std::string image_text() const {
+        return image_name.value_or(image.value_or("").string());
+    }
 };
 
 /// How much is said on stderr.
@@ -254,6 +260,62 @@ struct ImageDemoOptions {
     bool quiet = false;
 };
 
+/// qvm image pull
+struct ImagePullOptions {
+    std::string image;  ///< the catalogue's name, or a URL
+    std::optional<std::string> name;
+    std::optional<images::Checksum> checksum;
+    std::optional<Architecture> arch;
+    bool quiet = false;
+};
+
+/// qvm image import
+struct ImageImportOptions {
+    std::filesystem::path file;
+    std::string name;
+    std::optional<Architecture> arch;
+};
+
+/// qvm image ls
+struct ImageLsOptions {
+    bool catalogue = false;
+    bool json = false;
+    bool names = false;
+};
+
+/// qvm image inspect
+struct ImageInspectOptions {
+    std::vector<std::string> names;
+};
+
+/// qvm image tag
+struct ImageTagOptions {
+    std::string image;
+    std::string name;
+};
+
+/// qvm image export
+struct ImageExportOptions {
+    std::string image;
+    std::filesystem::path file;
+};
+
+/// qvm image rm
+struct ImageRmOptions {
+    std::vector<std::string> names;
+    bool force = false;
+};
+
+/// qvm image prune
+struct ImagePruneOptions {
+    std::optional<std::chrono::milliseconds> older_than;
+};
+
+/// qvm image verify
+struct ImageVerifyOptions {
+    std::vector<std::string> names;  ///< none: all that there is
+};
+
 /// qvm completion
 struct CompletionOptions {
     enum class Shell { bash, zsh, fish };
@@ -272,7 +334,9 @@ using Command =
                  NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, ForkOptions,
                  SnapshotExportOptions, SnapshotImportOptions, SnapshotCreateOptions,
                  SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
-                 CompletionOptions, PrintText>;
+                 ImagePullOptions, ImageImportOptions, ImageLsOptions, ImageInspectOptions,
+                 ImageTagOptions, ImageExportOptions, ImageRmOptions, ImagePruneOptions,
+                 ImageVerifyOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

@@ -13,6 +13,7 @@
 #include "launcher/definition.h"
 #include "launcher/events.h"
 #include "launcher/failure.h"
+#include "launcher/find_image.h"
 #include "launcher/host.h"
 #include "launcher/json_text.h"
 #include "launcher/machine.h"
@@ -35,8 +36,8 @@ namespace json = boost::json;
 
 namespace {
 
-std::string id_name(const std::optional<std::filesystem::path>& image, const std::string& id) {
-    return default_name(image, id.substr(0, 4));
+std::string id_name(const VmOptions& vm, const std::string& id) {
+    return default_name(vm, id.substr(0, 4));
 }
 
 void warn(const RunOptions& options, const std::string& text) {
@@ -212,9 +213,22 @@ void take_machine(PreparedRun& prepared) {
     prepared.drives.push_back({.fd = snapshot.open(snapshot_files::seed), .facts = {}});
 }
 
+/// What is in the store stays what its name there says.
+void refuse_stored(const std::filesystem::path& image, const PreparedRun& prepared) {
+    const ImageStore store{prepared.directories.images()};
+    std::error_code ignored;
+    if (!std::filesystem::equivalent(image.parent_path(), store.blobs(), ignored)) return;
+    const auto& name = prepared.options.vm.image_name;
+    throw Failure(
+        fmt::format("--persist: '{}' is an image of qvm's store, which is never written to",
+                    name.value_or(image.string())),
+        fmt::format("qvm create; or qvm image export {} FILE", name.value_or("NAME")));
+}
+
 void open_disk(PreparedRun& prepared, const std::optional<Definition>& definition) {
     const auto& vm = prepared.options.vm;
     if (!vm.image) return;
+    if (prepared.options.persist) refuse_stored(*vm.image, prepared);
     prepared.image =
         open_image(*vm.image, prepared.options.persist, vm.kernel.has_value(), vm.trust_backing);
     if (!definition) return;
@@ -272,19 +286,13 @@ void open_firmware(const std::optional<Firmware>& firmware, PreparedRun& prepare
         prepared.tpm_state = prepared.named ? own(DefinitionStore::tpm_name) : make_tpm_state();
 }
 
-/// What a VM is named after that its user did not name.
-std::optional<std::filesystem::path> namesake(const VmOptions& vm) {
-    return vm.snapshot ? std::filesystem::path{*vm.snapshot}.filename() : vm.image;
-}
-
 /// An id by which a VM can be named that its user did not name.
-std::string free_id(const std::optional<std::filesystem::path>& image,
-                    const Directories& directories) {
+std::string free_id(const VmOptions& vm, const Directories& directories) {
     constexpr int most_tries = 1000;
     const DefinitionStore store{directories};
     for (int tries = 0; tries < most_tries; ++tries) {
         auto id = random_id();
-        const auto name = id_name(image, id);
+        const auto name = id_name(vm, id);
         if (!supervisor_of(directories.run, name) && !store.exists(name)) return id;
     }
     throw Failure("choose a name for the VM: all are taken", "--name NAME");
@@ -360,6 +368,7 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         vm = definition->vm;
     }
     if (vm.snapshot) open_snapshot(prepared);
+    if (!vm.arch) vm.arch = known_architecture(vm, prepared.directories);
     settle_machine(vm, host_architecture());
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
@@ -380,13 +389,17 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         if (options.result_file) check_writable("--result", *options.result_file);
     }
 
-    const auto id = options.name ? random_id() : free_id(namesake(vm), prepared.directories);
-    const auto name = options.name.value_or(id_name(namesake(vm), id));
+    auto image_lock = find_image(
+        vm, prepared.directories,
+        {.pull = !options.dry_run && !options.persist, .quiet = options.verbosity.quiet});
+    const auto id = options.name ? random_id() : free_id(vm, prepared.directories);
+    const auto name = options.name.value_or(id_name(vm, id));
     prepared.id = id;
     if (prepared.snapshot) {
         open_disks_of_snapshot(prepared);
     } else {
         open_disk(prepared, definition);
+        image_lock.reset();
         open_drives(prepared);
         note_others(firmware, prepared);
     }
@@ -593,7 +606,10 @@ int start(const StartOptions& options, Timings& timings) {
 
 int create(const CreateOptions& options) {
     const auto directories = find_directories();
-    auto vm = options.vm;
+    Definition definition;
+    definition.vm = options.vm;
+    auto& vm = definition.vm;
+    if (!vm.arch) vm.arch = known_architecture(vm, directories);
     settle_machine(vm, host_architecture());
     check_host(vm, read_host_facts(), true);
     if (vm.firmware->kind == FirmwareOption::Kind::file)
@@ -605,17 +621,15 @@ int create(const CreateOptions& options) {
     for (const auto& drive : vm.drives) (void)open_drive(drive);
     for (const auto& volume : vm.volumes) (void)resolve_volume(volume);
     if (vm.qemu_user) (void)as_account(*vm.qemu_user, has_capabilities());
-    Definition definition;
-    definition.vm = vm;
     definition.firmware = choose_firmware(vm);
-    make_absolute(definition.vm);
+    const auto image_lock = find_image(vm, directories, {});
+    make_absolute(vm);
     if (vm.image) {
         const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);
         definition.virtual_size = image.facts.virtual_size;
         definition.image_modified = image.known.front().modified;
     }
-    definition.name =
-        options.name ? *options.name : id_name(vm.image, free_id(vm.image, directories));
+    definition.name = options.name ? *options.name : id_name(vm, free_id(vm, directories));
     definition.created = timestamp();
     const BlockedSignals blocked;  // nothing is left half made by one
     // A throw-away VM may have the name just now.

@@ -82,12 +82,6 @@ MachineFacts machine_from(const json::object& object) {
     return machine;
 }
 
-/// Keeps what a directory has by now.
-void sync(const fs::path& directory) {
-    const UniqueFd fd{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-    ::fsync(fd.get());
-}
-
 UniqueFd open_file(const fs::path& path, const std::string& what) {
     UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)};
     if (!fd) throw Failure(fmt::format("{}: open '{}': {}", what, path.string(), reason()));
@@ -399,14 +393,14 @@ void SnapshotDraft::keep() {
             throw Failure(fmt::format("snapshot '{}': write '{}': {}", name_,
                                       (path_ / name).string(), reason()));
     }
-    sync(path_);
+    sync_directory(path_);
     if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, (store_ / name_).c_str(),
                     RENAME_NOREPLACE) != 0)
         throw Failure(fmt::format(
             "snapshot '{}': {}", name_,
             errno == EEXIST ? std::string{"there is one of that name by now"} : reason()));
     kept_ = true;
-    sync(store_);
+    sync_directory(store_);
 }
 
 void SnapshotDraft::share() {

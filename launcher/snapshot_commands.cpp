@@ -33,25 +33,12 @@ namespace {
 
 constexpr auto save_timeout = 30min;  // of memory and disk, to be written
 
-std::string size_text(std::uint64_t bytes) {
-    constexpr std::uint64_t mib = 1024 * 1024;
-    if (bytes >= 1024 * mib)
-        return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / 1024 / mib);
-    return fmt::format("{} MiB", (bytes + mib - 1) / mib);
-}
-
 /// Living VMs that began with that snapshot.
 std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot) {
     std::vector<std::string> names;
     for (const auto& vm : vms)
         if (vm.text("snapshot") == snapshot) names.push_back(vm.text("name"));
     return names;
-}
-
-std::string joined(const std::vector<std::string>& words) {
-    std::string text;
-    for (const auto& word : words) text += (text.empty() ? "" : ", ") + word;
-    return text;
 }
 
 /// What `ls --json` and `inspect` say of one.
@@ -67,7 +54,10 @@ json::object describe(const SnapshotStore& store, const std::string& name,
 }
 
 std::string image_of(const json::object& snapshot) {
-    const auto* image = snapshot.at("vm").as_object().if_contains("image");
+    const auto& vm = snapshot.at("vm").as_object();
+    if (const auto& name = vm.at("image_name"); name.is_string())
+        return std::string{name.get_string()};
+    const auto* image = vm.if_contains("image");
     if (image == nullptr || !image->is_string()) return "-";
     return fs::path{std::string{image->get_string()}}.filename().string();
 }
@@ -126,6 +116,7 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
     if (image && !manifest.image.empty()) {
         manifest.image.front().path = fs::absolute(*image);
         manifest.vm.image = manifest.image.front().path;
+        manifest.vm.image_name.reset();
     }
     for (auto* known : {&manifest.image, &manifest.others})
         for (auto& file : *known) {

@@ -558,9 +558,9 @@ class Supervisor final : public Controlled {
 
     void nothing_boots() {
         const auto& vm = run_.options.vm;
-        const auto file = vm.kernel ? vm.kernel : vm.image;
+        const auto file = vm.kernel ? vm.kernel->string() : vm.image_text();
         end(status::failed,
-            fmt::format("boot '{}': the firmware {}{}", file ? file->string() : run_.plan.name,
+            fmt::format("boot '{}': the firmware {}{}", file.empty() ? run_.plan.name : file,
                         vm.kernel ? "does not take it" : "found no boot loader on it",
                         vm.secure_boot ? ": --secure-boot takes only what is signed" : ""));
     }

@@ -7,6 +7,7 @@
 #include "launcher/events.h"
 #include "launcher/failure.h"
 #include "launcher/group.h"
+#include "launcher/image_store.h"
 #include "launcher/output.h"
 #include "launcher/snapshot.h"
 #include "netns/error.h"
@@ -55,6 +56,8 @@ Swept sweep(const Directories& directories) {
     if (const auto count = SnapshotStore{directories.snapshots()}.sweep(); count > 0)
         swept.others.push_back(
             fmt::format("{} snapshots that were not finished, or are of no use", count));
+    if (const auto count = ImageStore{directories.images()}.sweep(); count > 0)
+        swept.others.push_back(fmt::format("{} images that were not finished", count));
     return swept;
 }
 

@@ -48,6 +48,17 @@ std::string in_words(std::int64_t seconds) {
     return "less than a second";
 }
 
+std::string size_text(std::uint64_t bytes) {
+    constexpr std::uint64_t mib = 1024 * 1024;
+    if (bytes >= 1024 * mib)
+        return fmt::format("{:.1f} GiB", static_cast<double>(bytes) / 1024 / mib);
+    return fmt::format("{} MiB", (bytes + mib - 1) / mib);
+}
+
+std::string joined(const std::vector<std::string>& words) {
+    return fmt::format("{}", fmt::join(words, ", "));
+}
+
 std::string age_of(const std::string& timestamp) {
     tm parts{};
     const char* end = ::strptime(timestamp.c_str(), "%Y-%m-%dT%H:%M:%SZ", &parts);

@@ -14,6 +14,12 @@ std::string to_table(const std::vector<std::vector<std::string>>& rows, bool col
 /// A span in words: "3 seconds", "5 minutes", "2 hours", "4 days". Pure.
 std::string in_words(std::int64_t seconds);
 
+/// "120 MiB", "1.5 GiB". Pure.
+std::string size_text(std::uint64_t bytes);
+
+/// "a, b". Pure.
+std::string joined(const std::vector<std::string>& words);
+
 /// How long ago an RFC 3339 time in UTC was, in words; empty for what is not one.
 std::string age_of(const std::string& timestamp);
 

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cmath>
 
+#include "images/catalogue.h"
 #include "launcher/failure.h"
 #include "launcher/pattern.h"
 
@@ -362,6 +363,12 @@ std::string parse_name(std::string_view text) {
         name.back() == '-')
         throw Failure("must be letters, digits and '-', as a host name is");
     return name;
+}
+
+std::string parse_image_name(std::string_view text) {
+    if (!images::is_image_name(text))
+        throw Failure("must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
+    return std::string{text};
 }
 
 std::string_view to_string(Mode mode) {

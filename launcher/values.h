@@ -19,7 +19,7 @@ namespace qvm {
 /// and what is not a whole MiB is rounded up. 0 is refused.
 std::uint64_t parse_memory(std::string_view text);
 
-/// "5s", "1.5m", "2h", "300ms"; a bare number is seconds, as with timeout(1). 0 is refused.
+/// "5s", "1.5m", "2h", "30d", "300ms"; a bare number is seconds, as with timeout(1). 0 is refused.
 std::chrono::milliseconds parse_duration(std::string_view text);
 
 /// What --net says. MODE[,key=value...]
@@ -85,6 +85,9 @@ std::string to_string(const NetOption& net);
 /// A VM's name is a host name (RFC 1123, one label): letters, digits and '-', at most 63.
 /// Returns it in lower case.
 std::string parse_name(std::string_view text);
+
+/// An image's name is NAME[:TAG]: letters, digits, '-', '_' and '.', at most 64.
+std::string parse_image_name(std::string_view text);
 
 /// Whether guests of that mode have a network namespace.
 bool has_namespace(NetOption::Mode mode);

@@ -31,6 +31,12 @@ std::string indented(std::string_view text, std::size_t columns) {
     return result;
 }
 
+std::string namesake(const VmOptions& options) {
+    if (options.snapshot) return std::filesystem::path{*options.snapshot}.filename().string();
+    if (options.image_name) return *options.image_name;
+    return options.image ? options.image->stem().string() : "vm";
+}
+
 /// Without the end of its last line.
 std::string_view trimmed(std::string_view text) {
     return text.substr(0, text.find_last_not_of('\n') + 1);
@@ -168,9 +174,8 @@ std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const s
     return spec;
 }
 
-std::string default_name(const std::optional<std::filesystem::path>& image,
-                         const std::string& suffix) {
-    std::string stem = image ? image->stem().string() : "vm";
+std::string default_name(const VmOptions& options, const std::string& suffix) {
+    auto stem = namesake(options);
     for (char& c : stem) {
         if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + ('a' - 'A'));
         if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9'))) c = '-';

@@ -70,9 +70,9 @@ void add_firmware(const Firmware& firmware, VmPlan& plan);
 std::optional<netns::NetworkSpec> network_spec(const VmOptions& options, const std::string& name,
                                                const std::string& id, netns::UplinkKind uplink);
 
-/// A name for a VM that was given none: the image's, made a host name, and `suffix`.
-std::string default_name(const std::optional<std::filesystem::path>& image,
-                         const std::string& suffix);
+/// A name for a VM that was given none: its snapshot's or its image's, made a host name, and
+/// `suffix`. Pure.
+std::string default_name(const VmOptions& options, const std::string& suffix);
 
 /// The plan for people: the network step by step, then QEMU's command.
 std::string describe(const VmPlan& plan);

@@ -81,6 +81,7 @@ json::object to_short_json(const VmState& state) {
             {"qemu_pid", pid_or_null(state.qemu_pid)},
             {"group", text_or_null(state.vm.group.value_or(""))},
             {"image", image ? json::value(image->string()) : json::value(nullptr)},
+            {"image_name", text_or_null(state.vm.image_name.value_or(""))},
             {"snapshot", text_or_null(state.vm.snapshot.value_or(""))},
             {"net", net_json(state)},
             {"ports", ports_json(state)},

@@ -18,9 +18,10 @@
 #include <boost/json/serialize.hpp>
 #include <thread>
 
-#include "images/sparse.h"
+#include "images/hash.h"
 #include "launcher/control_client.h"
 #include "launcher/failure.h"
+#include "launcher/find_image.h"
 #include "launcher/guest_script.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
@@ -72,10 +73,6 @@ std::string identity_of(const fs::path& file) {
 std::string contents_of(const fs::path& file) {
     (void)open_to_read(file);
     return read_file(file).value_or("");
-}
-
-fs::path store_directory(const Directories& directories) {
-    return directories.cache / "warm";
 }
 
 /// What is made once is made by one: the others wait until it is there, or nobody makes it.
@@ -171,8 +168,9 @@ void settle(const Directories& directories, const std::string& name) {
 int make(const RunOptions& options, const Directories& directories, const SnapshotStore& store,
          const std::string& key, const std::function<int(const RunOptions&)>& run) {
     if (!options.verbosity.quiet)
-        say(fmt::format("qvm: booting '{}' once; later runs begin where it is ready",
-                        options.vm.image.value_or(options.vm.kernel.value_or("")).string()));
+        say(fmt::format(
+            "qvm: booting '{}' once; later runs begin where it is ready",
+            options.vm.image ? options.vm.image_text() : options.vm.kernel.value_or("").string()));
     const auto name = "warm-" + random_id();
     if (const int exit_status = run_in_child(warm_boot(options, name), run)) return exit_status;
     try {
@@ -237,6 +235,7 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts) {
     for (const auto& stage : boot.wait_for) known.emplace_back(to_string(stage));
     boot.vm.user_data.reset();
     boot.vm.ssh_keys.clear();
+    boot.vm.image_name.reset();
     make_absolute(boot.vm);
     json::object all{{"vm", to_json(boot.vm)}};
     all["known"] = std::move(known);
@@ -263,9 +262,11 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
     return boot;
 }
 
-int run_warm(const RunOptions& options, const std::function<int(const RunOptions&)>& run) {
+int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& run) {
     const auto directories = find_directories();
     const auto limit = limit_in_bytes();
+    if (!options.vm.arch) options.vm.arch = known_architecture(options.vm, directories);
+    (void)find_image(options.vm, directories, {.quiet = options.verbosity.quiet});
     auto vm = warm_boot(options, "").vm;
     settle_machine(vm, host_architecture());
     if (const auto why = why_not_saved(vm, false); !why.empty()) throw Failure("--warm: " + why);
@@ -277,7 +278,7 @@ int run_warm(const RunOptions& options, const std::function<int(const RunOptions
                            .qemu = qemu ? identity_of(*qemu) : "",
                            .firmware = firmware ? identity_of(firmware->code) : "",
                            .public_key = own_public_key(directories, true).value_or("")});
-    const SnapshotStore store{store_directory(directories)};
+    const SnapshotStore store{directories.warm()};
     {
         const Turn turn{store, key, options.verbosity.quiet};
         (void)store.sweep();
@@ -288,14 +289,13 @@ int run_warm(const RunOptions& options, const std::function<int(const RunOptions
         ::utimensat(AT_FDCWD, (store.path(key) / snapshot_files::manifest).c_str(), nullptr, 0);
         evict(store, key, limit);
     }
-    auto warm = options;
-    warm.warm = RunOptions::Warm::off;
+    if (!options.name) options.name = default_name(options.vm, random_id().substr(0, 4));
+    options.warm = RunOptions::Warm::off;
     // What it has printed it does not print again.
-    std::erase_if(warm.wait_for,
+    std::erase_if(options.wait_for,
                   [](const auto& stage) { return stage.stage == WaitForOption::Stage::log; });
-    warm.vm.snapshot = store.path(key).string();
-    if (!warm.name) warm.name = default_name(options.vm.image, random_id().substr(0, 4));
-    return run(warm);
+    options.vm.snapshot = store.path(key).string();
+    return run(options);
 }
 
 }  // namespace qvm

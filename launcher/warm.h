@@ -27,6 +27,6 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name);
 /// booted first, and saved when it is ready. `run` runs a VM and returns its exit status; it is
 /// called in a child of this process, too, which must have one thread. Returns qvm's exit status.
 /// Throws Failure.
-int run_warm(const RunOptions& options, const std::function<int(const RunOptions&)>& run);
+int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& run);
 
 }  // namespace qvm

@@ -48,6 +48,36 @@ TEST_CASE("a copy has the same contents, and holes for what is zero") {
     CHECK(read_file(directory / "memory") == read_file(directory / "from"));
 }
 
+TEST_CASE("a copy's checksum is of all of it, holes as zeros") {
+    const TemporaryDirectory directory;
+    const File from{directory / "from", O_RDWR | O_CREAT};
+    fill(from);
+    const auto text = read_file(directory / "from");
+    const File to{directory / "to", O_RDWR | O_CREAT};
+    Hash hash{HashKind::sha256};
+    std::uint64_t done = 0;
+    const BytesDone count = [&](std::uint64_t bytes) {
+        CHECK(bytes > done);
+        done = bytes;
+    };
+    copy_sparse(from.fd(), to.fd(), hash, count);
+    CHECK(done == text.size());
+    done = 0;
+    CHECK(hash.finish().hex == checksum(text));
+    CHECK(read_file(directory / "to") == text);
+    CHECK(status_of(to).st_blocks * 512 < mib);
+    hash_file(to.fd(), hash, count);
+    done = 0;
+    CHECK(hash.finish().hex == checksum(text));
+    const File empty{directory / "empty", O_RDWR | O_CREAT};
+    hash_file(empty.fd(), hash, count);
+    CHECK(hash.finish().hex == checksum(""));
+    // Nothing but a hole, and no whole block.
+    REQUIRE(::ftruncate(empty.fd(), 100) == 0);
+    hash_file(empty.fd(), hash, count);
+    CHECK(hash.finish().hex == checksum(std::string(100, '\0')));
+}
+
 TEST_CASE("a checksum is of what is in a file, wherever its holes are") {
     const TemporaryDirectory directory;
     const File one{directory / "one", O_RDWR | O_CREAT};
@@ -69,6 +99,4 @@ TEST_CASE("the checksum of nothing is SHA-256's") {
     const TemporaryDirectory directory;
     const File empty{directory / "empty", O_RDWR | O_CREAT};
     CHECK(sparse_checksum(empty.fd()) == checksum(""));
-    CHECK(checksum("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-    CHECK(checksum("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
 }

@@ -19,6 +19,7 @@ Definition everything() {
     definition.virtual_size = 1 << 20;
     auto& vm = definition.vm;
     vm.image = "/images/disk.qcow2";
+    vm.image_name = "debian:12";
     vm.disk_mib = 20480;
     vm.user_data = "/images/seed.yaml";
     vm.ssh_keys = {"/home/me/.ssh/id.pub"};

@@ -22,6 +22,8 @@ DoctorFacts able() {
             .swtpm = {"/usr/bin/swtpm", "0.7.1"},
             .uefi = {{}, "/firmware/OVMF.fd", "/firmware/OVMF.secboot.fd"},
             .uefi_aarch64 = {{}, "/firmware/AAVMF.fd", "/firmware/AAVMF.ms.fd"},
+            .libcurl = "/lib/x86_64-linux-gnu/libcurl.so.4",
+            .gpgv = {"/usr/bin/gpgv", ""},
             .kvm = {.open_error = 0, .vm_error = 0, .cpu_flag = "vmx"},
             .kvm_group = "kvm",
             .tun_error = 0,

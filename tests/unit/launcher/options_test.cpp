@@ -247,6 +247,34 @@ TEST_CASE("net exec: the command is the host's, options and all") {
     CHECK_THROWS_WITH(parse({"net", "exec", "lab"}), "net exec: COMMAND is missing");
 }
 
+TEST_CASE("image: names, files and URLs") {
+    const auto import = [](std::vector<const char*> words) {
+        words.insert(words.begin(), {"image", "import"});
+        return std::get<ImageImportOptions>(parse(words)).name;
+    };
+    CHECK(import({"/images/My disk.qcow2"}) == "My-disk");
+    CHECK(import({"/images/disk.qcow2", "debian:12"}) == "debian:12");
+    CHECK_THROWS_WITH(import({"disk.qcow2", "a/b"}),
+                      "image 'a/b': must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
+    const auto pull = std::get<ImagePullOptions>(parse(
+        {"image", "pull", "--checksum", ("sha256:" + std::string(64, '0')).c_str(), "http://x/y"}));
+    CHECK(pull.image == "http://x/y");
+    CHECK(pull.checksum->hex == std::string(64, '0'));
+    CHECK(!pull.name);
+    CHECK(std::get<ImagePullOptions>(parse({"image", "pull", "debian", "d"})).name == "d");
+    CHECK_THROWS_WITH(parse({"image", "pull", "ftp://x"}),
+                      "image 'ftp://x': must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
+    CHECK_THROWS_WITH(parse({"image", "pull", "--checksum", "x", "d"}),
+                      "--checksum 'x': is not sha256:HEX or sha512:HEX");
+    CHECK(std::get<ImageTagOptions>(parse({"image", "tag", "a", "b:1"})).name == "b:1");
+    CHECK(std::get<ImageExportOptions>(parse({"image", "export", "a", "b/c"})).file == "b/c");
+    CHECK(!std::get<ImagePruneOptions>(parse({"image", "prune"})).older_than);
+    CHECK(std::get<ImagePruneOptions>(parse({"image", "prune", "--older-than", "2d"})).older_than ==
+          std::chrono::hours{48});
+    CHECK(std::get<ImageVerifyOptions>(parse({"image", "verify"})).names.empty());
+    CHECK(std::get<ImageRmOptions>(parse({"image", "rm", "-f", "a", "b"})).names.size() == 2);
+}
+
 TEST_CASE("other commands") {
     CHECK(std::get<ImageDemoOptions>(parse({"image", "demo"})).path == "demo.qcow2");
     CHECK(std::get<ImageDemoOptions>(parse({"image", "demo", "x.qcow2"})).path == "x.qcow2");

@@ -7,11 +7,22 @@
 using namespace qvm;
 
 TEST_CASE("a name is made of the image's") {
-    CHECK(default_name("/images/Debian_12.qcow2", "1a2b") == "debian-12-1a2b");
-    CHECK(default_name("---.img", "1a2b") == "vm-1a2b");
-    CHECK(default_name(std::nullopt, "1a2b") == "vm-1a2b");
-    CHECK(default_name(std::string(200, 'x') + ".raw", "1a2b").size() <= 63);
-    CHECK(parse_name(default_name("\xc3\xa9.qcow2", "1a2b")) == "vm-1a2b");
+    const auto name_of = [](const std::string& image) {
+        VmOptions vm;
+        vm.image = image;
+        return default_name(vm, "1a2b");
+    };
+    CHECK(name_of("/images/Debian_12.qcow2") == "debian-12-1a2b");
+    CHECK(name_of("---.img") == "vm-1a2b");
+    CHECK(name_of(std::string(200, 'x') + ".raw").size() <= 63);
+    CHECK(parse_name(name_of("\xc3\xa9.qcow2")) == "vm-1a2b");
+    VmOptions vm;
+    CHECK(default_name(vm, "1a2b") == "vm-1a2b");
+    vm.image = "/data/image/blob/0123456789abcdef";
+    vm.image_name = "alpine:3.22";
+    CHECK(default_name(vm, "1a2b") == "alpine-3-22-1a2b");
+    vm.snapshot = "/cache/warm/ready";
+    CHECK(default_name(vm, "1a2b") == "ready-1a2b");
 }
 
 TEST_CASE("modes without a namespace have no network plan") {

@@ -1,0 +1,15 @@
+#pragma once
+
+#include <optional>
+#include <string_view>
+
+#include "images/hash.h"
+
+namespace qvm::images {
+
+/// The checksum of `file` in a list as distributions publish them: "HEX  FILE" (sha256sum(1)),
+/// "SHA256 (FILE) = HEX" (BSD), or nothing but HEX, in a signed message or not. SHA-512 where it
+/// has both. Nothing where it names no such file; throws Error where it has two that differ. Pure.
+std::optional<Checksum> find_checksum(std::string_view list, std::string_view file);
+
+}  // namespace qvm::images

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "launcher/directories.h"
+#include "launcher/image_store.h"
+
+namespace qvm {
+
+/// What an image of the store is the base of.
+struct ImageUser {
+    enum class Kind {
+        running,   ///< a VM, which has it open
+        warm,      ///< what --warm keeps, and can make again
+        created,   ///< a VM that is of no use without it
+        snapshot,  ///< likewise
+    };
+    Kind kind = Kind::running;
+    std::string name;
+
+    /// Whether it is lost with its image.
+    [[nodiscard]] bool needs_it() const { return kind == Kind::created || kind == Kind::snapshot; }
+};
+std::string to_string(const ImageUser& user);
+
+/// By digest. With the store's lock held alone it stays true: who begins to use an image shares it.
+/// Throws Failure.
+std::map<std::string, std::vector<ImageUser>> image_users(const Directories& directories,
+                                                          const ImageStore& store);
+
+}  // namespace qvm

@@ -1,0 +1,48 @@
+#include "images/checksum_file.h"
+
+#include <catch2/catch.hpp>
+
+#include "tests/unit/images/support.h"
+
+using namespace qvm::images;
+using namespace qvm::images::test;
+
+namespace {
+
+const std::string a(64, 'a'), b(64, 'b'), long_a(128, 'a');
+
+std::string found(const std::string& list) {
+    const auto checksum = find_checksum(list, "disk.img");
+    return checksum ? to_string(*checksum) : "";
+}
+
+}  // namespace
+
+TEST_CASE("lists of checksums, as distributions have them") {
+    CHECK(found(a + "  disk.img\n" + b + "  other.img\n") == "sha256:" + a);
+    CHECK(found(b + " *other.img\r\n" + a + " *disk.img\r\n") == "sha256:" + a);
+    CHECK(found(a + "  ./images/disk.img") == "sha256:" + a);
+    CHECK(found("# disk.img: 1234 bytes\nSHA256 (disk.img) = " + a + "\n") == "sha256:" + a);
+    CHECK(found(long_a + "\n") == "sha512:" + long_a);
+    CHECK(
+        found("-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA256\n\nSHA512 (disk.img) = " + long_a +
+              "\n-----BEGIN PGP SIGNATURE-----\n\niQIz\n-----END PGP SIGNATURE-----\n") ==
+        "sha512:" + long_a);
+    CHECK(found("SHA256 (disk.img) = " + a + "\nSHA512 (disk.img) = " + long_a + "\n") ==
+          "sha512:" + long_a);
+}
+
+TEST_CASE("a list that says nothing of a file") {
+    CHECK(found("").empty());
+    CHECK(found(a + "  disk.img.xz\n").empty());
+    CHECK(found(a + "  other/disk.img2\n").empty());
+    CHECK(found("<html>disk.img</html>\n").empty());
+    CHECK(found(a.substr(1) + "  disk.img\n").empty());
+    CHECK(found("SHA256 (disk.img) : " + a + "\n").empty());
+}
+
+TEST_CASE("a list that says two things") {
+    CHECK(found(a + "  disk.img\n" + a + "  disk.img\n") == "sha256:" + a);
+    CHECK(error_of([] { (void)found(a + "  disk.img\n" + b + "  disk.img\n"); }) ==
+          "it has two checksums for 'disk.img'");
+}

@@ -1,0 +1,64 @@
+#include "launcher/image_users.h"
+
+#include <catch2/catch.hpp>
+
+#include "launcher/definition.h"
+#include "launcher/snapshot.h"
+#include "temporary.h"
+
+using namespace qvm;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Host : Temporary {
+    Directories directories{path / "run", path / "data", path / "cache"};
+    ImageStore store{directories.images()};
+
+    /// The digest of an image of these contents.
+    std::string add(const std::string& contents) const {
+        ImageDraft draft{store.drafts()};
+        draft.write(contents);
+        ImageRecord record{.digest = images::checksum(contents), .format = "raw"};
+        store.add(std::move(draft), "name", record);
+        return record.digest;
+    }
+
+    [[nodiscard]] std::vector<std::string> users_of(const std::string& digest) const {
+        std::vector<std::string> names;
+        auto users = image_users(directories, store);
+        for (const auto& user : users[digest])
+            names.push_back((user.needs_it() ? "needed by " : "") + to_string(user));
+        return names;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("who uses an image of the store, whatever way a path leads to it") {
+    const Host host;
+    const auto one = host.add("one"), other = host.add("other");
+    CHECK(host.users_of(one).empty());
+    Definition definition;
+    definition.name = "vm";
+    definition.virtual_size = 1 << 20;
+    fs::create_symlink(host.store.blobs(), host.path / "link");
+    definition.vm.image = host.path / "link" / one;
+    definition.vm.drives = {parse_drive(host.store.blob(other).string() + ":ro")};
+    DefinitionStore{host.directories}.add(definition);
+    CHECK(host.users_of(one) == std::vector<std::string>{"needed by vm"});
+    CHECK(host.users_of(other) == std::vector<std::string>{"needed by vm"});
+}
+
+TEST_CASE("snapshots and warm starts use what was beneath them") {
+    const Host host;
+    const auto digest = host.add("one");
+    for (const auto& directory : {host.directories.snapshots(), host.directories.warm()}) {
+        SnapshotDraft draft{directory, "ready"};
+        Manifest manifest;
+        manifest.image = {{host.path / "none", "qcow2"}, {host.store.blob(digest), "raw"}};
+        draft.write(manifest);
+        draft.keep();
+    }
+    CHECK(host.users_of(digest) == std::vector<std::string>{"needed by snapshot:ready", "--warm"});
+}
