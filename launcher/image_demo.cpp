@@ -16,7 +16,8 @@ images::CommandResult run_for_images(const images::Command& command) {
     constexpr int not_found = 127;
     if (!find_program(command.argv.at(0)))
         return {.status = not_found, .error = command.argv[0] + ": it is not installed"};
-    auto result = run_tool(command.argv, command.input, command.directory.string());
+    auto result = run_tool(
+        Tool{.argv = command.argv, .input = command.input, .directory = command.directory});
     const int code =
         result.status.signal != 0 ? status::signalled + result.status.signal : result.status.code;
     return {.status = code, .output = std::move(result.out), .error = std::move(result.err)};

@@ -15,7 +15,7 @@
 #include "images/image_info.h"
 #include "images/overlay.h"
 #include "launcher/failure.h"
-#include "launcher/process.h"
+#include "launcher/qemu_img.h"
 
 namespace qvm {
 
@@ -57,14 +57,6 @@ bool is_in_use(int fd, bool writes) {
     return is_locked(101) || (writes && is_locked(201));
 }
 
-images::ImageInfo probe(const fs::path& path) {
-    const auto result = run_tool(images::probe_command(fs::absolute(path)));
-    if (result.status.signal != 0)
-        throw images::Error("qemu-img was ended by " + result.status.describe());
-    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
-    return images::parse_probe(result.out);
-}
-
 UniqueFd open_unnamed(const fs::path& directory) {
     UniqueFd fd{::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
     if (fd || (errno != EOPNOTSUPP && errno != EISDIR)) return fd;
@@ -101,8 +93,9 @@ ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, 
                     Check check) {
     auto image = open_unused(what, path, writes);
     try {
-        images::check_header(image.fd.get());
-        const auto info = probe(path);
+        const auto format = images::check_header(image.fd.get(), trust_backing);
+        images::check_format(format);
+        const auto info = probe_image(image.fd.get(), format);
         images::check_image(info, trust_backing);
         check(image.fd.get(), info);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};

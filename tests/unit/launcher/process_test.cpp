@@ -22,7 +22,7 @@ TEST_CASE("a tool's output, error output, status and input") {
     CHECK(result.status.code == 3);
     CHECK(result.status.signal == 0);
     CHECK(run_tool({"sh", "-c", "kill -TERM $$"}).status.signal == SIGTERM);
-    CHECK(run_tool({"pwd"}, {}, "/usr").out == "/usr\n");
+    CHECK(run_tool(Tool{.argv = {"pwd"}, .directory = "/usr"}).out == "/usr\n");
     ::signal(SIGPIPE, SIG_IGN);  // as main() has it
     const std::string much(300'000, 'x');
     CHECK(run_tool({"cat"}, much).out == much);
