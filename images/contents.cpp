@@ -262,6 +262,15 @@ std::string check_header(int fd, bool trust_backing) {
     return format;
 }
 
+bool is_whole_disk(std::string_view first) {
+    const auto format = format_of(first);
+    constexpr std::size_t backing_offset = 8;
+    if (format == "qcow2" && first.size() >= backing_offset + 8) {
+        return big_endian(first, backing_offset, 8) == 0;
+    }
+    return format == "qcow2" || format == "raw";
+}
+
 void check_contents(int fd, const ImageInfo& info, bool has_kernel) {
     const auto file_size = regular_file_size(fd);
     if (info.format == "qcow2") {

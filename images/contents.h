@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <string_view>
+
 #include "images/image_info.h"
 
 // What qemu-img does not look at: it takes any file for a raw disk, and a truncated qcow2 for a
@@ -15,6 +18,10 @@ namespace qvm::images {
 /// (check_backing_name()). `fd` is borrowed, open for reading; its offset stays. Throws
 /// std::system_error if it cannot be read.
 std::string check_header(int fd, bool trust_backing);
+
+/// Whether a file whose first 512 bytes these are would be a disk by itself: it is of no other
+/// format than qcow2 and raw, and has no backing file. Pure.
+bool is_whole_disk(std::string_view first);
 
 /// Throws Error if what the file holds is not what `info` says: a raw disk has whole sectors of
 /// 512 bytes, is no archive and no qcow2, and, unless the guest gets its kernel from outside

@@ -25,11 +25,13 @@ struct Disk {
         throw Error(std::string("it is what differs from another ") + name +
                     " image, its parent, and a guest could have written that");
     }
-    /// All of `size` bytes at `offset`.
+    [[noreturn]] void truncated() const {
+        throw Error(std::string("truncated ") + name + " image: its end is missing");
+    }
+    // All of `size` bytes at `offset`.
     [[nodiscard]] std::string read(std::uint64_t offset, std::uint64_t size) const {
         auto bytes = is_within(offset, size, file_size) ? read_at(fd, offset, size) : std::string{};
-        if (bytes.size() < size)
-            throw Error(std::string("truncated ") + name + " image: its end is missing");
+        if (bytes.size() < size) truncated();
         return bytes;
     }
     void check_room(const char* what, std::uint64_t offset, std::uint64_t size) const {
@@ -90,11 +92,9 @@ void check_vmdk(const Disk& disk) {
     }
     if (little_endian(header, 56, 8) != directory_at_end) return;
     // The header that counts is in the last sector but one.
-    if (disk.file_size % sector_size != 0 || disk.file_size < 4 * sector_size) {
-        throw Error("truncated VMDK image: its end is missing");
-    }
+    if (disk.file_size % sector_size != 0 || disk.file_size < 4 * sector_size) disk.truncated();
     const auto footer = disk.read(disk.file_size - 2 * sector_size, sector_size);
-    if (!footer.starts_with(vmdk_magic)) throw Error("truncated VMDK image: its end is missing");
+    if (!footer.starts_with(vmdk_magic)) disk.truncated();
     if (little_endian(footer, 56, 8) == directory_at_end) disk.damaged("absurd grain directory");
     check_vmdk_numbers(disk, footer);
 }
@@ -117,6 +117,9 @@ void check_vdi(const Disk& disk) {
     if (little_endian(header, 0x178, 4) != block_size) disk.damaged("absurd block size");
     if (size == 0 || size > blocks * block_size) disk.damaged("absurd size");
     disk.check_room("absurd block map", little_endian(header, 0x154, 4), blocks * 4);
+    // QEMU would read zeros.
+    const auto data_size = little_endian(header, 0x184, 4) * block_size;
+    if (!is_within(little_endian(header, 0x158, 4), data_size, disk.file_size)) disk.truncated();
 }
 
 // --- VHDX ----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 #include "launcher/qemu_img.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 
 #include <boost/json.hpp>
 #include <charconv>
@@ -72,6 +73,11 @@ json::object node_of(const ImageChain& chain, std::size_t number) {
     return node;
 }
 
+/// What qemu-img takes in place of a file's name.
+std::string description_of(const ImageChain& chain) {
+    return "json:" + json::serialize(node_of(chain, 0));
+}
+
 /// The last percentage in what qemu-img printed: "    (12.50/100%)\r".
 std::optional<double> percentage_in(std::string_view text) {
     const auto end = text.rfind("/100%)");
@@ -94,26 +100,34 @@ images::ImageInfo probe_image(int fd, const std::string& format) {
     return images::parse_probe(result.out);
 }
 
-void check_clusters(int fd) {
-    const auto result = run_qemu_img({.argv = {"qemu-img", "check", "-f", "qcow2", path_of(0)},
-                                      .reads = {fd},
-                                      .limits = {memory, work_time, 0},
-                                      .patience = work_patience});
-    constexpr int leaked = 3;  // clusters that nobody refers to: a waste of space
-    if (result.status.code == 0 || result.status.code == leaked) return;
+void check_clusters(int fd, const std::string& format) {
+    const auto result =
+        run_qemu_img({.argv = {"qemu-img", "check", description_of({{{fd, format}}})},
+                      .reads = {fd},
+                      .limits = {memory, work_time, 0},
+                      .patience = work_patience});
+    // Exit statuses; see qemu-img(1).
     constexpr int damaged = 2;
-    if (result.status.code == damaged)
-        throw images::Error("damaged qcow2 image: qemu-img check finds errors");
-    throw images::Error(images::probe_failure(result.err));
+    constexpr int leaked = 3;  // clusters that nobody refers to: a waste of space
+    constexpr int cannot = 63;
+    switch (result.status.code) {
+        case 0:
+        case leaked:
+        case cannot:
+            return;
+        case damaged:
+            throw images::Error("damaged image: qemu-img check finds errors");
+        default:
+            throw images::Error(images::probe_failure(result.err));
+    }
 }
 
-void convert_image(const ImageChain& from, int to, std::uint64_t most_bytes,
-                   const Headway& headway) {
-    Work work{.argv = {"qemu-img", "convert", "-p", "-O", "qcow2",
-                       "json:" + json::serialize(node_of(from, 0)), path_of(from.nodes.size())},
+void convert_image(const ImageChain& from, int to, const images::Headway& headway) {
+    Work work{.argv = {"qemu-img", "convert", "-p", "-O", "qcow2", description_of(from),
+                       path_of(from.nodes.size())},
               .reads = {},
               .writes = {to},
-              .limits = {memory, work_time, most_bytes},
+              .limits = {memory, work_time, RLIM_INFINITY},
               .patience = work_patience};
     for (const auto& node : from.nodes) work.reads.push_back(node.fd);
     work.on_output = [&](std::string_view piece) {
