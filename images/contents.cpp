@@ -112,7 +112,7 @@ void check_demands(int fd, const Header& header, bool trust_backing) {
 
 // Sizes that its tables have room for, at places where they can be.
 void check_numbers(const Header& header, std::uint64_t file_size) {
-    const auto entry_size = (header.incompatible & extended_l2) != 0 ? 16 : 8;
+    const auto entry_size = (header.incompatible & extended_l2) != 0 ? 16u : 8u;
     const auto bytes_per_l1_entry = header.cluster_size() * (header.cluster_size() / entry_size);
     const auto check_table = [&](const char* what, std::uint64_t offset, std::uint64_t size) {
         if (offset % header.cluster_size() != 0 || offset > max_offset) damaged(what);

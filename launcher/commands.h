@@ -33,6 +33,7 @@ int snapshot_export(const SnapshotExportOptions& options);
 int snapshot_import(const SnapshotImportOptions& options);
 int snapshot_rm(const SnapshotRmOptions& options);
 int image_demo(const ImageDemoOptions& options);
+int image_build_debian(const ImageBuildDebianOptions& options);
 int doctor(const DoctorOptions& options);
 int completion(const CompletionOptions& options);
 

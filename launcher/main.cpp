@@ -43,6 +43,9 @@ struct Execute {
     int operator()(const qvm::GcOptions& o) const { return qvm::gc(o); }
     int operator()(const qvm::DoctorOptions& o) const { return qvm::doctor(o); }
     int operator()(const qvm::ImageDemoOptions& o) const { return qvm::image_demo(o); }
+    int operator()(const qvm::ImageBuildDebianOptions& o) const {
+        return qvm::image_build_debian(o);
+    }
     int operator()(const qvm::CompletionOptions& o) const { return qvm::completion(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);

@@ -635,12 +635,35 @@ class Parser {
     void add_image() {
         auto* image = app_.add_subcommand("image", "Disk images");
         image->require_subcommand(1);
-        auto& added = add(
+        auto& demo = add(
             "demo", "Build the demo guest's disk from Debian's packages",
             [this](auto*) { return demo_; }, image);
         demo_.path = "demo.qcow2";
-        added.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
-        added.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+        demo.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
+        demo.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+        auto& debian = add(
+            "build-debian", "Build a Debian guest's disk from the host's apt sources",
+            [this](auto*) {
+                for (const auto& text : packages_) {
+                    const auto more = value_of("--packages", text, parse_packages);
+                    debian_.packages.insert(debian_.packages.end(), more.begin(), more.end());
+                }
+                if (!debian_.suite.empty()) value_of("--suite", debian_.suite, parse_suite);
+                return debian_;
+            },
+            image);
+        debian_.path = "debian.qcow2";
+        debian.add_option("PATH", debian_.path, "Where to put it [debian.qcow2]");
+        debian
+            .add_option("--packages", packages_,
+                        "Debian packages besides those of the guest itself, a comma between two "
+                        "(repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("NAMES");
+        debian.add_option("--suite", debian_.suite, "Debian's release [the host's]")
+            ->type_name("NAME");
+        debian.add_flag("-q,--quiet", debian_.quiet, "No progress on stderr");
+        debian.footer("  qvm image build-debian --packages gcc,make ci.qcow2\n");
     }
 
     void add_snapshot() {
@@ -817,7 +840,7 @@ class Parser {
     VmTexts texts_;
     std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, warm_,
         shell_;
-    std::vector<std::string> names_, wait_for_;
+    std::vector<std::string> names_, wait_for_, packages_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
     bool terminal_ = false;
@@ -842,6 +865,7 @@ class Parser {
     SnapshotExportOptions export_;
     SnapshotImportOptions import_;
     ImageDemoOptions demo_;
+    ImageBuildDebianOptions debian_;
 };
 
 }  // namespace

@@ -248,6 +248,14 @@ struct ImageDemoOptions {
     bool quiet = false;
 };
 
+/// qvm image build-debian [PATH]
+struct ImageBuildDebianOptions {
+    std::filesystem::path path;
+    std::vector<std::string> packages;
+    std::string suite;  ///< empty: the host's
+    bool quiet = false;
+};
+
 /// qvm completion
 struct CompletionOptions {
     enum class Shell { bash, zsh, fish };
@@ -266,7 +274,7 @@ using Command =
                  NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, ForkOptions,
                  SnapshotExportOptions, SnapshotImportOptions, SnapshotCreateOptions,
                  SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
-                 CompletionOptions, PrintText>;
+                 ImageBuildDebianOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

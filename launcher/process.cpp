@@ -162,9 +162,9 @@ std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
     return {pid, std::move(owned)};
 }
 
-/// Feeds stdin and drains stdout and stderr until all are closed; false where patience ended
-/// before. Throws Failure where their text is not to be had.
-bool exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolResult& result) {
+/// Feeds stdin and drains stdout and stderr until all are closed, or it is to be killed. Throws
+/// Failure where their text is not to be had.
+ToolResult::End exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolResult& result) {
     const auto unreadable = [&] {
         return Failure(fmt::format("read the output of '{}': {}", tool.argv.at(0), reason(errno)));
     };
@@ -172,18 +172,20 @@ bool exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolResult& resu
     ::fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
     if (input.empty()) in.write.reset();
     while (in.write || out.read || err.read) {
-        std::array<pollfd, 3> fds{{{in.write.get(), POLLOUT, 0},
+        std::array<pollfd, 4> fds{{{in.write.get(), POLLOUT, 0},
                                    {out.read.get(), POLLIN, 0},
-                                   {err.read.get(), POLLIN, 0}}};
+                                   {err.read.get(), POLLIN, 0},
+                                   {tool.stop, POLLIN, 0}}};
         const int wait = tool.patience
                              ? static_cast<int>(std::chrono::milliseconds{*tool.patience}.count())
                              : -1;
         const int ready = ::poll(fds.data(), fds.size(), wait);
-        if (ready == 0) return false;
+        if (ready == 0) return ToolResult::End::impatience;
         if (ready < 0) {
             if (errno == EINTR) continue;
             throw unreadable();
         }
+        if (fds[3].revents != 0) return ToolResult::End::stopped;
         if (fds[0].revents != 0) {
             const auto size = ::write(in.write.get(), input.data(), input.size());
             if (size > 0) input.remove_prefix(static_cast<std::size_t>(size));
@@ -203,7 +205,7 @@ bool exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolResult& resu
         drain(fds[1], out.read, result.out, tool.on_output);
         drain(fds[2], err.read, result.err, tool.on_error);
     }
-    return true;
+    return ToolResult::End::itself;
 }
 
 }  // namespace
@@ -326,8 +328,8 @@ ToolResult run_tool(const Tool& tool) {
     out.write.reset();
     err.write.reset();
     ToolResult result;
-    result.lost_patience = !exchange(tool, in, out, err, result);
-    if (result.lost_patience) child.signal(SIGKILL);
+    result.end = exchange(tool, in, out, err, result);
+    if (result.end != ToolResult::End::itself) child.signal(SIGKILL);
     result.status = child.wait_blocking();
     return result;
 }

@@ -105,6 +105,7 @@ struct Tool {
     std::optional<Confinement> confinement = {};   ///< likewise
     /// It is killed when it has printed nothing for so long; unset: never.
     std::optional<std::chrono::seconds> patience = {};
+    int stop = -1;  ///< it is killed when this descriptor can be read; -1: there is none
     /// Is told what it prints, in pieces, while it runs: on stdout, on stderr.
     std::function<void(std::string_view)> on_output = {}, on_error = {};
 };
@@ -114,7 +115,9 @@ struct ToolResult {
     ExitStatus status;
     std::string out;
     std::string err;
-    bool lost_patience = false;  ///< it was killed for that
+    /// By itself, or killed by us: for want of patience, or since it was to stop.
+    enum class End { itself, impatience, stopped };
+    End end = End::itself;
 };
 
 /// Runs a tool and collects what it prints. Blocks. SIGPIPE must be ignored: a tool need not read

@@ -55,7 +55,8 @@ ToolResult run_qemu_img(const Work& work) {
     for (const int fd : work.reads) tool.inherit.push_back({fd, number++});
     for (const int fd : work.writes) tool.inherit.push_back({fd, number++});
     auto result = run_tool(tool);
-    if (result.lost_patience) throw images::Error("qemu-img made no headway and was ended");
+    if (result.end == ToolResult::End::impatience)
+        throw images::Error("qemu-img made no headway and was ended");
     if (result.status.signal != 0)
         throw images::Error("qemu-img was ended by " + result.status.describe());
     return result;

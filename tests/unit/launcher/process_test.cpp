@@ -37,9 +37,16 @@ TEST_CASE("what a tool prints is told while it runs, and one that prints nothing
                                       .on_error = [&](std::string_view piece) { err += piece; }});
     CHECK((out == "one\n" && err == "two\n"));
     CHECK((result.out == out && result.err == err));
-    CHECK(result.lost_patience);
+    CHECK(result.end == ToolResult::End::impatience);
     CHECK(result.status.signal == SIGKILL);
-    CHECK_FALSE(run_tool({"true"}).lost_patience);
+    CHECK(run_tool({"true"}).end == ToolResult::End::itself);
+}
+
+TEST_CASE("a tool is killed when it is to stop") {
+    const UniqueFd stop{::open("/dev/zero", O_RDONLY | O_CLOEXEC)};
+    const auto result = run_tool(Tool{.argv = {"sleep", "60"}, .stop = stop.get()});
+    CHECK(result.end == ToolResult::End::stopped);
+    CHECK(result.status.signal == SIGKILL);
 }
 
 TEST_CASE("a tool has its limits") {
