@@ -111,18 +111,25 @@ RootEntry entry_of_file(const fs::path& path) {
     return {for_all ? Kind::file : Kind::copy, path.relative_path().string(), path.string()};
 }
 
+Failure cannot_restrict(const std::string& step) {
+    return Failure(fmt::format("restrict what a program opens: {}: {}", step,
+                               std::generic_category().message(errno)));
+}
+
 void allow(int rules, int fd, std::uint64_t access) {
     landlock_path_beneath_attr beneath{};
     beneath.allowed_access = access;
     beneath.parent_fd = fd;
     if (::syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &beneath, 0U) != 0)
-        throw Failure(fmt::format("confine a program: {}", std::generic_category().message(errno)));
+        throw cannot_restrict("add a rule");
 }
 
 void allow_path(int rules, const fs::path& path, std::uint64_t access) {
     const UniqueFd fd{::open(path.c_str(), O_PATH | O_CLOEXEC)};
+    if (!fd && errno == ENOENT) return;  // not every system has it
     struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0) return;  // not every system has it
+    if (!fd || ::fstat(fd.get(), &status) != 0)
+        throw cannot_restrict(fmt::format("open '{}'", path.string()));
     constexpr std::uint64_t of_files =
         LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE;
     allow(rules, fd.get(), S_ISDIR(status.st_mode) ? access : access & of_files);
@@ -235,7 +242,7 @@ const char* limit(const Limits& limits) noexcept {
         const rlimit both{most, most};
         return ::setrlimit(resource, &both) == 0;
     };
-    const bool all = set(RLIMIT_AS, limits.memory) && set(RLIMIT_FSIZE, limits.file_size) &&
+    const bool all = set(RLIMIT_DATA, limits.memory) && set(RLIMIT_FSIZE, limits.file_size) &&
                      set(RLIMIT_CPU, static_cast<std::uint64_t>(limits.cpu.count())) &&
                      set(RLIMIT_CORE, 0);
     return all ? nullptr : "limit it";

@@ -35,7 +35,7 @@ struct RootEntry {
 
 /// What a program may use up; setrlimit(2).
 struct Limits {
-    std::uint64_t memory = 0;     ///< bytes of address space
+    std::uint64_t memory = 0;     ///< bytes of heap and threads' stacks
     std::chrono::seconds cpu{0};  ///< of all its threads
     std::uint64_t file_size = 0;  ///< bytes of a file that it writes
 };
@@ -89,9 +89,10 @@ std::vector<gid_t> groups_of(const std::vector<std::string>& devices);
 Confinement as_account(const std::string& user, bool privileged);
 
 /// For a program that reads what anybody may have written, and is not worth a root directory of its
-/// own: it opens the system's software, what is installed with `program`, and once more the files
-/// that it has as descriptors `reads` and, for writing, too, `writes` (by /proc/self/fd/N). A
-/// ruleset of landlock(7); none where the kernel has no such thing. Throws Failure.
+/// own: it opens the system's software, what is installed with `program` (a canonical path), and
+/// once more the files that it has as descriptors `reads` and, for writing, too, `writes` (by
+/// /proc/self/fd/N). A ruleset of landlock(7); none where the kernel has no such thing. Throws
+/// Failure.
 UniqueFd allowed_opens(const std::filesystem::path& program, const std::vector<int>& reads,
                        const std::vector<int>& writes);
 

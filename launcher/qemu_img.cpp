@@ -5,6 +5,7 @@
 
 #include <boost/json.hpp>
 #include <charconv>
+#include <filesystem>
 
 #include "images/error.h"
 #include "launcher/process.h"
@@ -45,7 +46,9 @@ ToolResult run_qemu_img(const Work& work) {
     Tool tool{.argv = work.argv, .patience = work.patience, .on_output = work.on_output};
     auto& confinement = tool.confinement.emplace();
     confinement.limits = work.limits;
-    const auto program = find_program(work.argv.front()).value_or(std::string{});
+    std::error_code error;
+    const auto program =
+        std::filesystem::canonical(find_program(work.argv.front()).value_or(""), error);
     const auto rules = allowed_opens(program, work.reads, work.writes);
     if (rules) {
         confinement.allowed_opens = rules_number;

@@ -251,7 +251,7 @@ class HostileImages(harness.Test):
     @unittest.skipUnless(has_landlock(), "this kernel has no Landlock")
     def test_qemu_img_is_confined(self):
         """Whatever an image makes it do."""
-        before = self.instead_of("qemu-img", f'echo "$(ulimit -v) $(ulimit -t) $(cat {self.canary} 2>&1)" >&2; exit 1')
+        before = self.instead_of("qemu-img", f'echo "$(ulimit -d) $(ulimit -t) $(cat {self.canary} 2>&1)" >&2; exit 1')
         self.write(self.valid())
         done = self.qvm("run", "-q", "--net", "none", self.image, before=before)
         self.assert_refused(done, f"1048576 10 cat: {re.escape(str(self.canary))}: Permission denied")
