@@ -17,7 +17,7 @@ using namespace std::chrono_literals;
 
 namespace {
 
-constexpr std::uint64_t memory = 1 << 30;
+constexpr std::uint64_t memory = 1 << 30;  // a thread's stack is 8 MiB, and it has up to 64
 // A probe takes milliseconds.
 constexpr auto probe_time = 10s;
 constexpr auto probe_patience = 20s;

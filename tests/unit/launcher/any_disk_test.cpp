@@ -114,7 +114,7 @@ TEST_CASE("what is beneath a trusted image becomes part of it") {
         CHECK(disk.is_draft);
         disks.check(disk, name);
     }
-    shell(disks.temporary.path, "qemu-img info draft | grep -c backing | grep 0 || false");
+    shell(disks.temporary.path, "! qemu-img info draft | grep backing");
 }
 
 TEST_CASE("what is no disk is refused by its name") {
@@ -122,10 +122,9 @@ TEST_CASE("what is no disk is refused by its name") {
     shell(
         disks.temporary.path,
         "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; "
-        "qemu-img create -q -f qcow2 --object secret,id=s,data=x "
-        "-o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10 locked 1M; "
-        "qemu-img convert -O qcow2 raw damaged; "
-        // The offset in the first entry of the only L2 table.
+        "qemu-img convert -O qcow2 raw damaged; cp damaged locked; "
+        // How it is encrypted; and the offset in the first entry of the only L2 table.
+        "printf '\\2' | dd of=locked bs=1 seek=35 conv=notrunc status=none; "
         "printf '\\200\\0\\0\\0\\17\\0\\0\\0' | dd of=damaged bs=1 seek=262144 conv=notrunc "
         "status=none; for format in vdi vmdk vhdx vpc; do qemu-img convert -O $format raw $format; "
         "truncate -s -100K $format; done; truncate -s 9M vhdx");
