@@ -12,7 +12,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* boot_code = "/usr/lib/syslinux/mbr/mbr.bin";
 constexpr std::uint32_t sector_size = 512;
 constexpr std::uint32_t boot_start = 2048;  // sectors: 1 MiB
 

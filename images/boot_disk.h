@@ -9,6 +9,9 @@
 // A disk that boots Linux; not for callers outside this library.
 namespace qvm::images {
 
+/// What the disk's first sector begins with.
+inline constexpr const char* boot_code = "/usr/lib/syslinux/mbr/mbr.bin";
+
 struct BootDisk {
     std::uint32_t sectors;   ///< of 512 bytes
     std::uint32_t boot_end;  ///< where the FAT partition ends; behind it a Linux one takes the rest

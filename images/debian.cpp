@@ -175,9 +175,10 @@ fs::path make_disk(const fs::path& directory, const fs::path& tree, const Runner
 }  // namespace
 
 const std::vector<DebianTool> debian_tools{
-    {"mmdebstrap", "mmdebstrap"}, {"apt-get", "apt"},       {"unshare", "util-linux"},
-    {"mformat", "mtools"},        {"syslinux", "syslinux"}, {"mke2fs", "e2fsprogs"},
-    {"qemu-img", "qemu-utils"},
+    {"mmdebstrap", "mmdebstrap"}, {"apt-get", "apt"},
+    {"unshare", "util-linux"},    {"mformat", "mtools"},
+    {"syslinux", "syslinux"},     {"mke2fs", "e2fsprogs"},
+    {"qemu-img", "qemu-utils"},   {boot_code, "syslinux-common"},
 };
 
 void build_debian(const fs::path& output, const fs::path& work, const DebianOptions& options,

@@ -13,9 +13,9 @@ struct DebianOptions {
     std::string suite;                  ///< empty: the host's
 };
 
-/// The programs that build_debian() runs, and Debian's packages that have them.
+/// A program that build_debian() runs, or a file that it reads, and Debian's package that has it.
 struct DebianTool {
-    const char* program;
+    const char* name;  ///< of a file: its path
     const char* package;
 };
 extern const std::vector<DebianTool> debian_tools;

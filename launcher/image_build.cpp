@@ -79,7 +79,7 @@ images::Progress progress(bool quiet) {
     };
 }
 
-/// A directory in the cache; what is there already, nobody is at work on any more.
+/// A directory of ours in the cache.
 fs::path make_cache_directory(const std::string& name) {
     const auto cache = find_directories().cache;
     make_private_directory(cache);
@@ -94,9 +94,10 @@ Failure cannot_build(const fs::path& path, const std::string& why) {
 /// Programs that are missing, and all packages that the user then needs.
 void check_tools(const fs::path& path) {
     std::string missing, packages;
-    for (const auto& [program, package] : images::debian_tools) {
-        if (find_program(program)) continue;
-        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", program);
+    for (const auto& [name, package] : images::debian_tools) {
+        const auto file = find_program(name);
+        if (file && fs::exists(*file)) continue;
+        missing += fmt::format("{}{}", missing.empty() ? "" : ", ", name);
         packages += fmt::format(" {}", package);
     }
     if (!missing.empty())

@@ -2,9 +2,10 @@
 is what test_debian.py boots."""
 
 import signal
+import unittest
 
 import harness
-from test_bad_input import hiding_program
+from test_bad_input import hiding, hiding_program
 
 BUILD = ("image", "build-debian")
 
@@ -16,9 +17,9 @@ class BuildDebian(harness.Test):
         self.addCleanup(self._remove_cache)
 
     def _remove_cache(self):
-        for path in (self.host.cache / "debian").iterdir():
-            path.unlink()  # the lock alone
-        (self.host.cache / "debian").rmdir()
+        if (self.host.cache / "debian").exists():
+            (self.host.cache / "debian" / "lock").unlink(missing_ok=True)
+            (self.host.cache / "debian").rmdir()
 
     def test_what_it_is_asked_for(self):
         before = self.instead_of("mmdebstrap", 'echo "E: $*" >&2; exit 1')
@@ -70,9 +71,16 @@ class BuildDebian(harness.Test):
             left.unlink()
 
     def test_missing_programs(self):
-        done = self.qvm(*BUILD, before=hiding_program("mke2fs"))
-        self.assert_refused(done, "build 'debian.qcow2': not installed: mke2fs", "apt-get install e2fsprogs")
-        (self.host.cache / "debian").mkdir()
+        boot_code = "/usr/lib/syslinux/mbr"
+        before = [*hiding(f"mount -t tmpfs none {boot_code}"), *hiding_program("mke2fs")]
+        done = self.qvm(*BUILD, before=before)
+        self.assert_refused(done, f"build 'debian.qcow2': not installed: mke2fs, {boot_code}/mbr.bin",
+                            "apt-get install e2fsprogs syslinux-common")
+
+    @unittest.skipUnless(harness.ROOTLESS, "root has all ids")
+    def test_without_ranges_of_ids(self):
+        done = self.qvm(*BUILD, before=hiding_program("newuidmap"))
+        self.assert_refused(done, "build 'debian.qcow2': its files belong to many users", "uidmap")
 
 
 if __name__ == "__main__":
