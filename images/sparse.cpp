@@ -96,23 +96,20 @@ std::string digest_of(sha256_ctx& context) {
 
 }  // namespace
 
-std::uint64_t write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
+void write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
     const auto size = static_cast<off_t>(bytes.size());
     const auto has_data = [&](off_t at) {
         return at < size &&
                !is_zero(bytes.data() + at, static_cast<std::size_t>(std::min(page, size - at)));
     };
-    std::uint64_t written = 0;
     for (off_t begin = 0; begin < size; begin += page) {
         off_t end = begin;
         while (has_data(end)) end += page;
         if (end == begin) continue;
-        const off_t length = std::min(end, size) - begin;
-        write_all(to, bytes.data() + begin, length, static_cast<off_t>(offset) + begin);
-        written += static_cast<std::uint64_t>(length);
+        write_all(to, bytes.data() + begin, std::min(end, size) - begin,
+                  static_cast<off_t>(offset) + begin);
         begin = end;  // which is no data
     }
-    return written;
 }
 
 void fill_sparse(int from, int to) {

@@ -18,9 +18,8 @@ bool is_packed(int fd);
 std::string first_unpacked(int fd, std::size_t size);
 
 /// Writes what is packed in `from` into `to`, an empty file; blocks of zeros become holes. Little
-/// memory is used. Throws Error where it is damaged, and where it unpacks to more than fits on
-/// the file system of `to`, or to so many zeros that it can be no disk (8 GiB and 4096 times its
-/// own size); std::system_error where it cannot be read or written.
+/// memory is used. Throws Error where it is damaged, and where it unpacks to more than any disk
+/// would: 1 GiB and 4096 times its own size; std::system_error where it cannot be read or written.
 void unpack(int from, int to, const Headway& headway);
 
 }  // namespace qvm::images

@@ -79,9 +79,8 @@ TEST_CASE("what is not packed is not") {
 TEST_CASE("zeros without end are no disk") {
     const TemporaryDirectory directory;
     const auto path = (directory / "source").string();
-    output_of("head -c 100M /dev/zero | zstd -q -19 >" + path +
-              "; for i in 1 2 3 4 5 6 7; do cat " + path + " " + path + " >" + path + ".2; mv " +
-              path + ".2 " + path + "; done");
+    output_of("head -c 100M /dev/zero | zstd -q -19 >" + path + "; for i in 1 2 3 4 5; do cat " +
+              path + " " + path + " >" + path + ".2; mv " + path + ".2 " + path + "; done");
     CHECK_THAT(error_of([&] { unpacked(directory, read_file(path)); }),
                Catch::Contains("more than any disk"));
     struct stat status {};
