@@ -239,7 +239,9 @@ const char* drop_capabilities(int kept) noexcept {
 
 const char* limit(const Limits& limits) noexcept {
     const auto set = [](auto resource, std::uint64_t most) {
-        const rlimit both{most, most};
+        rlimit both{};
+        if (::getrlimit(resource, &both) != 0) return false;
+        both.rlim_cur = both.rlim_max = std::min<rlim_t>(most, both.rlim_max);  // ours may be less
         return ::setrlimit(resource, &both) == 0;
     };
     const bool all = set(RLIMIT_DATA, limits.memory) && set(RLIMIT_FSIZE, limits.file_size) &&
@@ -371,8 +373,7 @@ UniqueFd allowed_opens(const fs::path& program, const std::vector<int>& reads,
     }
     UniqueFd rules{
         static_cast<int>(::syscall(SYS_landlock_create_ruleset, &handled, sizeof handled, 0U))};
-    if (!rules)
-        throw Failure(fmt::format("confine a program: {}", std::generic_category().message(errno)));
+    if (!rules) throw cannot_restrict("make a ruleset");
     constexpr std::uint64_t may_run =
         LANDLOCK_ACCESS_FS_EXECUTE | may_read | LANDLOCK_ACCESS_FS_READ_DIR;
     for (const char* path : system_paths) allow_path(rules.get(), path, may_run);

@@ -255,6 +255,9 @@ class HostileImages(harness.Test):
         self.write(self.valid())
         done = self.qvm("run", "-q", "--net", "none", self.image, before=before)
         self.assert_refused(done, f"1048576 10 cat: {re.escape(str(self.canary))}: Permission denied")
+        done = self.qvm("run", "-q", "--net", "none", self.image, before=["sh", "-c", 'ulimit -t 5; exec "$@"', "sh",
+                                                                         *before])
+        self.assert_refused(done, "1048576 5 cat: ")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ TEST_CASE("a tool has its limits") {
         return run_tool(tool);
     };
     CHECK(run("true").status.code == 0);
+    CHECK(run("ulimit -H -t 1000 || echo not more").out == "not more\n");
     CHECK_THAT(run("dd if=/dev/zero of=/dev/null bs=200M count=1").err,
                Catch::Contains("memory exhausted"));
     CHECK(run("while :; do :; done").status.signal == SIGKILL);
