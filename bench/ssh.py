@@ -3,7 +3,7 @@
 
 Plain ssh goes to a published port with the same key; `qvm ssh` and ssh with `qvm ssh-config` over a
 socket of the namespace; `qvm exec` over serial ports. DEBIAN is a disk with cloud-init, sshd and
-qemu-guest-agent (tests/debian/build). Root."""
+qemu-guest-agent (`qvm image build-debian`). Root."""
 
 import json
 import pathlib

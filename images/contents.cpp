@@ -1,61 +1,26 @@
 #include "images/contents.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <array>
-#include <cerrno>
-#include <limits>
 #include <string>
-#include <system_error>
+#include <string_view>
 
+#include "images/bytes.h"
 #include "images/error.h"
+#include "images/foreign.h"
 
 namespace qvm::images {
 namespace {
 
 constexpr std::string_view qcow2_magic{"QFI\xfb", 4};
 constexpr std::uint64_t sector_size = 512;
-constexpr std::uint64_t max_offset = std::numeric_limits<std::int64_t>::max();
-// QEMU's own limits: QCOW_MAX_REFTABLE_SIZE and QCOW_MAX_L1_SIZE in block/qcow2.h.
+// QEMU's own limits: QCOW_MAX_REFTABLE_SIZE, QCOW_MAX_L1_SIZE and QCOW_MAX_SNAPSHOTS in
+// block/qcow2.h, and the length of a backing file's name.
 constexpr std::uint64_t max_refcount_table = 8u << 20;
 constexpr std::uint64_t max_l1_table = 32u << 20;
+constexpr std::uint64_t max_snapshots = 65536;
+constexpr std::uint64_t max_name = 1023;
 // Refcount blocks without a cluster in use, at the end of the table, that are looked at.
 constexpr int max_empty_blocks = 16;
-
-std::uint64_t regular_file_size(int fd) {
-    struct stat status {};
-    if (fstat(fd, &status) < 0) throw std::system_error(errno, std::generic_category(), "fstat");
-    if (!S_ISREG(status.st_mode)) throw Error("is not a regular file");
-    return static_cast<std::uint64_t>(status.st_size);
-}
-
-// Up to `size` bytes; fewer where the file ends.
-std::string read_at(int fd, std::uint64_t offset, std::uint64_t size) {
-    if (offset > max_offset - size) return {};
-    std::string bytes(size, '\0');
-    std::size_t have = 0;
-    while (have < size) {
-        const auto count =
-            pread(fd, bytes.data() + have, size - have, static_cast<off_t>(offset + have));
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) throw std::system_error(errno, std::generic_category(), "read");
-        if (count == 0) break;
-        have += static_cast<std::size_t>(count);
-    }
-    bytes.resize(have);
-    return bytes;
-}
-
-// All numbers in a qcow2 image are big-endian.
-std::uint64_t big_endian(std::string_view bytes, std::size_t offset, std::size_t width) {
-    std::uint64_t value = 0;
-    for (std::size_t i = 0; i < width; ++i) {
-        value = value << 8 | static_cast<unsigned char>(bytes[offset + i]);
-    }
-    return value;
-}
 
 [[noreturn]] void damaged(const char* what) {
     throw Error(std::string("damaged qcow2 image: ") + what);
@@ -66,15 +31,28 @@ std::uint64_t big_endian(std::string_view bytes, std::size_t offset, std::size_t
 }
 
 struct Header {
+    std::uint64_t backing_offset;
+    std::uint64_t backing_length;
     unsigned cluster_bits;
+    std::uint64_t virtual_size;
+    std::uint64_t encryption;
     std::uint64_t l1_entries;
     std::uint64_t l1_offset;
     std::uint64_t refcount_table_offset;
     std::uint64_t refcount_table_clusters;
-    unsigned refcount_order;  // a refcount has 2^order bits
+    std::uint64_t snapshots;
+    std::uint64_t snapshots_offset;
+    std::uint64_t incompatible;  // feature bits
+    unsigned refcount_order;     // a refcount has 2^order bits
+    std::uint64_t length;
 
     std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
 };
+
+// Incompatible features.
+constexpr std::uint64_t external_data_file = 1u << 2;
+constexpr std::uint64_t extended_l2 = 1u << 4;
+constexpr std::uint64_t known_features = 0x1f;
 
 // docs/interop/qcow2.txt, "Header": version 2 has 72 bytes, version 3 at least 104.
 Header read_header(int fd) {
@@ -85,20 +63,74 @@ Header read_header(int fd) {
     if (version != 2 && version != 3) damaged("its version is neither 2 nor 3");
     if (version == 3 && bytes.size() < 104) truncated();
     Header header{
+        .backing_offset = big_endian(bytes, 8, 8),
+        .backing_length = big_endian(bytes, 16, 4),
         .cluster_bits = static_cast<unsigned>(big_endian(bytes, 20, 4)),
+        .virtual_size = big_endian(bytes, 24, 8),
+        .encryption = big_endian(bytes, 32, 4),
         .l1_entries = big_endian(bytes, 36, 4),
         .l1_offset = big_endian(bytes, 40, 8),
         .refcount_table_offset = big_endian(bytes, 48, 8),
         .refcount_table_clusters = big_endian(bytes, 56, 4),
+        .snapshots = big_endian(bytes, 60, 4),
+        .snapshots_offset = big_endian(bytes, 64, 8),
+        .incompatible = version == 3 ? big_endian(bytes, 72, 8) : 0,
         .refcount_order = version == 3 ? static_cast<unsigned>(big_endian(bytes, 96, 4)) : 4,
+        .length = version == 3 ? big_endian(bytes, 100, 4) : 72,
     };
     if (header.cluster_bits < 9 || header.cluster_bits > 21) damaged("absurd cluster size");
+    if (header.length < (version == 3 ? 104u : 72u) || header.length > header.cluster_size()) {
+        damaged("absurd length of its header");
+    }
     if (header.refcount_order > 6) damaged("absurd refcount width");
     if (header.l1_entries > max_l1_table / 8) damaged("absurd L1 table");
     if (header.refcount_table_clusters > max_refcount_table >> header.cluster_bits) {
         damaged("absurd refcount table");
     }
+    if (header.snapshots > max_snapshots) damaged("absurd number of snapshots");
     return header;
+}
+
+// What QEMU would open besides the image, or cannot open at all.
+void check_demands(int fd, const Header& header, bool trust_backing) {
+    if ((header.incompatible & external_data_file) != 0) {
+        throw Error("it names a data file, and a guest could have written that");
+    }
+    if ((header.incompatible & ~known_features) != 0) {
+        throw Error("it has features that are unknown here");
+    }
+    if (header.encryption != 0) throw Error("encrypted images are not supported");
+    if (header.backing_offset == 0) return;
+    if (header.backing_length > max_name ||
+        !is_within(header.backing_offset, header.backing_length, header.cluster_size())) {
+        damaged("absurd backing file name");
+    }
+    const auto name = read_at(fd, header.backing_offset, header.backing_length);
+    if (name.size() < header.backing_length) truncated();
+    check_backing_name(name, trust_backing);
+}
+
+// Sizes that its tables have room for, at places where they can be.
+void check_numbers(const Header& header, std::uint64_t file_size) {
+    const auto entry_size = (header.incompatible & extended_l2) != 0 ? 16u : 8u;
+    const auto bytes_per_l1_entry = header.cluster_size() * (header.cluster_size() / entry_size);
+    const auto check_table = [&](const char* what, std::uint64_t offset, std::uint64_t size) {
+        if (offset % header.cluster_size() != 0 || offset > max_offset) damaged(what);
+        if (!is_within(offset, size, file_size)) truncated();
+    };
+    if (header.virtual_size == 0) throw Error("not a disk image: it is empty");
+    if (header.virtual_size > max_offset ||
+        (header.virtual_size - 1) / bytes_per_l1_entry >= header.l1_entries) {
+        damaged("its L1 table is too small for its size");
+    }
+    if (header.refcount_table_clusters == 0) damaged("it has no refcount table");
+    check_table("absurd L1 table", header.l1_offset, header.l1_entries * 8);
+    check_table("absurd refcount table", header.refcount_table_offset,
+                header.refcount_table_clusters << header.cluster_bits);
+    if (header.snapshots == 0) return;
+    constexpr std::uint64_t least_of_snapshot = 40;
+    check_table("absurd table of snapshots", header.snapshots_offset,
+                header.snapshots * least_of_snapshot);
 }
 
 std::string read_whole(int fd, std::uint64_t offset, std::uint64_t size) {
@@ -158,6 +190,31 @@ void check_qcow2(int fd, std::uint64_t file_size) {
     check_l2_tables(fd, header, file_size);
 }
 
+std::string format_of(std::string_view first) {
+    struct Format {
+        std::string_view magic;
+        const char* name;
+        std::size_t offset = 0;
+    };
+    static constexpr std::array formats{
+        Format{qcow2_magic, "qcow2"},
+        Format{"KDMV", "vmdk"},
+        Format{"COWD", "vmdk"},
+        Format{"# Disk DescriptorFile", "vmdk"},
+        Format{"\x7f\x10\xda\xbe", "vdi", 0x40},
+        Format{"vhdxfile", "vhdx"},
+        Format{"conectix", "vpc"},
+        Format{{"QED\0", 4}, "qed"},
+        Format{"WithoutFreeSpace", "parallels"},
+        Format{"WithouFreSpacExt", "parallels"},
+    };
+    for (const auto& format : formats) {
+        if (first.size() < format.offset) continue;
+        if (first.substr(format.offset).starts_with(format.magic)) return format.name;
+    }
+    return "raw";
+}
+
 void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
     struct Claim {
         std::string_view magic;
@@ -165,12 +222,12 @@ void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
     };
     static constexpr std::array claims{
         Claim{qcow2_magic, "it is a qcow2 image, not a raw one"},
-        Claim{{"\x1f\x8b", 2}, "it is compressed (gunzip it first)"},
+        Claim{{"\x1f\x8b", 2}, "it is compressed (qvm image import unpacks it)"},
         Claim{{"\xfd"
                "7zXZ\0",
                6},
-              "it is compressed (unxz it first)"},
-        Claim{{"\x28\xb5\x2f\xfd", 4}, "it is compressed (unzstd it first)"},
+              "it is compressed (qvm image import unpacks it)"},
+        Claim{{"\x28\xb5\x2f\xfd", 4}, "it is compressed (qvm image import unpacks it)"},
         Claim{{"BZh", 3}, "it is compressed (bunzip2 it first)"},
         Claim{{"PK\x03\x04", 4}, "it is a zip archive"},
         Claim{{"\x7f"
@@ -193,14 +250,25 @@ void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
 
 }  // namespace
 
-void check_header(int fd) {
-    constexpr std::uint64_t external_data_file = 1u << 2;  // an incompatible feature
-    regular_file_size(fd);
-    const auto bytes = read_at(fd, 0, 80);
-    if (bytes.size() < 80 || !bytes.starts_with(qcow2_magic)) return;
-    if (big_endian(bytes, 4, 4) >= 3 && big_endian(bytes, 72, 8) & external_data_file) {
-        throw Error("it names a data file, and a guest could have written that");
+std::string check_header(int fd, bool trust_backing) {
+    const auto file_size = regular_file_size(fd);
+    const auto format = format_of(read_at(fd, 0, sector_size));
+    if (format == "qcow2") {
+        const auto header = read_header(fd);
+        check_demands(fd, header, trust_backing);
+        check_numbers(header, file_size);
     }
+    check_foreign_header(fd, format);
+    return format;
+}
+
+bool is_whole_disk(std::string_view first) {
+    const auto format = format_of(first);
+    constexpr std::size_t backing_offset = 8;
+    if (format == "qcow2" && first.size() >= backing_offset + 8) {
+        return big_endian(first, backing_offset, 8) == 0;
+    }
+    return format == "qcow2" || format == "raw";
 }
 
 void check_contents(int fd, const ImageInfo& info, bool has_kernel) {

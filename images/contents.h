@@ -1,15 +1,27 @@
 #pragma once
 
+#include <string>
+#include <string_view>
+
 #include "images/image_info.h"
 
 // What qemu-img does not look at: it takes any file for a raw disk, and a truncated qcow2 for a
 // whole one.
 namespace qvm::images {
 
-/// To be called before anything of QEMU's looks at the file: throws Error if it is not a regular
-/// file, or has a qcow2 header that names an external data file, which `qemu-img info` opens
-/// (CVE-2024-4467). `fd` is borrowed, open for reading; its offset stays.
-void check_header(int fd);
+/// To be called before anything of QEMU's looks at the file. Returns the format that its first
+/// bytes claim, as QEMU calls it, "raw" where they claim none; QEMU is then told that it is this
+/// one and does not guess. Throws Error if it is not a regular file; if it is a qcow2, VMDK, VDI,
+/// VHDX or VHD whose header has sizes or places of tables that cannot be, or needs what QEMU does
+/// not know; and if it names other files, which QEMU would open: an external data file
+/// (CVE-2024-4467), a parent, extents, or a backing file, unless `trust_backing` lets that through
+/// (check_backing_name()). `fd` is borrowed, open for reading; its offset stays. Throws
+/// std::system_error if it cannot be read.
+std::string check_header(int fd, bool trust_backing);
+
+/// Whether a file whose first 512 bytes these are would be a disk by itself: it is of no other
+/// format than qcow2 and raw, and has no backing file. Pure.
+bool is_whole_disk(std::string_view first);
 
 /// Throws Error if what the file holds is not what `info` says: a raw disk has whole sectors of
 /// 512 bytes, is no archive and no qcow2, and, unless the guest gets its kernel from outside

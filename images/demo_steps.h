@@ -4,16 +4,12 @@
 #include <string>
 #include <vector>
 
+#include "images/build_steps.h"
 #include "images/demo.h"
 #include "images/initramfs.h"
-#include "images/runner.h"
 
 // The steps of build_demo(), one file each; not for callers outside this library.
 namespace qvm::images {
-
-/// Runs a command that has to succeed and returns its standard output. Throws Error with `what`
-/// and the last line that the program wrote.
-std::string run_step(const Runner& run, const Command& command, std::string_view what);
 
 /// What differs from one architecture to another.
 struct DemoMachine {
@@ -46,11 +42,5 @@ struct DemoTree {
 
 /// Reads the packages and puts together what the guest boots.
 DemoTree make_tree(const DemoPackages& packages, const DemoMachine& machine);
-
-/// Writes a raw disk image, one bootable FAT partition with the boot loaders, the kernel and the
-/// initramfs (these files lie in `directory`, named loader.efi, vmlinuz and initrd), and returns
-/// its path in `directory`.
-std::filesystem::path make_disk(const std::filesystem::path& directory, const DemoMachine& machine,
-                                const Runner& run);
 
 }  // namespace qvm::images

@@ -65,8 +65,8 @@ std::string printable(std::string_view text) {
 
 }  // namespace
 
-std::vector<std::string> probe_command(const std::filesystem::path& absolute_image) {
-    return {"qemu-img", "info", "--output=json", absolute_image.string()};
+std::vector<std::string> probe_command(const std::string& format, const std::string& path) {
+    return {"qemu-img", "info", "--output=json", "-f", format, path};
 }
 
 ImageInfo parse_probe(std::string_view text) {
@@ -99,22 +99,33 @@ std::string probe_failure(std::string_view text) {
     return line.empty() ? "qemu-img cannot read it" : printable(line);
 }
 
-void check_image(const ImageInfo& info, bool trust_backing) {
-    if (info.format != "qcow2" && info.format != "raw") {
-        throw Error("its format is " + printable(info.format) +
-                    "; only qcow2 and raw are supported (qemu-img convert makes one of the other)");
+void check_format(const std::string& format) {
+    if (format != "qcow2" && format != "raw") {
+        throw Error("its format is " + format +
+                    "; only qcow2 and raw are supported (qvm image import converts it)");
     }
+}
+
+void check_backing_name(std::string_view name, bool trust_backing) {
+    if (name.starts_with("json:"))
+        throw Error("its backing file is a block device description (json:)");
+    // What QEMU takes for a protocol: path_has_protocol() in its block.c.
+    if (const auto end = name.find_first_of(":/"); end != name.npos && name[end] == ':')
+        throw Error("its backing file, " + printable(name) + ", is no file of this host");
+    if (!trust_backing) {
+        throw Error("it names a backing file, " + printable(name) +
+                    ", and a guest could have written that");
+    }
+}
+
+void check_image(const ImageInfo& info, bool trust_backing) {
     if (info.encrypted) throw Error("encrypted images are not supported");
     if (info.virtual_size == 0) throw Error("not a disk image: it is empty");
-    const auto names = [](const char* kind, const std::string& name) {
-        return Error(std::string("it names a ") + kind + ", " + printable(name) +
-                     ", and a guest could have written that");
-    };
-    if (!info.data_file.empty()) throw names("data file", info.data_file);
-    if (info.backing_file.empty()) return;
-    if (info.backing_file.starts_with("json:"))
-        throw Error("its backing file is a block device description (json:)");
-    if (!trust_backing) throw names("backing file", info.backing_file);
+    if (!info.data_file.empty()) {
+        throw Error("it names a data file, " + printable(info.data_file) +
+                    ", and a guest could have written that");
+    }
+    if (!info.backing_file.empty()) check_backing_name(info.backing_file, trust_backing);
 }
 
 }  // namespace qvm::images

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,9 +22,10 @@ struct ImageInfo {
 };
 
 /// The command whose standard output parse_probe() reads, or whose standard error probe_failure().
-/// It never passes -U, so an image that another process writes to is refused. The path has to be
-/// absolute, or its beginning could be taken for an option or a protocol.
-std::vector<std::string> probe_command(const std::filesystem::path& absolute_image);
+/// It never passes -U, so an image that another process writes to is refused. `format` is what
+/// check_header() found; the path has to be absolute, or its beginning could be taken for an option
+/// or a protocol. Pure.
+std::vector<std::string> probe_command(const std::string& format, const std::string& path);
 
 /// Reads that command's JSON. Throws Error if it is malformed, or lacks or has absurd values
 /// (sizes are below 2^63).
@@ -35,10 +35,17 @@ ImageInfo parse_probe(std::string_view json);
 /// "No such file or directory", "is in use by another process".
 std::string probe_failure(std::string_view stderr_text);
 
+/// Throws Error if a guest cannot be given a disk of that format: one other than qcow2 and raw.
+/// Pure.
+void check_format(const std::string& format);
+
+/// Throws Error if an image may not name this file as what is beneath it: without `trust_backing`
+/// none at all, since a guest can name files of the host by writing a qcow2 header into its raw
+/// disk; and never a "json:" description, or what is no path to QEMU ("nbd://..."). Pure.
+void check_backing_name(std::string_view name, bool trust_backing);
+
 /// Throws Error, with the first reason against it, if the image is not one that a guest may be
-/// given: a format other than qcow2 and raw, encryption, no size, or files of the host that it
-/// names. Those a guest can name itself, by writing a qcow2 header into its raw disk; with
-/// `trust_backing` a backing file is let through, but never a "json:" name, nor a data file.
+/// given: encryption, no size, a data file, or a backing file that it may not name. Pure.
 void check_image(const ImageInfo& info, bool trust_backing);
 
 }  // namespace qvm::images

@@ -9,11 +9,13 @@
 namespace qvm::images {
 
 /// A program to run: argv[0] is looked up in PATH; `directory` is its working directory (empty:
-/// the caller's own); `input` is all of its standard input.
+/// the caller's own); `input` is all of its standard input; `listener` is told what it writes on
+/// its standard error, in pieces, while it runs.
 struct Command {
     std::vector<std::string> argv;
     std::string input{};
     std::filesystem::path directory{};
+    std::function<void(std::string_view)> listener{};
 };
 
 /// How it ended. `status` is the exit status, 128+N after signal N, 127 if there is no such

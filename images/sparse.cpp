@@ -66,21 +66,6 @@ void write_all(int fd, const char* from, off_t size, off_t offset) {
     }
 }
 
-/// Those of the pages that are not all zeros, neighbours in one piece.
-void write_pages(int fd, const char* bytes, off_t size, off_t offset) {
-    const auto has_data = [&](off_t at) {
-        return at < size &&
-               !is_zero(bytes + at, static_cast<std::size_t>(std::min(page, size - at)));
-    };
-    for (off_t begin = 0; begin < size; begin += page) {
-        off_t end = begin;
-        while (has_data(end)) end += page;
-        if (end == begin) continue;
-        write_all(fd, bytes + begin, std::min(end, size) - begin, offset + begin);
-        begin = end;  // which is no data
-    }
-}
-
 /// Calls `take` with pieces of the data, which begin at multiples of `block`.
 template <typename Take>
 void for_each_piece(int fd, Take take) {
@@ -123,9 +108,26 @@ void hash_pieces(int fd, Hash& hash, const BytesDone& done, Take take) {
 
 }  // namespace
 
+void write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
+    const auto size = static_cast<off_t>(bytes.size());
+    const auto has_data = [&](off_t at) {
+        return at < size &&
+               !is_zero(bytes.data() + at, static_cast<std::size_t>(std::min(page, size - at)));
+    };
+    for (off_t begin = 0; begin < size; begin += page) {
+        off_t end = begin;
+        while (has_data(end)) end += page;
+        if (end == begin) continue;
+        write_all(to, bytes.data() + begin, std::min(end, size) - begin,
+                  static_cast<off_t>(offset) + begin);
+        begin = end;  // which is no data
+    }
+}
+
 void fill_sparse(int from, int to) {
     for_each_piece(from, [to](const char* bytes, off_t size, off_t offset) {
-        write_pages(to, bytes, size, offset);
+        write_sparse(to, {bytes, static_cast<std::size_t>(size)},
+                     static_cast<std::uint64_t>(offset));
     });
 }
 
@@ -142,7 +144,8 @@ void copy_sparse(int from, int to) {
 void copy_sparse(int from, int to, Hash& hash, const BytesDone& done) {
     if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
     hash_pieces(from, hash, done, [to](const char* bytes, off_t size, off_t offset) {
-        write_pages(to, bytes, size, offset);
+        write_sparse(to, {bytes, static_cast<std::size_t>(size)},
+                     static_cast<std::uint64_t>(offset));
     });
 }
 

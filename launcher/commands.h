@@ -42,6 +42,7 @@ int image_export(const ImageExportOptions& options);
 int image_rm(const ImageRmOptions& options);
 int image_prune(const ImagePruneOptions& options);
 int image_verify(const ImageVerifyOptions& options);
+int image_build_debian(const ImageBuildDebianOptions& options);
 int doctor(const DoctorOptions& options);
 int completion(const CompletionOptions& options);
 

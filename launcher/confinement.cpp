@@ -3,10 +3,13 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <grp.h>
+#include <linux/capability.h>
+#include <linux/landlock.h>
 #include <pwd.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -22,6 +25,7 @@
 
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/seccomp.h"
 
 namespace qvm {
 
@@ -46,6 +50,21 @@ constexpr std::array<const char*, 11> system_paths{"/usr",
                                                    "/gnu/store",
                                                    "/etc/ld.so.cache",
                                                    "/etc/alternatives"};
+
+// Of the kernel's later versions than Debian 12's.
+constexpr std::uint64_t may_truncate = 1 << 14;
+constexpr int truncate_version = 3;
+constexpr int refer_version = 2;
+
+/// No socket is made; another architecture's calls fail, too.
+constexpr std::array<sock_filter, 6> no_sockets{{
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, own_architecture, 0, 2),
+    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 1),
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
+    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+}};
 
 bool is_within(const fs::path& path, const fs::path& directory) {
     const auto relative = path.lexically_relative(directory);
@@ -90,6 +109,30 @@ RootEntry entry_of_file(const fs::path& path) {
     const auto permissions = fs::status(path).permissions();
     const bool for_all = (permissions & fs::perms::others_read) != fs::perms::none;
     return {for_all ? Kind::file : Kind::copy, path.relative_path().string(), path.string()};
+}
+
+Failure cannot_restrict(const std::string& step) {
+    return Failure(fmt::format("restrict what a program opens: {}: {}", step,
+                               std::generic_category().message(errno)));
+}
+
+void allow(int rules, int fd, std::uint64_t access) {
+    landlock_path_beneath_attr beneath{};
+    beneath.allowed_access = access;
+    beneath.parent_fd = fd;
+    if (::syscall(SYS_landlock_add_rule, rules, LANDLOCK_RULE_PATH_BENEATH, &beneath, 0U) != 0)
+        throw cannot_restrict("add a rule");
+}
+
+void allow_path(int rules, const fs::path& path, std::uint64_t access) {
+    const UniqueFd fd{::open(path.c_str(), O_PATH | O_CLOEXEC)};
+    if (!fd && errno == ENOENT) return;  // not every system has it
+    struct stat status {};
+    if (!fd || ::fstat(fd.get(), &status) != 0)
+        throw cannot_restrict(fmt::format("open '{}'", path.string()));
+    constexpr std::uint64_t of_files =
+        LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE;
+    allow(rules, fd.get(), S_ISDIR(status.st_mode) ? access : access & of_files);
 }
 
 // --- between vfork and exec ---------------------------------------------------------------------
@@ -185,11 +228,39 @@ const char* change_user(const Confinement& confinement) noexcept {
     return nullptr;
 }
 
-const char* drop_capabilities() noexcept {
+/// All but `kept`.
+const char* drop_capabilities(int kept) noexcept {
     // Without the bounding set root's exec gives none back; see capabilities(7).
     for (int capability = 0; ::prctl(PR_CAPBSET_READ, capability) >= 0; ++capability)
-        if (::prctl(PR_CAPBSET_DROP, capability) != 0 && errno != EPERM)
+        if (capability != kept && ::prctl(PR_CAPBSET_DROP, capability) != 0 && errno != EPERM)
             return "drop its capabilities";
+    return nullptr;
+}
+
+const char* limit(const Limits& limits) noexcept {
+    const auto set = [](auto resource, std::uint64_t most) {
+        rlimit both{};
+        if (::getrlimit(resource, &both) != 0) return false;
+        both.rlim_cur = both.rlim_max = std::min<rlim_t>(most, both.rlim_max);  // ours may be less
+        return ::setrlimit(resource, &both) == 0;
+    };
+    const bool all = set(RLIMIT_DATA, limits.memory) && set(RLIMIT_FSIZE, limits.file_size) &&
+                     set(RLIMIT_CPU, static_cast<std::uint64_t>(limits.cpu.count())) &&
+                     set(RLIMIT_CORE, 0);
+    return all ? nullptr : "limit it";
+}
+
+const char* restrict_opens(int rules) noexcept {
+    if (::syscall(SYS_landlock_restrict_self, rules, 0U) != 0) return "restrict what it opens";
+    ::close(rules);
+    return nullptr;
+}
+
+const char* refuse_sockets() noexcept {
+    sock_fprog program{static_cast<unsigned short>(no_sockets.size()),
+                       const_cast<sock_filter*>(no_sockets.data())};
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0U, &program) != 0)
+        return "keep it from sockets";
     return nullptr;
 }
 
@@ -285,6 +356,35 @@ std::vector<RootEntry> root_for(const fs::path& program, const std::vector<fs::p
     return with_directories(entries);
 }
 
+UniqueFd allowed_opens(const fs::path& program, const std::vector<int>& reads,
+                       const std::vector<int>& writes) {
+    const auto version =
+        ::syscall(SYS_landlock_create_ruleset, nullptr, 0, LANDLOCK_CREATE_RULESET_VERSION);
+    if (version < 1) return {};
+    constexpr std::uint64_t may_read = LANDLOCK_ACCESS_FS_READ_FILE;
+    std::uint64_t may_write = may_read | LANDLOCK_ACCESS_FS_WRITE_FILE;
+    landlock_ruleset_attr handled{};
+    // All that the first version has.
+    handled.handled_access_fs = (LANDLOCK_ACCESS_FS_MAKE_SYM << 1) - 1;
+    if (version >= refer_version) handled.handled_access_fs |= LANDLOCK_ACCESS_FS_REFER;
+    if (version >= truncate_version) {
+        handled.handled_access_fs |= may_truncate;
+        may_write |= may_truncate;
+    }
+    UniqueFd rules{
+        static_cast<int>(::syscall(SYS_landlock_create_ruleset, &handled, sizeof handled, 0U))};
+    if (!rules) throw cannot_restrict("make a ruleset");
+    constexpr std::uint64_t may_run =
+        LANDLOCK_ACCESS_FS_EXECUTE | may_read | LANDLOCK_ACCESS_FS_READ_DIR;
+    for (const char* path : system_paths) allow_path(rules.get(), path, may_run);
+    allow_path(rules.get(), home_of(program), may_run);
+    allow_path(rules.get(), "/dev/null", may_write);
+    allow_path(rules.get(), "/dev/urandom", may_read);
+    for (const int fd : reads) allow(rules.get(), fd, may_read);
+    for (const int fd : writes) allow(rules.get(), fd, may_write);
+    return rules;
+}
+
 std::vector<RootEntry> with_directories(const std::vector<RootEntry>& entries) {
     std::vector<RootEntry> result;
     std::set<std::string> made;
@@ -306,11 +406,17 @@ const char* confine(const Confinement& confinement) noexcept {
     if (!confinement.mount_point.empty())
         if (const char* failed = change_root(confinement)) return failed;
     if (!confinement.keep_capabilities)
-        if (const char* failed = drop_capabilities()) return failed;
+        if (const char* failed =
+                drop_capabilities(confinement.allowed_opens >= 0 ? CAP_DAC_OVERRIDE : -1))
+            return failed;
     if (confinement.uid)
         if (const char* failed = change_user(confinement)) return failed;
+    if (confinement.limits)
+        if (const char* failed = limit(*confinement.limits)) return failed;
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return "keep it from more privileges";
-    return nullptr;
+    if (confinement.allowed_opens < 0) return nullptr;
+    if (const char* failed = restrict_opens(confinement.allowed_opens)) return failed;
+    return refuse_sockets();
 }
 
 }  // namespace qvm

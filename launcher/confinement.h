@@ -2,12 +2,15 @@
 
 #include <sys/types.h>
 
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "netns/unique_fd.h"
 
 /// What a program of ours may see and do of the host that it runs on: QEMU, which a guest may have
 /// taken over.
@@ -30,6 +33,13 @@ struct RootEntry {
     bool operator==(const RootEntry&) const = default;
 };
 
+/// What a program may use up; setrlimit(2).
+struct Limits {
+    std::uint64_t memory = 0;     ///< bytes of heap and threads' stacks
+    std::chrono::seconds cpu{0};  ///< of all its threads
+    std::uint64_t file_size = 0;  ///< bytes of a file that it writes
+};
+
 struct Confinement {
     /// A directory of ours, on which the new root is mounted, in a mount namespace that nobody else
     /// sees. Empty: the program sees the host's files.
@@ -40,6 +50,10 @@ struct Confinement {
     gid_t gid = 0;
     std::optional<std::vector<gid_t>> groups{};  ///< beside it, for a uid that is set; unset: ours
     bool keep_capabilities = false;              ///< of root; others have none
+    /// The child's number of what allowed_opens() returned: it opens nothing else, makes no socket,
+    /// and has no capability but to read and write what is not its user's. -1: none.
+    int allowed_opens = -1;
+    std::optional<Limits> limits{};  ///< unset: ours
 };
 
 /// Ids of a user namespace, as in /proc/PID/uid_map.
@@ -73,6 +87,14 @@ std::vector<gid_t> groups_of(const std::vector<std::string>& devices);
 /// A program that runs as that account (a name or a number), and otherwise as any program of it
 /// does. Throws Failure where there is none, or where it is not ours and `privileged` is false.
 Confinement as_account(const std::string& user, bool privileged);
+
+/// For a program that reads what anybody may have written, and is not worth a root directory of its
+/// own: it opens the system's software, what is installed with `program` (a canonical path), and
+/// once more the files that it has as descriptors `reads` and, for writing, too, `writes` (by
+/// /proc/self/fd/N). A ruleset of landlock(7); none where the kernel has no such thing. Throws
+/// Failure.
+UniqueFd allowed_opens(const std::filesystem::path& program, const std::vector<int>& reads,
+                       const std::vector<int>& writes);
 
 /// Entries with the directories that they are in, each once. Pure.
 std::vector<RootEntry> with_directories(const std::vector<RootEntry>& entries);

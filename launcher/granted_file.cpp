@@ -2,9 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/audit.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
@@ -21,6 +18,7 @@
 #include <system_error>
 
 #include "launcher/failure.h"
+#include "launcher/seccomp.h"
 #include "launcher/unix_socket.h"
 
 namespace qvm {
@@ -28,14 +26,6 @@ namespace qvm {
 namespace asio = boost::asio;
 
 namespace {
-
-#if defined(__x86_64__)
-constexpr std::uint32_t own_architecture = AUDIT_ARCH_X86_64;
-#elif defined(__aarch64__)
-constexpr std::uint32_t own_architecture = AUDIT_ARCH_AARCH64;
-#else
-#error "which architecture is this to seccomp?"
-#endif
 
 constexpr std::uint32_t argument(std::size_t number) {
     // The lower half, little-endian.

@@ -316,7 +316,7 @@ int image_pull(const ImagePullOptions& options) {
 
 int image_import(const ImageImportOptions& options) {
     const auto store = open_store(find_directories());
-    auto [draft, record] = image_of_file(store, options.file);
+    auto [draft, record] = image_of_file(store, options.file, options.trust_backing);
     record.source = fs::absolute(options.file).string();
     if (options.arch) record.architecture = to_string(*options.arch);
     store.add(std::move(draft), options.name, record);

@@ -1,15 +1,16 @@
 #include "launcher/image_draft.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 
 #include <system_error>
+#include <utility>
 
 #include "images/sparse.h"
+#include "launcher/any_disk.h"
 #include "launcher/definition.h"
 #include "launcher/failure.h"
-#include "launcher/image_file.h"
-#include "launcher/progress.h"
 
 namespace qvm {
 
@@ -17,17 +18,9 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Whether anything boots from it is a matter of the VM's: it may have a kernel of its own.
-ImageFile open_any_image(const fs::path& path) {
-    return open_image(path, false, true, false);
-}
-
-ImageRecord record_of(const ImageFile& image, std::string digest) {
-    return {.digest = std::move(digest),
-            .format = image.facts.format,
-            .virtual_size = image.facts.virtual_size,
-            .size = image.known.front().size,
-            .created = timestamp()};
+std::uint64_t size_of(int fd) {
+    struct stat status {};
+    return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
 }
 
 /// What a file takes on disk.
@@ -36,38 +29,74 @@ std::uint64_t space_of(int fd) {
     return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
 }
 
+/// The draft is what it becomes where it has to be unpacked or converted.
+AnyDisk open_disk(const fs::path& path, const ImageDraft& draft, bool trust_backing,
+                  ProgressMeter& meter) {
+    std::error_code ignored;
+    const auto size = fs::file_size(path, ignored);
+    std::string_view now;
+    return open_any_disk(
+        path, draft.fd(), draft.path().parent_path(),
+        {.trust_backing = trust_backing, .progress = [&](std::string_view step, double part) {
+             if (std::exchange(now, step) != step) meter.begin(0, size);
+             meter.update(static_cast<std::uint64_t>(part * static_cast<double>(size)));
+         }});
+}
+
+ImageRecord record_of(const ImageFile& image, std::string digest) {
+    return {.digest = std::move(digest),
+            .format = image.facts.format,
+            .virtual_size = image.facts.virtual_size,
+            .size = size_of(image.fd.get()),
+            .created = timestamp()};
+}
+
+/// Puts a copy of an image into the draft, unless it is there, and gives the hash all of it.
+void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
+          ProgressMeter& meter) {
+    meter.begin(0, size_of(image));
+    const auto tell = [&](std::uint64_t done) { meter.update(done); };
+    if (is_draft || images::share_blocks(image, draft.fd()))
+        return images::hash_file(draft.fd(), hash, tell);
+    check_space(draft.path().parent_path(), space_of(image));
+    images::copy_sparse(image, draft.fd(), hash, tell);
+}
+
 }  // namespace
 
-NewImage image_of_file(const ImageStore& store, const fs::path& path) {
+NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust_backing) {
     const auto what = fmt::format("import '{}'", path.string());
-    const auto image = open_any_image(path);
-    ImageDraft draft{store.drafts()};
-    images::Hash hash{images::HashKind::sha256};
     ProgressMeter meter{what, ProgressMeter::On::terminal};
-    meter.begin(0, image.known.front().size);
-    const auto tell = [&](std::uint64_t done) { meter.update(done); };
+    ImageDraft draft{store.drafts()};
+    const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
+    images::Hash hash{images::HashKind::sha256};
     try {
-        if (images::share_blocks(image.fd.get(), draft.fd())) {
-            images::hash_file(draft.fd(), hash, tell);
-        } else {
-            check_space(store.drafts(), space_of(image.fd.get()));
-            images::copy_sparse(image.fd.get(), draft.fd(), hash, tell);
-        }
+        copy(image.fd.get(), draft, is_draft, hash, meter);
     } catch (const std::system_error& error) {
         throw Failure(fmt::format("{}: {}", what, error.code().message()));
     } catch (const Failure& failure) {
         throw Failure(fmt::format("{}: {}", what, failure.what()), failure.hint());
     }
     const auto& before = image.known.front();
-    if (known_file(path, before.format, image.fd.get()) != before)
+    const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+    if (!now || known_file(path, before.format, now.get()) != before)
         throw Failure(fmt::format("{}: it was written to meanwhile", what));
     return {std::move(draft), record_of(image, hash.finish().hex)};
 }
 
-NewImage image_of_download(Download& download, std::string digest) {
+NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
+                           ProgressMeter& meter) {
     try {
-        auto record = record_of(open_any_image(download.path()), std::move(digest));
-        return {download.finish(), std::move(record)};
+        ImageDraft draft{store.drafts()};
+        const auto [image, is_draft] = open_disk(download.path(), draft, false, meter);
+        if (!is_draft) {
+            auto record = record_of(image, std::move(digest));
+            return {download.finish(), std::move(record)};
+        }
+        images::Hash hash{images::HashKind::sha256};
+        copy(image.fd.get(), draft, true, hash, meter);
+        download.discard();
+        return {std::move(draft), record_of(image, hash.finish().hex)};
     } catch (const Failure& failure) {
         download.discard();
         // By the path that is ours alone the user does not know it.

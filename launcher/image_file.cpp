@@ -15,7 +15,7 @@
 #include "images/image_info.h"
 #include "images/overlay.h"
 #include "launcher/failure.h"
-#include "launcher/process.h"
+#include "launcher/qemu_img.h"
 
 namespace qvm {
 
@@ -57,24 +57,6 @@ bool is_in_use(int fd, bool writes) {
     return is_locked(101) || (writes && is_locked(201));
 }
 
-images::ImageInfo probe(const fs::path& path) {
-    const auto result = run_tool(images::probe_command(fs::absolute(path)));
-    if (result.status.signal != 0)
-        throw images::Error("qemu-img was ended by " + result.status.describe());
-    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
-    return images::parse_probe(result.out);
-}
-
-UniqueFd open_unnamed(const fs::path& directory) {
-    UniqueFd fd{::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
-    if (fd || (errno != EOPNOTSUPP && errno != EISDIR)) return fd;
-    // A file system without O_TMPFILE: the name lives for the moment between two calls.
-    auto name = (directory / "overlay-XXXXXX").string();
-    fd.reset(::mkostemp(name.data(), O_CLOEXEC));
-    if (fd) ::unlink(name.c_str());
-    return fd;
-}
-
 void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
     try {
         images::write_overlay(fd, virtual_size);
@@ -85,24 +67,14 @@ void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
     }
 }
 
-ImageFile open_unused(const std::string& what, const fs::path& path, bool writes) {
-    ImageFile image;
-    image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
-    if (is_in_use(image.fd.get(), writes))
-        throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
-                                  path.string(), writes ? "has it open" : "writes to it"));
-    image.known.push_back(known_file(path, {}, image.fd.get()));
-    return image;
-}
-
-/// Calls `check` with what qemu-img says of it.
+/// Finds out what disk an open file holds, and calls `check` with what qemu-img says of it.
 template <typename Check>
-ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
-                    Check check) {
-    auto image = open_unused(what, path, writes);
+void examine(ImageFile& image, const std::string& what, const fs::path& path, bool trust_backing,
+             Check check) {
     try {
-        images::check_header(image.fd.get());
-        const auto info = probe(path);
+        const auto format = images::check_header(image.fd.get(), trust_backing);
+        images::check_format(format);
+        const auto info = probe_image(image.fd.get(), format);
         images::check_image(info, trust_backing);
         check(image.fd.get(), info);
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
@@ -112,6 +84,13 @@ ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, 
     } catch (const std::system_error& error) {
         throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.code().message()));
     }
+}
+
+template <typename Check>
+ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
+                    Check check) {
+    auto image = open_unused(what, path, writes);
+    examine(image, what, path, trust_backing, check);
     return image;
 }
 
@@ -145,6 +124,26 @@ void open_backing(ImageFile& image, const fs::path& path, std::string name, std:
 
 }  // namespace
 
+UniqueFd open_unnamed(const fs::path& directory) {
+    UniqueFd fd{::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (fd || (errno != EOPNOTSUPP && errno != EISDIR)) return fd;
+    // A file system without O_TMPFILE: the name lives for the moment between two calls.
+    auto name = (directory / "overlay-XXXXXX").string();
+    fd.reset(::mkostemp(name.data(), O_CLOEXEC));
+    if (fd) ::unlink(name.c_str());
+    return fd;
+}
+
+ImageFile open_unused(const std::string& what, const fs::path& path, bool writes) {
+    ImageFile image;
+    image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
+    if (is_in_use(image.fd.get(), writes))
+        throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
+                                  path.string(), writes ? "has it open" : "writes to it"));
+    image.known.push_back(known_file(path, {}, image.fd.get()));
+    return image;
+}
+
 KnownFile known_file(const fs::path& path, std::string format, int fd) {
     struct stat status {};
     if (::fstat(fd, &status) != 0)
@@ -158,15 +157,18 @@ KnownFile known_file(const fs::path& path, std::string format, int fd) {
 }
 
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
+    return as_image(open_unused("open image", path, persist), path, has_kernel, trust_backing);
+}
+
+ImageFile as_image(ImageFile file, const fs::path& path, bool has_kernel, bool trust_backing) {
     std::string name, format;
-    auto image = open_disk("open image", path, persist, trust_backing,
-                           [&](int fd, const images::ImageInfo& info) {
-                               images::check_contents(fd, info, has_kernel);
-                               name = info.backing_file;
-                               format = info.backing_format;
-                           });
-    open_backing(image, path, std::move(name), std::move(format));
-    return image;
+    examine(file, "open image", path, trust_backing, [&](int fd, const images::ImageInfo& info) {
+        images::check_contents(fd, info, has_kernel);
+        name = info.backing_file;
+        format = info.backing_format;
+    });
+    open_backing(file, path, std::move(name), std::move(format));
+    return file;
 }
 
 ImageFile open_drive(const DriveOption& drive) {

@@ -36,6 +36,14 @@ struct ImageFile {
 ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
                      bool trust_backing);
 
+/// Opens a file that no other process writes to, or, where it `writes`, has open at all. What it
+/// holds is not looked at. Throws Failure, which begins with `what`.
+ImageFile open_unused(const std::string& what, const std::filesystem::path& path, bool writes);
+
+/// An image that is open already, probed as open_image() does. Throws Failure likewise.
+ImageFile as_image(ImageFile file, const std::filesystem::path& path, bool has_kernel,
+                   bool trust_backing);
+
 /// Opens a --drive likewise, for reading and writing unless it is read-only. A file of any
 /// contents may be given as raw.
 ImageFile open_drive(const DriveOption& drive);
@@ -43,6 +51,10 @@ ImageFile open_drive(const DriveOption& drive);
 /// Bytes of an overlay over an image of `image_size` bytes, of which a user wants so many MiB.
 /// Throws Failure where that would lose some. Pure.
 std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t image_size);
+
+/// An empty file without a name in `directory`, whose space is free again when its last descriptor
+/// closes; -1 with errno.
+UniqueFd open_unnamed(const std::filesystem::path& directory);
 
 /// An empty overlay of `virtual_size` bytes, without a name, in `directory`: its space is free
 /// again when its last descriptor closes. Throws Failure.

@@ -52,6 +52,9 @@ struct Execute {
     int operator()(const qvm::ImageRmOptions& o) const { return qvm::image_rm(o); }
     int operator()(const qvm::ImagePruneOptions& o) const { return qvm::image_prune(o); }
     int operator()(const qvm::ImageVerifyOptions& o) const { return qvm::image_verify(o); }
+    int operator()(const qvm::ImageBuildDebianOptions& o) const {
+        return qvm::image_build_debian(o);
+    }
     int operator()(const qvm::CompletionOptions& o) const { return qvm::completion(o); }
     int operator()(const qvm::PrintText& print) const {
         qvm::print(print.text);

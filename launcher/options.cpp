@@ -729,6 +729,7 @@ class Parser {
         demo.add_option("PATH", demo_.path, "Where to put it [demo.qcow2]");
         add_arch(demo);
         demo.add_flag("-q,--quiet", demo_.quiet, "No progress on stderr");
+        add_image_build_debian(image);
     }
 
     void add_image_pull(CLI::App* image) {
@@ -759,17 +760,20 @@ class Parser {
         auto& added = add(
             "import", "Copy a disk image into the store",
             [this](auto* app) {
-                const std::filesystem::path file{source_};
-                return ImageImportOptions{file,
-                                          app->count("NEW-NAME") > 0
-                                              ? value_of("image", target_, parse_image_name)
-                                              : images::image_name_of(file.filename().string()),
-                                          arch_of(app)};
+                auto& options = image_import_;
+                options.file = source_;
+                options.name = app->count("NEW-NAME") > 0
+                                   ? value_of("image", target_, parse_image_name)
+                                   : images::image_name_of(options.file.filename().string());
+                options.arch = arch_of(app);
+                return options;
             },
             image);
         added.add_option("PATH", source_, "The image")->required();
         added.add_option("NEW-NAME", target_, "What it is called [as its file]");
         add_arch(added);
+        added.add_flag("--trust-backing", image_import_.trust_backing,
+                       "Let it name other files as its backing file, which become part of it");
     }
 
     void add_arch(CLI::App& app) {
@@ -790,6 +794,32 @@ class Parser {
         std::vector<std::string> names;
         for (const auto& text : names_) names.push_back(value_of("image", text, parse_image_name));
         return names;
+    }
+
+    void add_image_build_debian(CLI::App* image) {
+        auto& debian = add(
+            "build-debian", "Build a Debian guest's disk from the host's apt sources",
+            [this](auto*) {
+                for (const auto& text : packages_) {
+                    const auto more = value_of("--packages", text, parse_packages);
+                    debian_.packages.insert(debian_.packages.end(), more.begin(), more.end());
+                }
+                if (!debian_.suite.empty()) value_of("--suite", debian_.suite, parse_suite);
+                return debian_;
+            },
+            image);
+        debian_.path = "debian.qcow2";
+        debian.add_option("PATH", debian_.path, "Where to put it [debian.qcow2]");
+        debian
+            .add_option("--packages", packages_,
+                        "Debian packages besides those of the guest itself, a comma between two "
+                        "(repeatable)")
+            ->allow_extra_args(false)
+            ->type_name("NAMES");
+        debian.add_option("--suite", debian_.suite, "Debian's release [the host's]")
+            ->type_name("NAME");
+        debian.add_flag("-q,--quiet", debian_.quiet, "No progress on stderr");
+        debian.footer("  qvm image build-debian --packages gcc,make ci.qcow2\n");
     }
 
     void add_snapshot() {
@@ -966,7 +996,7 @@ class Parser {
     VmTexts texts_;
     std::string name_, snapshot_, source_, target_, timeout_, boot_timeout_, timings_, warm_,
         shell_;
-    std::vector<std::string> names_, wait_for_;
+    std::vector<std::string> names_, wait_for_, packages_;
     std::vector<std::string> command_;
     GuestCommand guest_command_;
     bool terminal_ = false;
@@ -992,8 +1022,10 @@ class Parser {
     SnapshotImportOptions import_;
     ImageDemoOptions demo_;
     ImagePullOptions pull_;
+    ImageImportOptions image_import_;
     ImageLsOptions image_ls_;
     ImageRmOptions image_rm_;
+    ImageBuildDebianOptions debian_;
 };
 
 }  // namespace

@@ -274,6 +274,7 @@ struct ImageImportOptions {
     std::filesystem::path file;
     std::string name;
     std::optional<Architecture> arch;
+    bool trust_backing = false;
 };
 
 /// qvm image ls
@@ -316,6 +317,14 @@ struct ImageVerifyOptions {
     std::vector<std::string> names;  ///< none: all that there is
 };
 
+/// qvm image build-debian [PATH]
+struct ImageBuildDebianOptions {
+    std::filesystem::path path;
+    std::vector<std::string> packages;
+    std::string suite;  ///< empty: the host's
+    bool quiet = false;
+};
+
 /// qvm completion
 struct CompletionOptions {
     enum class Shell { bash, zsh, fish };
@@ -334,9 +343,9 @@ using Command =
                  NetInspectOptions, NetExecOptions, GcOptions, DoctorOptions, ForkOptions,
                  SnapshotExportOptions, SnapshotImportOptions, SnapshotCreateOptions,
                  SnapshotLsOptions, SnapshotInspectOptions, SnapshotRmOptions, ImageDemoOptions,
-                 ImagePullOptions, ImageImportOptions, ImageLsOptions, ImageInspectOptions,
-                 ImageTagOptions, ImageExportOptions, ImageRmOptions, ImagePruneOptions,
-                 ImageVerifyOptions, CompletionOptions, PrintText>;
+                 ImageBuildDebianOptions, ImagePullOptions, ImageImportOptions, ImageLsOptions,
+                 ImageInspectOptions, ImageTagOptions, ImageExportOptions, ImageRmOptions,
+                 ImagePruneOptions, ImageVerifyOptions, CompletionOptions, PrintText>;
 
 /// The command line as a value. Pure. Throws Failure.
 Command parse_command_line(int argc, const char* const* argv);

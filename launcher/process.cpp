@@ -162,41 +162,50 @@ std::pair<pid_t, UniqueFd> start(const SpawnSpec& spec) {
     return {pid, std::move(owned)};
 }
 
-/// Feeds stdin and drains stdout and stderr until all are closed. Throws Failure where their text
-/// is not to be had.
-void exchange(const std::string& program, Pipe& in, Pipe& out, Pipe& err, std::string_view input,
-              ToolResult& result) {
+/// Feeds stdin and drains stdout and stderr until all are closed, or it is to be killed. Throws
+/// Failure where their text is not to be had.
+ToolResult::End exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolResult& result) {
     const auto unreadable = [&] {
-        return Failure(fmt::format("read the output of '{}': {}", program, reason(errno)));
+        return Failure(fmt::format("read the output of '{}': {}", tool.argv.at(0), reason(errno)));
     };
+    std::string_view input = tool.input;
     ::fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
     if (input.empty()) in.write.reset();
     while (in.write || out.read || err.read) {
-        std::array<pollfd, 3> fds{{{in.write.get(), POLLOUT, 0},
+        std::array<pollfd, 4> fds{{{in.write.get(), POLLOUT, 0},
                                    {out.read.get(), POLLIN, 0},
-                                   {err.read.get(), POLLIN, 0}}};
-        if (::poll(fds.data(), fds.size(), -1) < 0) {
+                                   {err.read.get(), POLLIN, 0},
+                                   {tool.stop, POLLIN, 0}}};
+        const int wait = tool.patience
+                             ? static_cast<int>(std::chrono::milliseconds{*tool.patience}.count())
+                             : -1;
+        const int ready = ::poll(fds.data(), fds.size(), wait);
+        if (ready == 0) return ToolResult::End::impatience;
+        if (ready < 0) {
             if (errno == EINTR) continue;
             throw unreadable();
         }
+        if (fds[3].revents != 0) return ToolResult::End::stopped;
         if (fds[0].revents != 0) {
             const auto size = ::write(in.write.get(), input.data(), input.size());
             if (size > 0) input.remove_prefix(static_cast<std::size_t>(size));
             if (size < 0 || input.empty()) in.write.reset();
         }
-        const auto drain = [&](const pollfd& fd, UniqueFd& end, std::string& text) {
+        const auto drain = [&](const pollfd& fd, UniqueFd& end, std::string& text,
+                               const auto& listener) {
             if (fd.revents == 0) return;
             std::array<char, 65536> buffer;
             const auto size = ::read(end.get(), buffer.data(), buffer.size());
             if (size < 0) throw unreadable();
-            if (size > 0)
-                text.append(buffer.data(), static_cast<std::size_t>(size));
-            else
-                end.reset();
+            if (size == 0) return end.reset();
+            const std::string_view piece{buffer.data(), static_cast<std::size_t>(size)};
+            text += piece;
+            if (listener) listener(piece);
         };
-        drain(fds[1], out.read, result.out);
-        drain(fds[2], err.read, result.err);
+        drain(fds[1], out.read, result.out, tool.on_output);
+        drain(fds[2], err.read, result.err, tool.on_error);
     }
+    return ToolResult::End::itself;
 }
 
 }  // namespace
@@ -302,25 +311,31 @@ std::optional<std::string> find_program(const std::string& name) {
     return std::nullopt;
 }
 
-ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input,
-                    const std::string& directory) {
-    auto in = make_pipe(argv.at(0));
-    auto out = make_pipe(argv.at(0));
-    auto err = make_pipe(argv.at(0));
+ToolResult run_tool(const Tool& tool) {
+    auto in = make_pipe(tool.argv.at(0));
+    auto out = make_pipe(tool.argv.at(0));
+    auto err = make_pipe(tool.argv.at(0));
     SpawnSpec spec;
-    spec.argv = argv;
+    spec.argv = tool.argv;
+    spec.inherit = tool.inherit;
     spec.stdin_fd = in.read.get();
     spec.stdout_fd = out.write.get();
     spec.stderr_fd = err.write.get();
-    spec.directory = directory;
+    spec.directory = tool.directory;
+    spec.confinement = tool.confinement;
     auto child = Child::spawn(spec);
     in.read.reset();
     out.write.reset();
     err.write.reset();
     ToolResult result;
-    exchange(argv.at(0), in, out, err, input, result);
+    result.end = exchange(tool, in, out, err, result);
+    if (result.end != ToolResult::End::itself) child.signal(SIGKILL);
     result.status = child.wait_blocking();
     return result;
+}
+
+ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input) {
+    return run_tool(Tool{.argv = argv, .input = input});
 }
 
 }  // namespace qvm

@@ -6,8 +6,11 @@
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <chrono>
+#include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/confinement.h"
@@ -93,17 +96,33 @@ void raise_descriptor_limit() noexcept;
 /// Finds a program in PATH as execvp(3) would.
 std::optional<std::string> find_program(const std::string& name);
 
-/// What a tool that ran to its end left behind.
+/// A tool to run to its end.
+struct Tool {
+    std::vector<std::string> argv;
+    std::string input = {};                        ///< all of its stdin
+    std::string directory = {};                    ///< where it starts; empty: where we are
+    std::vector<SpawnSpec::Inherit> inherit = {};  ///< as in SpawnSpec
+    std::optional<Confinement> confinement = {};   ///< likewise
+    /// It is killed when it has printed nothing for so long; unset: never.
+    std::optional<std::chrono::seconds> patience = {};
+    int stop = -1;  ///< it is killed when this descriptor can be read; -1: there is none
+    /// Is told what it prints, in pieces, while it runs: on stdout, on stderr.
+    std::function<void(std::string_view)> on_output = {}, on_error = {};
+};
+
+/// What it left behind.
 struct ToolResult {
     ExitStatus status;
     std::string out;
     std::string err;
+    /// By itself, or killed by us: for want of patience, or since it was to stop.
+    enum class End { itself, impatience, stopped };
+    End end = End::itself;
 };
 
-/// Runs a tool with `input` as its stdin, in `directory` (ours when empty), and collects what it
-/// prints. Blocks. SIGPIPE must be ignored: a tool need not read its input. Throws Failure where it
-/// cannot be started.
-ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input = {},
-                    const std::string& directory = {});
+/// Runs a tool and collects what it prints. Blocks. SIGPIPE must be ignored: a tool need not read
+/// its input. Throws Failure where it cannot be started.
+ToolResult run_tool(const Tool& tool);
+ToolResult run_tool(const std::vector<std::string>& argv, const std::string& input = {});
 
 }  // namespace qvm

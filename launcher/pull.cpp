@@ -176,7 +176,9 @@ class Pull {
                 fmt::format("{}: its checksum is not what {} says", entry_.url, expected.source),
                 request_.checksum ? "" : "it may be changing just now: try again later");
         }
-        auto [draft, record] = image_of_download(download, *digest);
+        ProgressMeter meter{
+            entry_.name, request_.quiet ? ProgressMeter::On::nothing : ProgressMeter::On::terminal};
+        auto [draft, record] = image_of_download(store_, download, *digest, meter);
         describe(record, expected);
         store_.add(std::move(draft), entry_.name, record);
         return record;

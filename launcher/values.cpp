@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 
@@ -369,6 +370,34 @@ std::string parse_image_name(std::string_view text) {
     if (!images::is_image_name(text))
         throw Failure("must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
     return std::string{text};
+}
+
+std::vector<std::string> parse_packages(std::string_view text) {
+    constexpr std::string_view others = "+-.:=~";
+    const auto is_allowed = [&](unsigned char c) {
+        return std::isalnum(c) != 0 || others.find(static_cast<char>(c)) != others.npos;
+    };
+    std::vector<std::string> names;
+    for (;;) {
+        const auto comma = text.find(',');
+        const auto name = text.substr(0, comma);
+        if (name.empty() || std::isalnum(static_cast<unsigned char>(name.front())) == 0 ||
+            !std::all_of(name.begin(), name.end(), is_allowed))
+            throw Failure("must be names of Debian packages, a comma between two");
+        names.emplace_back(name);
+        if (comma == text.npos) return names;
+        text.remove_prefix(comma + 1);
+    }
+}
+
+std::string parse_suite(std::string_view text) {
+    std::string suite{text};
+    if (suite.empty() || suite.front() == '-' ||
+        !std::all_of(suite.begin(), suite.end(), [](char c) {
+            return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+        }))
+        throw Failure("must be the name of a Debian release, such as bookworm");
+    return suite;
 }
 
 std::string_view to_string(Mode mode) {

@@ -89,6 +89,12 @@ std::string parse_name(std::string_view text);
 /// An image's name is NAME[:TAG]: letters, digits, '-', '_' and '.', at most 64.
 std::string parse_image_name(std::string_view text);
 
+/// Debian packages, a comma between two: names, each perhaps with ":ARCH" or "=VERSION".
+std::vector<std::string> parse_packages(std::string_view text);
+
+/// A release of Debian's: "bookworm", "testing".
+std::string parse_suite(std::string_view text);
+
 /// Whether guests of that mode have a network namespace.
 bool has_namespace(NetOption::Mode mode);
 

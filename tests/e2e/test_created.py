@@ -314,11 +314,10 @@ class Created(harness.Test):
     def test_a_start_is_alone_with_its_vm(self):
         """Nobody removes or makes anew what a start has begun to read."""
         name = self.create("--name", "box", "--net", "none", self.hang)
-        gate = self.host.files / "gate"
-        os.mkfifo(gate)
-        self.addCleanup(gate.unlink)
+        gate = self.host.files / "instead-of-qemu-img" / "gate"  # elsewhere it may not read
         before = self.instead_of(
             "qemu-img", f"cat {gate} >/dev/null; exec {shutil.which('qemu-img')} \"$@\"")
+        os.mkfifo(gate)
         start = self.started("start", name, before=before)
         self.killed_with_test(name)
         self.wait_until(lambda: self.ps())

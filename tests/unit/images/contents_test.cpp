@@ -63,7 +63,7 @@ TEST_CASE("what claims to be something else is no raw disk") {
 TEST_CASE("only regular files have contents") {
     const File directory("/tmp", O_RDONLY);
     CHECK(error_of([&] { check_contents(directory.fd(), raw, true); }) == "is not a regular file");
-    CHECK(error_of([&] { check_header(directory.fd()); }) == "is not a regular file");
+    CHECK(error_of([&] { check_header(directory.fd(), false); }) == "is not a regular file");
 }
 
 TEST_CASE("a truncated qcow2 image is found out") {
@@ -121,11 +121,75 @@ TEST_CASE("a damaged qcow2 header is an error") {
     }
 }
 
+TEST_CASE("a qcow2 header is looked at before qemu-img could read it") {
+    const TemporaryDirectory directory;
+    const auto whole = make_qcow2(directory, "convert");
+    struct Change {
+        std::size_t offset;
+        std::string bytes;
+        std::string reason;
+    };
+    const std::string ones(8, '\xff');
+    const std::string zeros(8, '\0');
+    const std::string far("\0\0\0\1\0\0\0\0", 8);
+    for (const auto& change : std::vector<Change>{
+             {4, std::string("\0\0\0\1", 4), "version"},
+             {4, std::string("\0\0\0\4", 4), "version"},
+             {8, ones + zeros.substr(4), "backing file name"},
+             {8, std::string("\0\0\0\0\0\0\1\0\0\0\4\0", 12), "backing file name"},
+             {8, std::string("\0\0\0\0\0\0\1\0\0\0\0\4", 12), "backing file"},
+             {20, std::string("\0\0\0\x8", 4), "cluster size"},
+             {20, std::string("\0\0\0\x16", 4), "cluster size"},
+             {24, zeros, "empty"},
+             {24, ones, "size"},
+             {24, far, "L1 table"},
+             {32, std::string("\0\0\0\1", 4), "encrypted"},
+             {36, zeros.substr(4), "L1 table"},
+             {36, ones.substr(4), "L1 table"},
+             {40, ones, "L1 table"},
+             {40, far, "truncated"},
+             {48, ones, "refcount table"},
+             {48, far, "truncated"},
+             {56, zeros.substr(4), "refcount table"},
+             {56, ones.substr(4), "refcount table"},
+             {60, ones.substr(4), "snapshots"},
+             {60, std::string("\0\0\0\1\0\0\0\0\0\0\0\1", 12), "snapshots"},
+             {60, std::string("\0\0\0\1", 4) + far, "truncated"},
+             {72, std::string("\0\0\0\0\0\0\0\x20", 8), "features"},
+             {72, std::string("\0\0\0\0\0\0\0\4", 8), "data file"},
+             {96, std::string("\0\0\0\7", 4), "refcount width"},
+             {100, std::string("\0\0\0\x67", 4), "length of its header"},
+             {100, std::string("\0\1\0\1", 4), "length of its header"},
+         }) {
+        CAPTURE(change.offset, change.reason);
+        auto bytes = whole;
+        bytes.replace(change.offset, change.bytes.size(), change.bytes);
+        write_file(directory / "image", bytes);
+        const File image(directory / "image", O_RDONLY);
+        CHECK_THAT(error_of([&] { check_header(image.fd(), false); }),
+                   Catch::Contains(change.reason));
+    }
+    write_file(directory / "image", whole);
+    CHECK(check_header(File(directory / "image", O_RDONLY).fd(), false) == "qcow2");
+}
+
+TEST_CASE("a backing file is let through where it is trusted") {
+    const TemporaryDirectory directory;
+    const auto path = (directory / "image").string();
+    output_of("qemu-img create -f qcow2 -F raw -u -b /etc/passwd " + path + " 1M");
+    CHECK(check_header(File(path, O_RDONLY).fd(), true) == "qcow2");
+    CHECK_THAT(error_of([&] { check_header(File(path, O_RDONLY).fd(), false); }),
+               Catch::Contains("/etc/passwd"));
+    output_of("qemu-img create -f qcow2 -F raw -u -b nbd://127.0.0.1/x " + path + " 1M");
+    CHECK_THAT(error_of([&] { check_header(File(path, O_RDONLY).fd(), true); }),
+               Catch::Contains("no file of this host"));
+}
+
 TEST_CASE("check_header refuses an external data file before qemu-img could open it") {
     const TemporaryDirectory directory;
     const auto path = (directory / "image").string();
     output_of("qemu-img create -f qcow2 -o data_file=" + (directory / "data").string() + " " +
               path + " 1M");
     const File image(path, O_RDONLY);
-    CHECK_THAT(error_of([&] { check_header(image.fd()); }), Catch::Contains("data file"));
+    CHECK_THAT(error_of([&] { check_header(image.fd(), true); }), Catch::Contains("data file"));
 }

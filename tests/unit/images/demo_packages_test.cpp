@@ -6,7 +6,6 @@
 #include "support.h"
 
 using namespace qvm::images;
-using test::TemporaryDirectory;
 
 namespace {
 
@@ -46,7 +45,7 @@ DemoPackages download(FakeApt& apt, const std::filesystem::path& directory,
 }  // namespace
 
 TEST_CASE("packages of the host's architecture are those of its own lists") {
-    const TemporaryDirectory temporary;
+    const test::TemporaryDirectory temporary;
     const auto directory = temporary / "packages";
     FakeApt apt;
     const auto found = download(apt, directory, DemoArchitecture::amd64);
@@ -58,7 +57,7 @@ TEST_CASE("packages of the host's architecture are those of its own lists") {
 }
 
 TEST_CASE("packages of another one are those of lists beside them") {
-    const TemporaryDirectory temporary;
+    const test::TemporaryDirectory temporary;
     const auto directory = temporary / "packages";
     FakeApt apt;
     (void)download(apt, directory, DemoArchitecture::arm64);
@@ -73,7 +72,7 @@ TEST_CASE("packages of another one are those of lists beside them") {
 }
 
 TEST_CASE("which files they are is asked where none of them lies, since apt leaves those out") {
-    const TemporaryDirectory temporary;
+    const test::TemporaryDirectory temporary;
     const auto directory = temporary / "packages";
     FakeApt apt;
     (void)download(apt, directory, DemoArchitecture::amd64);

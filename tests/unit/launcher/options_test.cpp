@@ -287,6 +287,18 @@ TEST_CASE("other commands") {
     CHECK_THROWS_AS(parse({}), Failure);
     CHECK_THROWS_AS(parse({"launch"}), Failure);
     CHECK_THROWS_AS(parse({"image"}), Failure);
+    const auto debian = std::get<ImageBuildDebianOptions>(
+        parse({"image", "build-debian", "--packages", "gcc,make", "--packages=g++", "--suite",
+               "trixie", "-q", "x.qcow2"}));
+    CHECK(debian.path == "x.qcow2");
+    CHECK(debian.packages == std::vector<std::string>{"gcc", "make", "g++"});
+    CHECK((debian.suite == "trixie" && debian.quiet));
+    CHECK(std::get<ImageBuildDebianOptions>(parse({"image", "build-debian"})).path ==
+          "debian.qcow2");
+    CHECK_THROWS_WITH(parse({"image", "build-debian", "--packages", "gcc,"}),
+                      Catch::StartsWith("--packages 'gcc,': "));
+    CHECK_THROWS_WITH(parse({"image", "build-debian", "--suite", "-x"}),
+                      Catch::StartsWith("--suite '-x': "));
 }
 
 TEST_CASE("doctor: a table, or JSON") {

@@ -22,11 +22,72 @@ TEST_CASE("a tool's output, error output, status and input") {
     CHECK(result.status.code == 3);
     CHECK(result.status.signal == 0);
     CHECK(run_tool({"sh", "-c", "kill -TERM $$"}).status.signal == SIGTERM);
-    CHECK(run_tool({"pwd"}, {}, "/usr").out == "/usr\n");
+    CHECK(run_tool(Tool{.argv = {"pwd"}, .directory = "/usr"}).out == "/usr\n");
     ::signal(SIGPIPE, SIG_IGN);  // as main() has it
     const std::string much(300'000, 'x');
     CHECK(run_tool({"cat"}, much).out == much);
     CHECK(run_tool({"true"}, much).status.code == 0);  // never reads its input
+}
+
+TEST_CASE("what a tool prints is told while it runs, and one that prints nothing is killed") {
+    std::string out, err;
+    const auto result = run_tool(Tool{.argv = {"sh", "-c", "echo one; echo two >&2; sleep 60"},
+                                      .patience = std::chrono::seconds{1},
+                                      .on_output = [&](std::string_view piece) { out += piece; },
+                                      .on_error = [&](std::string_view piece) { err += piece; }});
+    CHECK((out == "one\n" && err == "two\n"));
+    CHECK((result.out == out && result.err == err));
+    CHECK(result.end == ToolResult::End::impatience);
+    CHECK(result.status.signal == SIGKILL);
+    CHECK(run_tool({"true"}).end == ToolResult::End::itself);
+}
+
+TEST_CASE("a tool is killed when it is to stop") {
+    const UniqueFd stop{::open("/dev/zero", O_RDONLY | O_CLOEXEC)};
+    const auto result = run_tool(Tool{.argv = {"sleep", "60"}, .stop = stop.get()});
+    CHECK(result.end == ToolResult::End::stopped);
+    CHECK(result.status.signal == SIGKILL);
+}
+
+TEST_CASE("a tool has its limits") {
+    const auto run = [](const std::string& script) {
+        Tool tool{.argv = {"sh", "-c", script}};
+        tool.confinement.emplace().limits = {
+            .memory = 64 << 20, .cpu = std::chrono::seconds{1}, .file_size = 1000};
+        return run_tool(tool);
+    };
+    CHECK(run("true").status.code == 0);
+    CHECK(run("ulimit -H -t 1000 || echo not more").out == "not more\n");
+    CHECK_THAT(run("dd if=/dev/zero of=/dev/null bs=200M count=1").err,
+               Catch::Contains("memory exhausted"));
+    CHECK(run("while :; do :; done").status.signal == SIGKILL);
+    CHECK(run("exec dd if=/dev/zero of=$(mktemp -u) bs=2000 count=1").status.signal == SIGXFSZ);
+}
+
+TEST_CASE("a tool opens what it was given, and no other file; and has no socket") {
+    const UniqueFd given{::open(QVM_SOURCE_DIR "/README.md", O_RDONLY | O_CLOEXEC)};
+    const UniqueFd written{::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    const auto rules = allowed_opens("/usr/bin/sh", {given.get()}, {written.get()});
+    if (!rules) {
+        WARN("this kernel has no Landlock");
+        return;
+    }
+    const auto run = [&](const std::string& script) {
+        Tool tool{.argv = {"sh", "-c", script},
+                  .inherit = {{rules.get(), 3}, {given.get(), 4}, {written.get(), 5}}};
+        tool.confinement.emplace().allowed_opens = 3;
+        return run_tool(tool);
+    };
+    CHECK(run("cat /proc/self/fd/4").out.starts_with("# qvm"));
+    CHECK(run("echo x >/proc/self/fd/5 && cat /proc/self/fd/5").out == "x\n");
+    for (const auto* denied :
+         {"cat /etc/passwd", "echo x >/proc/self/fd/4", "ls /", "touch /tmp/qvm-test-touched",
+          "mkdir /tmp/qvm-test-made", "cat /proc/self/status"}) {
+        CAPTURE(denied);
+        CHECK_THAT(run(denied).err, Catch::Contains("Permission denied"));
+    }
+    CHECK_THAT(run("exec python3 -c 'import socket; socket.socket()'").err,
+               Catch::Contains("Permission denied"));
 }
 
 TEST_CASE("a program that cannot be started") {

@@ -119,6 +119,22 @@ TEST_CASE("--net: the message names the key, the hint names the choices") {
     }
 }
 
+TEST_CASE("names of Debian packages, and of a release") {
+    CHECK(parse_packages("gcc") == std::vector<std::string>{"gcc"});
+    CHECK(parse_packages("g++,libc6-dev:amd64,make=4.3-4.1~x") ==
+          std::vector<std::string>{"g++", "libc6-dev:amd64", "make=4.3-4.1~x"});
+    for (const auto* text :
+         {"", ",", "gcc,", ",gcc", "gcc,,make", "gcc make", "-o", "/x.deb", "?essential", "a\n"}) {
+        CAPTURE(text);
+        CHECK_THROWS_AS(parse_packages(text), Failure);
+    }
+    CHECK(parse_suite("bookworm-backports") == "bookworm-backports");
+    for (const auto* text : {"", "-x", "a b", "../x", "Bookworm"}) {
+        CAPTURE(text);
+        CHECK_THROWS_AS(parse_suite(text), Failure);
+    }
+}
+
 TEST_CASE("names are host names") {
     CHECK(parse_name("web") == "web");
     CHECK(parse_name("Web-1") == "web-1");

@@ -1,0 +1,145 @@
+#include "launcher/qemu_img.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <boost/json.hpp>
+#include <charconv>
+#include <filesystem>
+
+#include "images/error.h"
+#include "launcher/process.h"
+
+namespace qvm {
+
+namespace json = boost::json;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::uint64_t memory = 1 << 30;  // a thread's stack is 8 MiB, and it has up to 64
+// A probe takes milliseconds.
+constexpr auto probe_time = 10s;
+constexpr auto probe_patience = 20s;
+// What takes as long as the image is large; each percent is printed.
+constexpr auto work_time = 2h;
+constexpr auto work_patience = 10min;
+
+// The child's numbers.
+constexpr int rules_number = 3;
+constexpr int first_file = 4;
+
+std::string path_of(std::size_t file) {
+    return fmt::format("/proc/self/fd/{}", first_file + static_cast<int>(file));
+}
+
+struct Work {
+    std::vector<std::string> argv;  ///< with path_of() the files
+    std::vector<int> reads;         ///< files 0, 1 and so on
+    std::vector<int> writes = {};   ///< those behind them
+    Limits limits = {};
+    std::chrono::seconds patience = {};
+    std::function<void(std::string_view)> on_output = {};
+};
+
+ToolResult run_qemu_img(const Work& work) {
+    Tool tool{.argv = work.argv, .patience = work.patience, .on_output = work.on_output};
+    auto& confinement = tool.confinement.emplace();
+    confinement.limits = work.limits;
+    std::error_code error;
+    const auto program =
+        std::filesystem::canonical(find_program(work.argv.front()).value_or(""), error);
+    const auto rules = allowed_opens(program, work.reads, work.writes);
+    if (rules) {
+        confinement.allowed_opens = rules_number;
+        tool.inherit.push_back({rules.get(), rules_number});
+    }
+    int number = first_file;
+    for (const int fd : work.reads) tool.inherit.push_back({fd, number++});
+    for (const int fd : work.writes) tool.inherit.push_back({fd, number++});
+    auto result = run_tool(tool);
+    if (result.end == ToolResult::End::impatience)
+        throw images::Error("qemu-img made no headway and was ended");
+    if (result.status.signal != 0)
+        throw images::Error("qemu-img was ended by " + result.status.describe());
+    return result;
+}
+
+json::object node_of(const ImageChain& chain, std::size_t number) {
+    json::object node{
+        {"driver", chain.nodes[number].format},
+        {"file", json::object{{"driver", "file"}, {"filename", path_of(number)}}},
+    };
+    const bool lowest = number + 1 == chain.nodes.size();
+    if (!lowest) node["backing"] = node_of(chain, number + 1);
+    // Whatever it says itself.
+    if (lowest && chain.nodes[number].format == "qcow2") node["backing"] = nullptr;
+    return node;
+}
+
+/// What qemu-img takes in place of a file's name.
+std::string description_of(const ImageChain& chain) {
+    return "json:" + json::serialize(node_of(chain, 0));
+}
+
+/// The last percentage in what qemu-img printed: "    (12.50/100%)\r".
+std::optional<double> percentage_in(std::string_view text) {
+    const auto end = text.rfind("/100%)");
+    if (end == text.npos) return std::nullopt;
+    const auto begin = text.rfind('(', end);
+    if (begin == text.npos) return std::nullopt;
+    double value = 0;
+    std::from_chars(text.data() + begin + 1, text.data() + end, value);
+    return value;
+}
+
+}  // namespace
+
+images::ImageInfo probe_image(int fd, const std::string& format) {
+    const auto result = run_qemu_img({.argv = images::probe_command(format, path_of(0)),
+                                      .reads = {fd},
+                                      .limits = {memory, probe_time, 0},
+                                      .patience = probe_patience});
+    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
+    return images::parse_probe(result.out);
+}
+
+void check_clusters(int fd, const std::string& format) {
+    const auto result =
+        run_qemu_img({.argv = {"qemu-img", "check", description_of({{{fd, format}}})},
+                      .reads = {fd},
+                      .limits = {memory, work_time, 0},
+                      .patience = work_patience});
+    // Exit statuses; see qemu-img(1).
+    constexpr int damaged = 2;
+    constexpr int leaked = 3;  // clusters that nobody refers to: a waste of space
+    constexpr int cannot = 63;
+    switch (result.status.code) {
+        case 0:
+        case leaked:
+        case cannot:
+            return;
+        case damaged:
+            throw images::Error("damaged image: qemu-img check finds errors");
+        default:
+            throw images::Error(images::probe_failure(result.err));
+    }
+}
+
+void convert_image(const ImageChain& from, int to, const images::Headway& headway) {
+    Work work{.argv = {"qemu-img", "convert", "-p", "-O", "qcow2", description_of(from),
+                       path_of(from.nodes.size())},
+              .reads = {},
+              .writes = {to},
+              .limits = {memory, work_time, RLIM_INFINITY},
+              .patience = work_patience};
+    for (const auto& node : from.nodes) work.reads.push_back(node.fd);
+    work.on_output = [&](std::string_view piece) {
+        if (const auto percentage = percentage_in(piece); percentage && headway)
+            headway(*percentage / 100);
+    };
+    const auto result = run_qemu_img(work);
+    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
+}
+
+}  // namespace qvm
