@@ -76,6 +76,9 @@ class Pull {
         const auto file = images::file_name_of(entry_.url);
         try {
             expected.checksum = images::find_checksum(list, file);
+            // "disk.qcow2.sha256" may know it by the name of its version.
+            if (!expected.checksum && images::file_name_of(entry_.checksums).starts_with(file))
+                expected.checksum = images::only_checksum(list);
         } catch (const images::Error& error) {
             throw Failure(fmt::format("{}: {}", entry_.checksums, error.what()));
         }

@@ -288,6 +288,10 @@ class Checksums(Pulls):
                 before = self.catalogue(self.entry("mine:1", checksums=self.write("SUMS", text)))
                 self.assert_pulled(self.pull("mine:1", before=before), "mine:1")
                 self.store.remove()
+        with self.subTest("of one image, by its other name"):
+            sums = self.write("disk.raw.sha256", f"{self.digest}  disk-1.2.raw\n")
+            self.assert_pulled(self.pull("mine:1", before=self.catalogue(self.entry("mine:1", checksums=sums))), "mine:1")
+            self.store.remove()
         with self.subTest("another's"):
             before = self.catalogue(self.entry("mine:1", checksums=self.write("SUMS", f"{'0' * 64}  disk.raw\n")))
             self.assert_failed(self.pull("mine:1", before=before), "its checksum is not what .*/SUMS says", "later")
