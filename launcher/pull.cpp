@@ -47,6 +47,9 @@ class Pull {
         note("from " + entry_.url);
         const auto expected = expect();
         if (auto record = find(expected)) return *record;
+        // Whoever changes it on the way cannot change the checksum, too.
+        downgrade_ =
+            request_.checksum || (expected.checksum && expected.source.starts_with("https:"));
         bool waited = false;
         Download download{store_.downloads(), entry_.url, [&] {
                               waited = true;
@@ -262,10 +265,9 @@ class Pull {
             hashes.update(bytes);
             meter.update(download.partial().size);
         };
-        const auto end = http_get({.url = entry_.url,
-                                   .partial = download.partial(),
-                                   .downgrade = request_.checksum.has_value()},
-                                  {.begin = begin, .take = take});
+        const auto end =
+            http_get({.url = entry_.url, .partial = download.partial(), .downgrade = downgrade_},
+                     {.begin = begin, .take = take});
         problem_ = end.problem;
         if (!end.connected && !again) throw Failure(fmt::format("{}: {}", entry_.url, problem_));
         if (!problem_.empty()) return false;
@@ -291,6 +293,7 @@ class Pull {
     const ImageStore& store_;
     const PullRequest& request_;
     const images::CatalogueEntry& entry_;
+    bool downgrade_ = false;  ///< an https URL may lead to one of http
     std::string problem_;
 };
 
