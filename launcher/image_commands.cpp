@@ -42,11 +42,16 @@ ImageStore open_store(const Directories& directories) {
     return ImageStore{directories.images()};
 }
 
-/// What a file takes on disk; 0 where it is gone.
-std::uint64_t space_of(const fs::path& file) {
+/// What stat(2) says of a file; all is 0 where it is gone.
+struct stat status_of(const fs::path& file) {
     struct stat status {};
-    return ::stat(file.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512
-                                              : 0;
+    ::stat(file.c_str(), &status);
+    return status;
+}
+
+/// What it takes on disk.
+std::uint64_t space_of(const fs::path& file) {
+    return static_cast<std::uint64_t>(status_of(file).st_blocks) * 512;
 }
 
 /// Each once, whatever it does with the image.
@@ -92,8 +97,24 @@ json::object describe(const ImageStore& store, const std::string& name, const Im
             {"path", file.string()}};
 }
 
+/// The same of what has lost its name, of which nothing else is known.
+json::object describe(const ImageStore& store, const std::string& digest, const Users& users) {
+    auto object = describe(store, "", {.digest = digest, .format = {}}, users);
+    object["size"] = status_of(store.blob(digest)).st_size;
+    for (const char* key : {"name", "format", "virtual_size", "source", "created", "last_used"})
+        object[key] = nullptr;
+    return object;
+}
+
+/// "-" for what is null.
 std::string text_at(const json::object& object, const char* key) {
-    return std::string{object.at(key).as_string()};
+    const auto& value = object.at(key);
+    return value.is_string() ? std::string{value.get_string()} : "-";
+}
+
+std::string size_at(const json::object& object, const char* key) {
+    const auto& value = object.at(key);
+    return value.is_null() ? "-" : size_text(value.to_number<std::uint64_t>());
 }
 
 void print_table(const json::array& images) {
@@ -102,14 +123,11 @@ void print_table(const json::array& images) {
         {"NAME", "DIGEST", "FORMAT", "SIZE", "ON DISK", "LAST USED", "USED BY"}};
     for (const auto& value : images) {
         const auto& image = value.get_object();
-        const auto number = [&](const char* key) {
-            return image.at(key).to_number<std::uint64_t>();
-        };
         const auto users = json::value_to<std::vector<std::string>>(image.at("used_by"));
+        const auto used = age_of(text_at(image, "last_used"));
         rows.push_back({text_at(image, "name"), text_at(image, "digest").substr(prefix, shown),
-                        text_at(image, "format"), size_text(number("virtual_size")),
-                        size_text(number("disk_usage")),
-                        age_of(text_at(image, "last_used")) + " ago",
+                        text_at(image, "format"), size_at(image, "virtual_size"),
+                        size_at(image, "disk_usage"), used.empty() ? "-" : used + " ago",
                         users.empty() ? "-" : joined(users)});
     }
     print(to_table(rows, use_colour()));
@@ -215,11 +233,8 @@ class Pruning {
         }
     }
     void remove_blobs() {
-        std::set<std::string> named;
-        for (const auto& name : store_.names())
-            if (const auto record = store_.find(name)) named.insert(record->digest);
-        for (const auto& digest : store_.digests()) {
-            if (named.contains(digest) || users_.contains(digest)) continue;
+        for (const auto& digest : store_.nameless()) {
+            if (users_.contains(digest)) continue;
             const auto space = space_of(store_.blob(digest));
             store_.remove_blob(digest);
             print(fmt::format("{} of sha256:{}\n", size_text(space), digest));
@@ -329,12 +344,16 @@ int image_ls(const ImageLsOptions& options) {
     }
     const auto users = image_users(directories, store);
     json::array array;
+    bool broken = false;
     for (const auto& name : store.names()) try {
             if (const auto record = store.find(name))
                 array.push_back(describe(store, name, *record, users));
         } catch (const Failure& failure) {
             say(fmt::format("qvm: {}", failure.what()));  // one must not hide the others
+            broken = true;
         }
+    if (!broken)
+        for (const auto& digest : store.nameless()) array.push_back(describe(store, digest, users));
     if (options.json)
         print(json::serialize(array) + "\n");
     else

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -272,6 +273,15 @@ std::vector<std::string> ImageStore::digests() const {
     auto names = files_in(blobs());
     std::erase_if(names, [](const auto& name) { return !is_digest(name); });
     return names;
+}
+
+std::vector<std::string> ImageStore::nameless() const {
+    std::set<std::string> named;
+    for (const auto& name : names())
+        if (const auto record = find(name)) named.insert(record->digest);
+    auto found = digests();
+    std::erase_if(found, [&](const auto& digest) { return named.contains(digest); });
+    return found;
 }
 
 std::optional<ImageRecord> ImageStore::find(const std::string& name) const {

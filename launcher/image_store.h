@@ -126,6 +126,8 @@ class ImageStore {
     /// All names, and the digests of all blobs, sorted.
     [[nodiscard]] std::vector<std::string> names() const;
     [[nodiscard]] std::vector<std::string> digests() const;
+    /// Digests of blobs that no name stands for. Throws Failure where a name cannot be read.
+    [[nodiscard]] std::vector<std::string> nameless() const;
     /// What that name stands for; nothing where there is none. Throws Failure where it cannot be
     /// read.
     [[nodiscard]] std::optional<ImageRecord> find(const std::string& name) const;
