@@ -263,6 +263,12 @@ bool Download::remove_old(const fs::path& directory, const std::string& key, Tim
 // --- the store
 // ------------------------------------------------------------------------------------
 
+std::uint64_t ImageStore::space_of(const std::string& digest) const {
+    struct stat status {};
+    ::stat(blob(digest).c_str(), &status);
+    return static_cast<std::uint64_t>(status.st_blocks) * 512;
+}
+
 std::vector<std::string> ImageStore::names() const {
     auto names = files_in(directory_ / "name");
     std::erase_if(names, [](const auto& name) { return !images::is_image_name(name); });

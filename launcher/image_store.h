@@ -123,6 +123,9 @@ class ImageStore {
         return blobs() / digest;
     }
 
+    /// What a blob takes on disk, in bytes; 0 where it is gone.
+    [[nodiscard]] std::uint64_t space_of(const std::string& digest) const;
+
     /// All names, and the digests of all blobs, sorted.
     [[nodiscard]] std::vector<std::string> names() const;
     [[nodiscard]] std::vector<std::string> digests() const;
