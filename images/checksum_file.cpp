@@ -57,21 +57,38 @@ std::optional<Line> parse_line(std::string_view line) {
     return Line{*checksum, base_name(file.substr(1, file.size() - 2))};
 }
 
+/// Calls `take` with each line that has a checksum.
+template <typename Take>
+void for_each_line(std::string_view list, Take take) {
+    for (std::size_t begin = 0; begin < list.size();) {
+        const auto end = std::min(list.find('\n', begin), list.size());
+        if (const auto line = parse_line(list.substr(begin, end - begin))) take(*line);
+        begin = end + 1;
+    }
+}
+
 }  // namespace
 
 std::optional<Checksum> find_checksum(std::string_view list, std::string_view file) {
     std::optional<Checksum> found;
-    for (std::size_t begin = 0; begin < list.size();) {
-        const auto end = std::min(list.find('\n', begin), list.size());
-        const auto line = parse_line(list.substr(begin, end - begin));
-        begin = end + 1;
-        if (!line || (!line->file.empty() && line->file != file)) continue;
-        const auto& one = line->checksum;
+    for_each_line(list, [&](const Line& line) {
+        if (!line.file.empty() && line.file != file) return;
+        const auto& one = line.checksum;
         if (found && found->kind == one.kind && *found != one)
             throw Error("it has two checksums for '" + std::string{file} + "'");
         if (!found || one.kind == HashKind::sha512) found = one;
-    }
+    });
     return found;
+}
+
+std::optional<Checksum> only_checksum(std::string_view list) {
+    std::optional<Checksum> found;
+    bool others = false;
+    for_each_line(list, [&](const Line& line) {
+        others = others || (found && *found != line.checksum);
+        if (!found) found = line.checksum;
+    });
+    return others ? std::nullopt : found;
 }
 
 }  // namespace qvm::images

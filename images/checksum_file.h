@@ -12,4 +12,8 @@ namespace qvm::images {
 /// has both. Nothing where it names no such file; throws Error where it has two that differ. Pure.
 std::optional<Checksum> find_checksum(std::string_view list, std::string_view file);
 
+/// The checksum of a list that has no other, whatever file it names: such as stands beside an image
+/// whose URL is another name for it. Pure.
+std::optional<Checksum> only_checksum(std::string_view list);
+
 }  // namespace qvm::images

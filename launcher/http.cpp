@@ -114,8 +114,8 @@ class Transfer {
             end.problem = problem_.front() != '\0' ? problem_.data() : curl_.strerror(code);
         if (code == CURLE_UNSUPPORTED_PROTOCOL)
             end.problem =
-                "it is redirected to a URL that is not followed (from https to http with "
-                "--checksum alone)";
+                "it is redirected to a URL that is not followed: to a file of this host, or "
+                "from https to http without a checksum";
         return end;
     }
 

@@ -1,25 +1,20 @@
-// image pull, import, ls, inspect, tag, export, rm, prune, verify.
+// image pull, import, tag, export, rm, prune, verify.
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <boost/json.hpp>
-#include <set>
 #include <system_error>
 
 #include "images/sparse.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
-#include "launcher/definition.h"
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
 #include "launcher/image_store.h"
 #include "launcher/image_users.h"
-#include "launcher/json_text.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
@@ -30,130 +25,18 @@
 namespace qvm {
 
 namespace fs = std::filesystem;
-namespace json = boost::json;
 using namespace std::chrono_literals;
 
 namespace {
 
 constexpr auto download_patience = 24h;  // with one that nobody goes on with
 
-using Users = std::map<std::string, std::vector<ImageUser>>;
-
 ImageStore open_store(const Directories& directories) {
     return ImageStore{directories.images()};
 }
 
-/// What a file takes on disk; 0 where it is gone.
-std::uint64_t space_of(const fs::path& file) {
-    struct stat status {};
-    return ::stat(file.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512
-                                              : 0;
-}
-
-/// Each once, whatever it does with the image.
-std::vector<std::string> names_of(const std::vector<ImageUser>& users) {
-    std::set<std::string> names;
-    for (const auto& user : users) names.insert(to_string(user));
-    return {names.begin(), names.end()};
-}
-
-std::string time_text(std::chrono::file_clock::time_point time) {
-    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(
-        std::chrono::file_clock::to_sys(time).time_since_epoch());
-    return timestamp(seconds.count());
-}
-
-json::value or_null(const std::string& text) {
-    return text.empty() ? json::value(nullptr) : json::value(text);
-}
-
-/// What `ls --json` and `inspect` say of one.
-json::object describe(const ImageStore& store, const std::string& name, const ImageRecord& record,
-                      const Users& users) {
-    const auto file = store.blob(record.digest);
-    const auto found = users.find(record.digest);
-    json::value checked = nullptr;
-    if (!record.checksum.empty())
-        checked = json::object{{"checksum", record.checksum},
-                               {"source", record.checksum_source},
-                               {"signature", or_null(record.signature)}};
-    return {{"name", name},
-            {"digest", "sha256:" + record.digest},
-            {"format", record.format},
-            {"virtual_size", record.virtual_size},
-            {"size", record.size},
-            {"disk_usage", space_of(file)},
-            {"architecture", or_null(record.architecture)},
-            {"source", record.source},
-            {"checked", std::move(checked)},
-            {"created", record.created},
-            {"last_used", time_text(store.last_use(name))},
-            {"used_by", json::value_from(found == users.end() ? std::vector<std::string>{}
-                                                              : names_of(found->second))},
-            {"path", file.string()}};
-}
-
-std::string text_at(const json::object& object, const char* key) {
-    return std::string{object.at(key).as_string()};
-}
-
-void print_table(const json::array& images) {
-    constexpr std::size_t prefix = 7, shown = 12;  // of "sha256:" and of the digits
-    std::vector<std::vector<std::string>> rows{
-        {"NAME", "DIGEST", "FORMAT", "SIZE", "ON DISK", "LAST USED", "USED BY"}};
-    for (const auto& value : images) {
-        const auto& image = value.get_object();
-        const auto number = [&](const char* key) {
-            return image.at(key).to_number<std::uint64_t>();
-        };
-        const auto users = json::value_to<std::vector<std::string>>(image.at("used_by"));
-        rows.push_back({text_at(image, "name"), text_at(image, "digest").substr(prefix, shown),
-                        text_at(image, "format"), size_text(number("virtual_size")),
-                        size_text(number("disk_usage")),
-                        age_of(text_at(image, "last_used")) + " ago",
-                        users.empty() ? "-" : joined(users)});
-    }
-    print(to_table(rows, use_colour()));
-}
-
-json::object to_json(const images::CatalogueEntry& entry) {
-    return {{"name", entry.name},
-            {"aliases", json::value_from(entry.aliases)},
-            {"architecture", entry.architecture},
-            {"url", entry.url},
-            {"checksums", or_null(entry.checksums)},
-            {"signature", or_null(entry.signature)},
-            {"keyring", or_null(entry.keyring)},
-            {"keyring_package", or_null(entry.keyring_package)}};
-}
-
-/// Those for this host; as JSON all.
-int list_catalogue(const ImageLsOptions& options) {
-    const auto catalogue = read_catalogues();
-    if (options.json) {
-        json::array array;
-        for (const auto& entry : catalogue) array.push_back(to_json(entry));
-        print(json::serialize(array) + "\n");
-        return status::ok;
-    }
-    const auto architecture = to_string(host_architecture());
-    std::vector<std::vector<std::string>> rows;
-    if (!options.names) rows.push_back({"NAME", "ALSO", "URL"});
-    for (const auto& entry : catalogue) {
-        // A later one of the same name is the one that counts.
-        if (images::find_image(catalogue, entry.name, architecture) != entry) continue;
-        if (options.names)
-            rows.push_back({entry.name});
-        else
-            rows.push_back(
-                {entry.name, entry.aliases.empty() ? "-" : joined(entry.aliases), entry.url});
-    }
-    print(to_table(rows, !options.names && use_colour()));
-    return status::ok;
-}
-
 /// What the image's only name cannot be taken away for; empty where it can.
-std::vector<ImageUser> in_the_way(const Users& users, const std::string& digest, bool force) {
+std::vector<ImageUser> in_the_way(const ImageUsers& users, const std::string& digest, bool force) {
     const auto found = users.find(digest);
     if (found == users.end()) return {};
     auto those = found->second;
@@ -179,7 +62,7 @@ std::optional<std::string> digest_of(const ImageStore& store, const std::string&
     }
 }
 
-void remove_image(const ImageStore& store, const std::string& name, const Users& users,
+void remove_image(const ImageStore& store, const std::string& name, const ImageUsers& users,
                   bool force) {
     const auto known = digest_of(store, name);
     if (!known) return store.remove_name(name);
@@ -216,12 +99,9 @@ class Pruning {
         }
     }
     void remove_blobs() {
-        std::set<std::string> named;
-        for (const auto& name : store_.names())
-            if (const auto record = store_.find(name)) named.insert(record->digest);
-        for (const auto& digest : store_.digests()) {
-            if (named.contains(digest) || users_.contains(digest)) continue;
-            const auto space = space_of(store_.blob(digest));
+        for (const auto& digest : store_.nameless()) {
+            if (users_.contains(digest)) continue;
+            const auto space = store_.space_of(digest);
             store_.remove_blob(digest);
             print(fmt::format("{} of sha256:{}\n", size_text(space), digest));
         }
@@ -234,7 +114,7 @@ class Pruning {
   private:
     ImageStore store_;
     UniqueFd lock_;
-    Users users_;
+    ImageUsers users_;
 };
 
 /// Why an image is not what it was; empty where it is.
@@ -275,7 +155,7 @@ void export_image(const ImageStore& store, const std::string& digest, const fs::
     const BlockedSignals blocked;  // nothing half written stays
     const ExportedFile copy{file};
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.directory(), space_of(blob));
+        check_space(copy.directory(), store.space_of(digest));
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, fs::file_size(blob));
         images::Hash hash{images::HashKind::sha256};
@@ -321,42 +201,6 @@ int image_import(const ImageImportOptions& options) {
     if (options.arch) record.architecture = to_string(*options.arch);
     store.add(std::move(draft), options.name, record);
     print(options.name + "\n");
-    return status::ok;
-}
-
-int image_ls(const ImageLsOptions& options) {
-    if (options.catalogue) return list_catalogue(options);
-    const auto directories = find_directories();
-    const auto store = open_store(directories);
-    if (options.names) {
-        for (const auto& name : store.names()) print(name + "\n");
-        return status::ok;
-    }
-    const auto users = image_users(directories, store);
-    json::array array;
-    for (const auto& name : store.names()) try {
-            if (const auto record = store.find(name))
-                array.push_back(describe(store, name, *record, users));
-        } catch (const Failure& failure) {
-            say(fmt::format("qvm: {}", failure.what()));  // one must not hide the others
-        }
-    if (options.json)
-        print(json::serialize(array) + "\n");
-    else
-        print_table(array);
-    return status::ok;
-}
-
-int image_inspect(const ImageInspectOptions& options) {
-    const auto directories = find_directories();
-    const auto store = open_store(directories);
-    const auto users = image_users(directories, store);
-    json::array array;
-    for (const auto& text : options.names) {
-        const auto name = name_in_store(store, text);
-        array.push_back(describe(store, name, store.read(name), users));
-    }
-    print(pretty(array) + "\n");
     return status::ok;
 }
 

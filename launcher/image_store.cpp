@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <set>
 #include <system_error>
 #include <utility>
 
@@ -262,6 +263,12 @@ bool Download::remove_old(const fs::path& directory, const std::string& key, Tim
 // --- the store
 // ------------------------------------------------------------------------------------
 
+std::uint64_t ImageStore::space_of(const std::string& digest) const {
+    struct stat status {};
+    ::stat(blob(digest).c_str(), &status);
+    return static_cast<std::uint64_t>(status.st_blocks) * 512;
+}
+
 std::vector<std::string> ImageStore::names() const {
     auto names = files_in(directory_ / "name");
     std::erase_if(names, [](const auto& name) { return !images::is_image_name(name); });
@@ -272,6 +279,15 @@ std::vector<std::string> ImageStore::digests() const {
     auto names = files_in(blobs());
     std::erase_if(names, [](const auto& name) { return !is_digest(name); });
     return names;
+}
+
+std::vector<std::string> ImageStore::nameless() const {
+    std::set<std::string> named;
+    for (const auto& name : names())
+        if (const auto record = find(name)) named.insert(record->digest);
+    auto found = digests();
+    std::erase_if(found, [&](const auto& digest) { return named.contains(digest); });
+    return found;
 }
 
 std::optional<ImageRecord> ImageStore::find(const std::string& name) const {

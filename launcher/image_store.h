@@ -123,9 +123,14 @@ class ImageStore {
         return blobs() / digest;
     }
 
+    /// What a blob takes on disk, in bytes; 0 where it is gone.
+    [[nodiscard]] std::uint64_t space_of(const std::string& digest) const;
+
     /// All names, and the digests of all blobs, sorted.
     [[nodiscard]] std::vector<std::string> names() const;
     [[nodiscard]] std::vector<std::string> digests() const;
+    /// Digests of blobs that no name stands for. Throws Failure where a name cannot be read.
+    [[nodiscard]] std::vector<std::string> nameless() const;
     /// What that name stands for; nothing where there is none. Throws Failure where it cannot be
     /// read.
     [[nodiscard]] std::optional<ImageRecord> find(const std::string& name) const;

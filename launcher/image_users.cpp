@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <set>
 #include <utility>
 
 #include "launcher/definition.h"
@@ -42,11 +43,11 @@ class Users {
         for (const auto& drive : vm.drives) add(drive.file, user);
     }
 
-    std::map<std::string, std::vector<ImageUser>> take() { return std::move(users_); }
+    ImageUsers take() { return std::move(users_); }
 
   private:
     std::map<Inode, std::string> digests_;
-    std::map<std::string, std::vector<ImageUser>> users_;
+    ImageUsers users_;
 };
 
 void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Users& users) {
@@ -78,8 +79,13 @@ std::string to_string(const ImageUser& user) {
     return user.name;
 }
 
-std::map<std::string, std::vector<ImageUser>> image_users(const Directories& directories,
-                                                          const ImageStore& store) {
+std::vector<std::string> names_of(const std::vector<ImageUser>& users) {
+    std::set<std::string> names;
+    for (const auto& user : users) names.insert(to_string(user));
+    return {names.begin(), names.end()};
+}
+
+ImageUsers image_users(const Directories& directories, const ImageStore& store) {
     using Kind = ImageUser::Kind;
     Users users{store};
     const DefinitionStore definitions{directories};

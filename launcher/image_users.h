@@ -24,10 +24,13 @@ struct ImageUser {
     [[nodiscard]] bool needs_it() const { return kind == Kind::created || kind == Kind::snapshot; }
 };
 std::string to_string(const ImageUser& user);
+/// Each once, whatever it does with the image. Pure.
+std::vector<std::string> names_of(const std::vector<ImageUser>& users);
 
-/// By digest. With the store's lock held alone it stays true: who begins to use an image shares it.
+using ImageUsers = std::map<std::string, std::vector<ImageUser>>;  ///< by digest
+
+/// With the store's lock held alone it stays true: who begins to use an image shares it.
 /// Throws Failure.
-std::map<std::string, std::vector<ImageUser>> image_users(const Directories& directories,
-                                                          const ImageStore& store);
+ImageUsers image_users(const Directories& directories, const ImageStore& store);
 
 }  // namespace qvm

@@ -47,6 +47,9 @@ class Pull {
         note("from " + entry_.url);
         const auto expected = expect();
         if (auto record = find(expected)) return *record;
+        // Whoever changes it on the way cannot change the checksum, too.
+        downgrade_ =
+            request_.checksum || (expected.checksum && expected.source.starts_with("https:"));
         bool waited = false;
         Download download{store_.downloads(), entry_.url, [&] {
                               waited = true;
@@ -76,6 +79,9 @@ class Pull {
         const auto file = images::file_name_of(entry_.url);
         try {
             expected.checksum = images::find_checksum(list, file);
+            // "disk.qcow2.sha256" may know it by the name of its version.
+            if (!expected.checksum && images::file_name_of(entry_.checksums).starts_with(file))
+                expected.checksum = images::only_checksum(list);
         } catch (const images::Error& error) {
             throw Failure(fmt::format("{}: {}", entry_.checksums, error.what()));
         }
@@ -261,10 +267,9 @@ class Pull {
             hashes.update(bytes);
             meter.update(download.partial().size);
         };
-        const auto end = http_get({.url = entry_.url,
-                                   .partial = download.partial(),
-                                   .downgrade = request_.checksum.has_value()},
-                                  {.begin = begin, .take = take});
+        const auto end =
+            http_get({.url = entry_.url, .partial = download.partial(), .downgrade = downgrade_},
+                     {.begin = begin, .take = take});
         problem_ = end.problem;
         if (!end.connected && !again) throw Failure(fmt::format("{}: {}", entry_.url, problem_));
         if (!problem_.empty()) return false;
@@ -290,6 +295,7 @@ class Pull {
     const ImageStore& store_;
     const PullRequest& request_;
     const images::CatalogueEntry& entry_;
+    bool downgrade_ = false;  ///< an https URL may lead to one of http
     std::string problem_;
 };
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import harness
+import image_store
 import vm
 
 # Asks the function as bash does; what it wants of bash itself is printed.
@@ -38,7 +39,7 @@ class Bash(harness.Test):
     def complete(self, *words):
         """What is offered for the last of the words."""
         done = subprocess.run(["bash", "--norc", "-c", ASK, "bash", harness.QVM, *words],
-                              capture_output=True, text=True, timeout=60)
+                              cwd=self.host.cwd, capture_output=True, text=True, timeout=60)
         self.assertEqual(done.stderr, "")
         return done.stdout.splitlines()
 
@@ -61,6 +62,20 @@ class Bash(harness.Test):
         for command in ("start", "rm", "inspect", "logs", "wait"):
             with self.subTest(command):
                 self.assertEqual(self.complete(command, "a"), ["alive", "asleep"])
+
+    def test_images(self):
+        self.addCleanup(image_store.Store(self.host).remove)
+        for name in ("disk:1", "disk:2", "other"):
+            self.succeed("image", "import", self.hang, name)
+        self.assertEqual(self.complete("image", "rm", ""), ["disk:1", "disk:2", "other"])
+        # As bash breaks the words, and wants what follows the colon.
+        self.assertEqual(self.complete("image", "export", "disk", ":"), ["1", "2"])
+        self.assertEqual(self.complete("image", "tag", "disk", ":", "2"), ["2"])
+        self.assertIn("debian:13", self.complete("image", "pull", "debi"))
+        (self.host.cwd / "disk.raw").touch()
+        self.addCleanup((self.host.cwd / "disk.raw").unlink)
+        with self.subTest("a machine's is a file as well"):
+            self.assertEqual(self.complete("run", "dis"), ["compopt -o default", "disk:1", "disk:2", "disk.raw"])
 
     def test_networks(self):
         self.assertEqual(self.complete("net", "inspect", ""), ["alive", "lab", "web"])

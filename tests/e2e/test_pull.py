@@ -203,8 +203,20 @@ class Servers(Pulls):
         self.store.remove()
         with self.subTest("from https to http: for a checksum alone"):
             url = self.nginx.url("to-http/disk.raw", secure=True)
-            self.assert_failed(self.pull(url, before=before), "from https to http with --checksum alone")
+            self.assert_failed(self.pull(url, before=before), "from https to http without a checksum")
             self.assert_pulled(self.pull("--checksum", f"sha256:{self.digest}", url, before=before))
+            self.store.remove()
+            (self.files / "SUMS").write_text(f"{self.digest}  disk.raw\n")
+            self.addCleanup((self.files / "SUMS").unlink)
+            for secure in (True, False):
+                entry = {"name": "mine:1", "url": url, "checksums": self.nginx.url("files/SUMS", secure=secure),
+                         "architecture": os.uname().machine}
+                done = self.pull("mine:1", before=[*before, *self.catalogue(entry)])
+                if secure:
+                    self.assert_pulled(done, "mine:1")
+                    self.store.remove()
+                else:
+                    self.assert_failed(done, "from https to http without a checksum")
 
 
 class Breaks(Pulls):
@@ -288,6 +300,10 @@ class Checksums(Pulls):
                 before = self.catalogue(self.entry("mine:1", checksums=self.write("SUMS", text)))
                 self.assert_pulled(self.pull("mine:1", before=before), "mine:1")
                 self.store.remove()
+        with self.subTest("of one image, by its other name"):
+            sums = self.write("disk.raw.sha256", f"{self.digest}  disk-1.2.raw\n")
+            self.assert_pulled(self.pull("mine:1", before=self.catalogue(self.entry("mine:1", checksums=sums))), "mine:1")
+            self.store.remove()
         with self.subTest("another's"):
             before = self.catalogue(self.entry("mine:1", checksums=self.write("SUMS", f"{'0' * 64}  disk.raw\n")))
             self.assert_failed(self.pull("mine:1", before=before), "its checksum is not what .*/SUMS says", "later")

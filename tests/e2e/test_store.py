@@ -180,6 +180,9 @@ class Names(StoreTest):
             self.assertEqual(self.succeed("image", "prune", "--older-than", "0.001"), "image 'one'\n1 MiB of sha256:"
                              f"{second}\n")
             self.assertTrue(self.blob(first).exists())
+            self.assertRegex(self.succeed("image", "ls"), f"(?m)^- +{first[:12]} +- +- +1 MiB +- +{name}$")
+            listed, = json.loads(self.succeed("image", "ls", "--json"))
+            self.assertEqual((listed["name"], listed["size"], listed["used_by"]), (None, 1 << 20, [name]))
         self.succeed("start", "-q", name)
         self.assertRegex(self.succeed("ps"), f"(?m)^{name} .* one  ")
         self.qvm("rm", "-f", name)

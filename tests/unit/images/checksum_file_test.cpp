@@ -41,6 +41,13 @@ TEST_CASE("a list that says nothing of a file") {
     CHECK(found("SHA256 (disk.img) : " + a + "\n").empty());
 }
 
+TEST_CASE("a list of one image alone") {
+    CHECK(only_checksum(a + "  disk-1.2.img\n") == parse_checksum("sha256:" + a));
+    CHECK(only_checksum("# x\n" + a + "  one\n" + a + "  the-same\n"));
+    CHECK(!only_checksum(a + "  one\n" + b + "  other\n" + a + "  one\n"));
+    CHECK(!only_checksum("x"));
+}
+
 TEST_CASE("a list that says two things") {
     CHECK(found(a + "  disk.img\n" + a + "  disk.img\n") == "sha256:" + a);
     CHECK(error_of([] { (void)found(a + "  disk.img\n" + b + "  disk.img\n"); }) ==
