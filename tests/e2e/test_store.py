@@ -69,7 +69,7 @@ class Import(StoreTest):
         self.addCleanup(backed.unlink)
         for path, why in ((self.host.files / "none", "No such file"), (self.host.files, "is a directory"),
                           (backed, "names a backing file"), (self.file("text", b"x" * 100), "not a disk image"),
-                          (self.file("a.gz", b"\x1f\x8b" + bytes(1022)), "compressed")):
+                          (self.file("a.gz", b"\x1f\x8b" + bytes(1022)), "cannot be unpacked")):
             self.assert_refused(self.qvm("image", "import", path), f"'{path}': .*{why}")
         self.assert_refused(self.qvm("image", "import", self.demo, "a/b"), "image 'a/b': must be")
         self.assertEqual(self.store.names(), {})
