@@ -146,8 +146,7 @@ std::vector<netns::GuestPlan> group_guests(const fs::path& run, const std::strin
     return living_guests(run, group, besides, false);
 }
 
-// --- a seat
-// ---------------------------------------------------------------------------------------
+// --- a seat ------------------------------------------------------------------------------------
 
 GroupSeat::GroupSeat(const Directories& directories, const std::string& group,
                      const std::string& vm)

@@ -142,8 +142,7 @@ ImageRecord parse_image_record(const std::string& text) {
     return record;
 }
 
-// --- a file that is being made
-// --------------------------------------------------------------------
+// --- a file that is being made -----------------------------------------------------------------
 
 ImageDraft::ImageDraft(const fs::path& directory) {
     make_private_directory(directory);
@@ -179,8 +178,7 @@ void ImageDraft::move_to(const fs::path& target) {
     sync_directory(target.parent_path());
 }
 
-// --- what there is of a download
-// ------------------------------------------------------------------
+// --- what there is of a download ---------------------------------------------------------------
 
 Download::Download(fs::path directory, const std::string& url, const std::function<void()>& waiting)
     : url_(url), path_(directory / images::checksum(url)) {
@@ -260,8 +258,7 @@ bool Download::remove_old(const fs::path& directory, const std::string& key, Tim
     return true;
 }
 
-// --- the store
-// ------------------------------------------------------------------------------------
+// --- the store ---------------------------------------------------------------------------------
 
 std::uint64_t ImageStore::space_of(const std::string& digest) const {
     struct stat status {};

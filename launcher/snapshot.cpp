@@ -251,8 +251,7 @@ NetOption clone_net(const NetOption& saved, const std::optional<NetOption>& want
     return net;
 }
 
-// --- one that is used
-// -----------------------------------------------------------------------------
+// --- one that is used --------------------------------------------------------------------------
 
 Snapshot::Snapshot(fs::path directory, std::string what)
     : directory_(std::move(directory)),
@@ -338,8 +337,7 @@ std::optional<ImageFile> Snapshot::open_disk() const {
     return image;
 }
 
-// --- one that is made
-// -----------------------------------------------------------------------------
+// --- one that is made --------------------------------------------------------------------------
 
 SnapshotDraft::SnapshotDraft(const fs::path& store, const std::string& name)
     : store_(store), name_(name), path_(store / fmt::format(".{}.{}", name, ::getpid())) {
@@ -407,8 +405,7 @@ void SnapshotDraft::share() {
     share_lock(lock_);
 }
 
-// --- all of them
-// ----------------------------------------------------------------------------------
+// --- all of them -------------------------------------------------------------------------------
 
 std::vector<std::string> SnapshotStore::names() const {
     std::vector<std::string> names;
