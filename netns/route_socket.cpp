@@ -40,8 +40,21 @@ std::string extended_ack_text(nlmsghdr* header) {
 RouteSocket::RouteSocket() : socket_(nl_socket_alloc()) {
     if (!socket_) throw Error("open rtnetlink socket", ENOMEM);
     nl_check("open rtnetlink socket", [this] { return nl_connect(socket_.get(), NETLINK_ROUTE); });
+    nl_socket_disable_seq_check(
+        socket_.get());  // a failure would leave its count behind; see get()
     enable(nl_socket_get_fd(socket_.get()), NETLINK_EXT_ACK, "enable rtnetlink's extended acks");
     enable(nl_socket_get_fd(socket_.get()), NETLINK_CAP_ACK, "cap rtnetlink's acks");
+}
+
+nl_sock* RouteSocket::get() const noexcept {
+    constexpr int most_reads = 1000;  // of a dump that was broken off, all parts
+    std::array<char, 16384> unread;
+    for (int reads = 0; reads < most_reads; ++reads) {
+        const auto size =
+            ::recv(nl_socket_get_fd(socket_.get()), unread.data(), unread.size(), MSG_DONTWAIT);
+        if (size < 0 && errno != EINTR && errno != ENOBUFS) break;
+    }
+    return socket_.get();
 }
 
 void nl_check(std::string_view step, const std::function<int()>& call) {

@@ -55,8 +55,9 @@ class RouteSocket {
     /// its step and the kernel's own text.
     void transact(std::vector<Request> requests);
 
-    /// libnl's socket, for dumps; owned by this object.
-    [[nodiscard]] nl_sock* get() const noexcept { return socket_.get(); }
+    /// libnl's socket, for one request; owned by this object. What a request before has left
+    /// unread, one that failed in the middle, is not taken for the answer.
+    [[nodiscard]] nl_sock* get() const noexcept;
 
   private:
     std::unique_ptr<nl_sock, Deleter<nl_socket_free>> socket_;

@@ -130,7 +130,7 @@ class Test(unittest.TestCase):
             for file in (kernel, initrd):
                 self.tool("mcopy", "-i", f"{raw}@@1048576", f"::{file.name}", file)
             raw.unlink()
-        return ["--kernel", kernel, "--initrd", initrd, "--append", "console=ttyS0 quiet"]
+        return ["--kernel", kernel, "--initrd", initrd, "--append", "console=ttyS0 quiet no_timer_check"]
 
     def copy_of_demo(self, format, name):
         path = host.files / name

@@ -1,5 +1,7 @@
 // What the design rests on, as the kernel has it: each of these is an assumption of netns/.
 #include <fcntl.h>
+#include <linux/rtnetlink.h>
+#include <netlink/route/rtnl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
@@ -70,6 +72,27 @@ TEST_CASE("the calling thread never changes its namespace") {
     CHECK(oracle::sh(space, "readlink /proc/self/ns/net") != before);
     CHECK_THROWS_AS(space.run([] { throw std::runtime_error("inside"); }), std::runtime_error);
     CHECK(oracle::sh("readlink /proc/self/ns/net") == before);
+}
+
+TEST_CASE("an answer that was never read is not taken for another's") {
+    std::vector<std::string> ways;
+    std::optional<Uplink> uplink;
+    const auto space = Namespace::create([&] {
+        oracle::sh(
+            "ip link add d0 type veth peer name d1; ip link set d0 up; ip link set d1 up;"
+            "ip address add 203.0.113.5/24 dev d0; ip route add default via 203.0.113.1");
+        RouteSocket host;
+        for (int i = 0; i < 2; ++i) {
+            // As a request is left that fails in the middle.
+            REQUIRE(nl_rtgen_request(host.get(), RTM_GETADDR, AF_INET, NLM_F_DUMP) >= 0);
+            ways = find_ways(host);
+            REQUIRE(nl_rtgen_request(host.get(), RTM_GETADDR, AF_INET, NLM_F_DUMP) >= 0);
+            uplink = find_uplink(host);
+        }
+    });
+    CHECK(ways == std::vector<std::string>{"d0"});
+    REQUIRE(uplink);
+    CHECK(uplink->interface == "d0");
 }
 
 TEST_CASE("the host's addresses: each once, of both families, and none that is of one link only") {
