@@ -45,8 +45,13 @@ std::string url_at(const json::object& object, const char* key, const std::strin
 CatalogueEntry entry_in(const json::value& value, const std::string& number) {
     if (!value.is_object()) throw wrong(number, "is not an object");
     const auto& object = value.get_object();
+    constexpr std::array keys{"name",      "aliases",   "architecture", "url",
+                              "checksums", "signature", "keyring",      "keyring_package"};
     CatalogueEntry entry;
     entry.name = name_in(text_at(object, "name", number), number);
+    for (const auto& [key, unused] : object)
+        if (std::find(keys.begin(), keys.end(), key) == keys.end())
+            throw wrong(entry.name, "'" + std::string{key} + "' is not known");
     if (const auto* aliases = object.if_contains("aliases")) {
         if (!aliases->is_array()) throw wrong(entry.name, "aliases is not an array");
         for (const auto& alias : aliases->get_array()) {

@@ -350,6 +350,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                                      bytes.size() - text.size(), MSG_DONTWAIT);
             if (size > 0) text.append(bytes.data(), static_cast<std::size_t>(size));
             if (size > 0) continue;
+            if (size == 0) throw ShellEnded{};
             const auto end = co_await ask_for_end(shell);
             if (end) throw ShellEnded{};
         }
@@ -856,7 +857,12 @@ void ExecService::agent_is_down() {
 }
 
 void ExecService::port_changed(const std::string& id, bool open) {
-    if (core_->is_ready(id) && !open) core_->ready_shell = 0;
+    if (core_->is_ready(id)) {
+        if (open)
+            core_->unanswered = 0;  // the guest has heard of it, and of all before
+        else
+            core_->ready_shell = 0;
+    }
     for (const auto& session : core_->sessions) {
         if (std::find(session->ports.begin(), session->ports.end(), id) == session->ports.end())
             continue;

@@ -78,7 +78,10 @@ UniqueFd find_image(VmOptions& vm, const Directories& directories, FindImage how
     if (!entry && names_directory(*vm.image)) return {};
     if (!entry) throw no_such_image(name, store.find(name), architecture);
     entry->name = stored_name(entry->name, architecture, host_architecture());
-    if (!store.find(entry->name)) {
+    const auto there = store.find(entry->name);
+    if (there && !is_for(there, architecture))
+        throw no_such_image(entry->name, there, architecture);
+    if (!there) {
         if (!how.pull)
             throw Failure(fmt::format("image '{}': is not here yet", name),
                           "qvm image pull " + name);

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -87,7 +89,7 @@ class Pruning {
     explicit Pruning(const Directories& directories)
         : store_(open_store(directories)),
           lock_(store_.lock()),
-          users_(image_users(directories, store_)) {}
+          users_(image_users(directories, store_, Unreadable::is_an_error)) {}
 
     void remove_names(std::chrono::file_clock::time_point before) {
         for (const auto& name : store_.names()) {
@@ -128,11 +130,16 @@ std::string damage_of(const ImageStore& store, const std::string& digest) {
 /// A new file beside `file`, which takes its place; it goes with this object otherwise.
 class ExportedFile {
   public:
-    explicit ExportedFile(fs::path file) : file_(std::move(file)), aside_(fs::absolute(file_)) {
-        aside_.replace_filename("." + aside_.filename().string());
-        fd_.reset(
-            ::open(aside_.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666));
+    explicit ExportedFile(const fs::path& file) : file_(fs::weakly_canonical(file)) {
+        if (fs::exists(file_) && !fs::is_regular_file(file_))
+            throw Failure("it is there, and no regular file");
+        auto aside = (file_.parent_path() / ("." + file_.filename().string() + ".XXXXXX")).string();
+        fd_.reset(::mkostemp(aside.data(), O_CLOEXEC));
         if (!fd_) throw std::system_error(errno, std::generic_category());
+        aside_ = aside;
+        const auto mask = ::umask(0);
+        ::umask(mask);
+        (void)::fchmod(fd_.get(), 0666 & ~mask);
     }
     ExportedFile(const ExportedFile&) = delete;
     ExportedFile& operator=(const ExportedFile&) = delete;
@@ -232,7 +239,7 @@ int image_rm(const ImageRmOptions& options) {
     const auto directories = find_directories();
     const auto store = open_store(directories);
     const auto lock = store.lock();
-    const auto users = image_users(directories, store);
+    const auto users = image_users(directories, store, Unreadable::is_an_error);
     for (const auto& name : options.names) {
         remove_image(store, name, users, options.force);
         print(name + "\n");

@@ -143,7 +143,7 @@ int image_ls(const ImageLsOptions& options) {
         for (const auto& name : store.names()) print(name + "\n");
         return status::ok;
     }
-    const auto users = image_users(directories, store);
+    const auto users = image_users(directories, store, Unreadable::is_passed_over);
     json::array array;
     bool broken = false;
     for (const auto& name : store.names()) try {
@@ -165,7 +165,7 @@ int image_ls(const ImageLsOptions& options) {
 int image_inspect(const ImageInspectOptions& options) {
     const auto directories = find_directories();
     const ImageStore store{directories.images()};
-    const auto users = image_users(directories, store);
+    const auto users = image_users(directories, store, Unreadable::is_passed_over);
     json::array array;
     for (const auto& text : options.names) {
         const auto name = name_in_store(store, text);

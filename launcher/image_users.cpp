@@ -1,5 +1,6 @@
 #include "launcher/image_users.h"
 
+#include <fmt/format.h>
 #include <sys/stat.h>
 
 #include <set>
@@ -50,7 +51,8 @@ class Users {
     ImageUsers users_;
 };
 
-void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Users& users) {
+void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Unreadable unreadable,
+                   Users& users) {
     for (const auto& name : store.names()) {
         const auto text = read_file(store.path(name) / snapshot_files::manifest);
         if (!text) continue;  // it is being removed
@@ -58,8 +60,9 @@ void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Users& user
             const auto manifest = parse_manifest(parse_object(*text));
             for (const auto* files : {&manifest.image, &manifest.others})
                 for (const auto& file : *files) users.add(file.path, {kind, name});
-        } catch (const Failure&) {
-            // Nothing begins with one that cannot be read.
+        } catch (const Failure& failure) {
+            if (unreadable == Unreadable::is_an_error)
+                throw Failure(fmt::format("snapshot '{}': its manifest {}", name, failure.what()));
         }
     }
 }
@@ -85,7 +88,8 @@ std::vector<std::string> names_of(const std::vector<ImageUser>& users) {
     return {names.begin(), names.end()};
 }
 
-ImageUsers image_users(const Directories& directories, const ImageStore& store) {
+ImageUsers image_users(const Directories& directories, const ImageStore& store,
+                       Unreadable unreadable) {
     using Kind = ImageUser::Kind;
     Users users{store};
     const DefinitionStore definitions{directories};
@@ -96,10 +100,11 @@ ImageUsers image_users(const Directories& directories, const ImageStore& store) 
     for (const auto& name : definitions.names()) try {
             users.add(definitions.read(name).vm, {Kind::created, name});
         } catch (const Failure&) {
-            // It does not start, either.
+            if (unreadable == Unreadable::is_an_error) throw;
         }
-    add_snapshots(SnapshotStore{directories.snapshots()}, Kind::snapshot, users);
-    add_snapshots(SnapshotStore{directories.warm()}, Kind::warm, users);
+    add_snapshots(SnapshotStore{directories.snapshots()}, Kind::snapshot, unreadable, users);
+    // Of a warm start nothing is lost that is not made again.
+    add_snapshots(SnapshotStore{directories.warm()}, Kind::warm, Unreadable::is_passed_over, users);
     return users.take();
 }
 

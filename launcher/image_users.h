@@ -29,8 +29,12 @@ std::vector<std::string> names_of(const std::vector<ImageUser>& users);
 
 using ImageUsers = std::map<std::string, std::vector<ImageUser>>;  ///< by digest
 
+/// A VM or a snapshot of which one cannot read what it uses: an error for who would remove images.
+enum class Unreadable { is_an_error, is_passed_over };
+
 /// With the store's lock held alone it stays true: who begins to use an image shares it.
 /// Throws Failure.
-ImageUsers image_users(const Directories& directories, const ImageStore& store);
+ImageUsers image_users(const Directories& directories, const ImageStore& store,
+                       Unreadable unreadable);
 
 }  // namespace qvm

@@ -151,7 +151,7 @@ class Pull {
     [[nodiscard]] std::optional<ImageRecord> find(const Expected& expected) const {
         if (!expected.checksum) return std::nullopt;
         auto record = store_.find_checked(to_string(*expected.checksum));
-        if (!record) return std::nullopt;
+        if (!record || !store_.is_whole(record->digest)) return std::nullopt;
         describe(*record, expected);
         if (!store_.give_name(entry_.name, *record)) return std::nullopt;
         note("is here already");

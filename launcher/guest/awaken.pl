@@ -1,12 +1,12 @@
-use POSIX;
 # clock_settime(2) and mount(2)
 my %numbers = (x86_64 => [227, 165], aarch64 => [112, 40], riscv64 => [112, 40]);
-my $numbers = $numbers{(POSIX::uname())[4]};
+my ($machine, $tell) = @ARGV;
+my $numbers = $numbers{$machine};
 sub put {
     open my $f, ">", $_[0] or exit 1;
     print $f "$_[1]\n" and close $f or exit 1;
 }
-if (@ARGV) { open my $f, ">&=", $ARGV[0]; print $f "ready\n"; close $f }
+if (defined $tell) { open my $f, ">&=", $tell; print $f "ready\n"; close $f }
 my ($name, $seconds, $nanoseconds, $random, $id) = split " ", <STDIN> or exit 1;
 $numbers or exit 1;
 put "/proc/sys/kernel/hostname", $name;

@@ -9,9 +9,9 @@ def put(path, text):
     with open(path, "w") as f:
         f.write(text + "\n")
 
-if len(sys.argv) > 1:
-    os.write(int(sys.argv[1]), b"ready\n")
-    os.close(int(sys.argv[1]))
+if len(sys.argv) > 2:
+    os.write(int(sys.argv[2]), b"ready\n")
+    os.close(int(sys.argv[2]))
 name, seconds, nanoseconds, random, boot_id = sys.stdin.readline().split()
 put("/proc/sys/kernel/hostname", name)
 with open("/dev/urandom", "w") as f:

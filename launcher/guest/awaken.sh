@@ -4,6 +4,7 @@
 # that descriptor when it does.
 helper=
 awakener() {
+    set -- "$(uname -m)" "$@"
     if command -v perl; then
         exec perl -e "$awaken_perl" "$@"
     elif command -v python3; then

@@ -8,6 +8,7 @@ command -v setsid >/dev/null && set -- setsid "$@"
     echo $?
 } | {
     exec 5<&-
-    IFS= read -r secret && read -r status || exit 9
+    IFS= read -r secret || exit 9
+    read -r status || exit 10 # who tells it is gone
     end "$status"
 }

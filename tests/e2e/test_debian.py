@@ -112,7 +112,7 @@ class Debian(harness.Test):
                 now = f"{time.time():.9f}".replace(".", " ")
                 self.assertEqual(
                     self.exec("unshare", "--mount", "--uts", "sh", "-c",
-                              'echo "$1" | "$2" "$3" "$4" 1 && hostname && cat /proc/sys/kernel/random/boot_id',
+                              'echo "$1" | "$2" "$3" "$4" "$(uname -m)" 1 && hostname && cat /proc/sys/kernel/random/boot_id',
                               "sh", f"other {now} {'2a' * 32} {program}-id", program, option, text),
                     (0, f"ready\nother\n{program}-id\n"))
                 status, seconds = self.exec("date", "+%s")

@@ -154,6 +154,9 @@ class Snapshots(detached.Test):
         word = "x" * 50_000  # too long for who waits
         for each in ("base", self.clone()):
             self.assertEqual(self.succeed("exec", each, "sh", "-c", "echo ${#1}", "x", word), "50000\n")
+        done = self.qvm("run", "-q", "snapshot:ready", "--", "sh", "-c", "kill -9 $PPID", seconds=60)
+        self.assertEqual((done.returncode, done.stderr),
+                         (123, "qvm: run 'sh' in the guest: the command's shell ended too early, with 10\n"))
         for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             clone = self.started("run", "-q", "snapshot:ready", "--", "sh", "-c", "echo begun; sleep 100")
             clone.out.expect("begun\n", 60)

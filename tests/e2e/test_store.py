@@ -350,7 +350,8 @@ class Contents(StoreTest):
             self.assertEqual(self.sha256(file), self.sha256(self.demo))
         self.assertEqual(file.stat().st_mode & 0o777, 0o644)
         self.tool("qemu-img", "check", "-q", file)
-        for target, why in (("/none/x", "No such file or directory"), (self.store.path, "directory")):
+        for target, why in (("/none/x", "No such file or directory"), (self.store.path, "no regular file"),
+                            ("/dev/null", "no regular file")):
             self.assert_refused(self.qvm("image", "export", "demo:1", target), f"export '{target}': .*{why}")
         self.assertEqual([name for name in os.listdir(self.host.files) if name.startswith(".")], [])
 

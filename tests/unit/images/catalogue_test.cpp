@@ -65,6 +65,8 @@ TEST_CASE("a catalogue that is wrong says where") {
     CHECK(wrong("[]") == "has no array of images");
     CHECK(wrong(R"({"images": [1]})") == "'image 1': is not an object");
     CHECK(wrong(R"({"images": [{}]})") == "'image 1': '' is no name of an image");
+    CHECK(wrong(R"({"images": [{"name": "a", "url": "http://x", "checksum": "http://x"}]})") ==
+          "'a': 'checksum' is not known");
     CHECK(wrong(R"({"images": [{"name": "a"}]})") == "'a': there is no url");
     CHECK(wrong(R"({"images": [{"name": "a", "url": "ftp://x"}]})") == "'a': url is no URL");
     CHECK(wrong(R"({"images": [{"name": "a", "url": 1}]})") == "'a': url is not a string");

@@ -47,12 +47,12 @@ TEST_CASE("a program tells it, one that waits if there is one, or else commands 
         std::filesystem::permissions(directory.path / name, std::filesystem::perms::owner_all);
     };
     make(tried.program,
-         "[ -z \"$3\" ] || echo ready >&\"$3\"\nread -r line\n"
+         "[ -z \"$4\" ] || echo ready >&\"$4\"\nread -r line\n"
          "echo \"$line\" >>" +
              path + "/told\nexit " + std::to_string(tried.status));
     make("date", "echo date \"$@\" >>" + path + "/told");
     make("mount", "echo mount \"$@\" >>" + path + "/told");
-    for (const char* tool : {"mktemp", "mkfifo", "rm"})
+    for (const char* tool : {"mktemp", "mkfifo", "rm", "uname"})
         std::filesystem::create_symlink(std::string{"/usr/bin/"} + tool, directory.path / tool);
     // Without what it does to this machine.
     auto functions = awaken_functions();

@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "launcher/definition.h"
+#include "launcher/failure.h"
 #include "launcher/snapshot.h"
 #include "temporary.h"
 
@@ -26,7 +27,7 @@ struct Host : Temporary {
 
     [[nodiscard]] std::vector<std::string> users_of(const std::string& digest) const {
         std::vector<std::string> names;
-        auto users = image_users(directories, store);
+        auto users = image_users(directories, store, Unreadable::is_passed_over);
         for (const auto& user : users[digest])
             names.push_back((user.needs_it() ? "needed by " : "") + to_string(user));
         return names;
@@ -48,6 +49,25 @@ TEST_CASE("who uses an image of the store, whatever way a path leads to it") {
     DefinitionStore{host.directories}.add(definition);
     CHECK(host.users_of(one) == std::vector<std::string>{"needed by vm"});
     CHECK(host.users_of(other) == std::vector<std::string>{"needed by vm"});
+}
+
+TEST_CASE("of a VM that cannot be read nobody knows what it uses") {
+    const Host host;
+    Definition definition;
+    definition.name = "vm";
+    const DefinitionStore store{host.directories};
+    store.add(definition);
+    write_file(store.path("vm") / "definition.json", R"({"version": 99})");
+    CHECK(image_users(host.directories, host.store, Unreadable::is_passed_over).empty());
+    CHECK_THROWS_AS(image_users(host.directories, host.store, Unreadable::is_an_error), Failure);
+    fs::remove_all(store.path("vm"));
+    for (const auto& directory : {host.directories.warm(), host.directories.snapshots()}) {
+        CHECK(image_users(host.directories, host.store, Unreadable::is_an_error).empty());
+        SnapshotDraft draft{directory, "ready"};
+        write_file(draft.path() / snapshot_files::manifest, "{}");
+        draft.keep();
+    }
+    CHECK_THROWS_AS(image_users(host.directories, host.store, Unreadable::is_an_error), Failure);
 }
 
 TEST_CASE("snapshots and warm starts use what was beneath them") {
