@@ -322,15 +322,16 @@ class Checksums(Pulls):
         done = self.pull("mine:1", "other", before=before)
         self.assert_pulled(done, "other")
         self.assertIn("is here already", done.stderr)
+        self.assertEqual(len(self.nginx.log()), asked + 1)
+        record = json.loads(self.succeed("image", "inspect", "mine:1"))[0]
+        self.assertEqual(record["checked"], {"checksum": f"sha256:{self.digest}", "source": sums, "signature": "none"})
+        self.assertEqual(record["source"], self.nginx.url("files/disk.raw"))
+        # One that is damaged is.
         blob = self.store.path / "blob" / self.digest
         blob.chmod(0o644)
         blob.write_bytes(b"x" + blob.read_bytes()[1:])
         self.assertEqual(self.qvm("image", "verify").returncode, 125)
         self.assert_pulled(self.pull("mine:1", before=before), "mine:1")
-        self.assertEqual(len(self.nginx.log()), asked + 1)
-        record = json.loads(self.succeed("image", "inspect", "mine:1"))[0]
-        self.assertEqual(record["checked"], {"checksum": f"sha256:{self.digest}", "source": sums, "signature": "none"})
-        self.assertEqual(record["source"], self.nginx.url("files/disk.raw"))
 
     def test_signatures(self):
         home = self.host.base / "gnupg"
