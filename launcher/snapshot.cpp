@@ -82,10 +82,23 @@ MachineFacts machine_from(const json::object& object) {
     return machine;
 }
 
+UniqueFd open_to_read(const fs::path& path) {
+    return UniqueFd{::open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)};
+}
+
+Failure cannot_open(const fs::path& path, const std::string& what) {
+    return Failure(fmt::format("{}: open '{}': {}", what, path.string(), reason()));
+}
+
 UniqueFd open_file(const fs::path& path, const std::string& what) {
-    UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)};
-    if (!fd) throw Failure(fmt::format("{}: open '{}': {}", what, path.string(), reason()));
+    auto fd = open_to_read(path);
+    if (!fd) throw cannot_open(path, what);
     return fd;
+}
+
+/// A path of what is open, whatever its name stands for by now.
+fs::path path_of(const UniqueFd& fd) {
+    return fmt::format("/proc/self/fd/{}", fd.get());
 }
 
 /// One value of the guest's network: the user may say the same again.
@@ -254,16 +267,28 @@ NetOption clone_net(const NetOption& saved, const std::optional<NetOption>& want
 // --- one that is used --------------------------------------------------------------------------
 
 Snapshot::Snapshot(fs::path directory, std::string what)
-    : directory_(std::move(directory)),
-      what_(std::move(what)),
-      lock_(share_lock_existing(directory_ / lock_name)) {
-    const auto file = directory_ / snapshot_files::manifest;
-    const auto text = read_file(file);
-    if (!lock_ || !text) throw Failure(fmt::format("{}: there is none", what_), "qvm snapshot ls");
+    : directory_(std::move(directory)), what_(std::move(what)) {
+    const auto none = [&] {
+        return Failure(fmt::format("{}: there is none", what_), "qvm snapshot ls");
+    };
+    // All of one directory, which may be renamed and emptied at any moment.
+    const UniqueFd fd{::open(directory_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+    const auto opened = path_of(fd);
+    lock_ = share_lock_existing(opened / lock_name);
+    const auto text = read_file(opened / snapshot_files::manifest);
+    if (!lock_ || !text) throw none();
     try {
         manifest_ = parse_manifest(parse_object(*text));
     } catch (const Failure& failure) {
-        throw Failure(fmt::format("{}: '{}' {}", what_, file.string(), failure.what()));
+        throw Failure(fmt::format("{}: '{}' {}", what_,
+                                  (directory_ / snapshot_files::manifest).string(),
+                                  failure.what()));
+    }
+    for (const auto& own : manifest_.files) {
+        auto file = open_to_read(opened / own.name);
+        if (!file && errno == ENOENT && !fs::exists(directory_)) throw none();  // removed just now
+        if (!file) throw cannot_open(directory_ / own.name, what_);
+        files_.emplace(own.name, std::move(file));
     }
 }
 
@@ -287,12 +312,30 @@ UniqueFd Snapshot::open(const std::string& name) const {
         std::find_if(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
     if (known == own.end())
         throw Failure(fmt::format("{}: its manifest names no '{}'", what_, name));
-    auto fd = open_file(directory_ / name, what_);
+    // Again, since who reads it moves its offset.
+    auto fd = open_to_read(path_of(files_.at(name)));
+    if (!fd) throw cannot_open(directory_ / name, what_);
     const auto size = known_file(directory_ / name, {}, fd.get()).size;
     if (size != known->size)
         throw Failure(fmt::format("{}: '{}' has {} bytes, and had {} when it was made", what_, name,
                                   size, known->size));
     return fd;
+}
+
+void Snapshot::link(const std::string& name, const fs::path& to) const {
+    const auto from = open(name);
+    if (::linkat(AT_FDCWD, path_of(from).c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW) == 0)
+        return;
+    const auto failed = [&](const std::string& why) {
+        return Failure(fmt::format("{}: copy '{}' to '{}': {}", what_, name, to.string(), why));
+    };
+    const UniqueFd copy{::open(to.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+    if (!copy) throw failed(reason());
+    try {
+        images::copy_sparse(from.get(), copy.get());
+    } catch (const std::system_error& error) {
+        throw failed(error.code().message());
+    }
 }
 
 UniqueFd Snapshot::open_state() const {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -77,7 +78,8 @@ std::string check_name(const std::string& name);
 inline constexpr std::size_t most_disks = 16;
 }  // namespace snapshot_files
 
-/// One that is used: nobody removes it meanwhile.
+/// One that is used, with its files open: they are the same until its end, whoever removes it
+/// meanwhile and makes another by its name.
 class Snapshot {
   public:
     /// Takes hold of the one in that directory. Throws Failure, with `what` ("snapshot 'base'").
@@ -91,6 +93,9 @@ class Snapshot {
     [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
     /// Opens a file of its own for reading; it must have the size that the manifest says.
     [[nodiscard]] UniqueFd open(const std::string& name) const;
+    /// Gives a file of its own the name `to`, too; where that cannot be (it was removed, or `to` is
+    /// on another file system) that is a copy. Throws Failure.
+    void link(const std::string& name, const std::filesystem::path& to) const;
     /// The same of the devices' state, which QEMU may load without complaint whatever is in it: it
     /// must have its checksum. Throws std::system_error, too.
     [[nodiscard]] UniqueFd open_state() const;
@@ -106,6 +111,7 @@ class Snapshot {
     std::string what_;
     UniqueFd lock_;
     Manifest manifest_;
+    std::map<std::string, UniqueFd> files_;  ///< its own, by name
 };
 
 /// A snapshot that is being made: a directory with a name of no snapshot's and a lock, removed with

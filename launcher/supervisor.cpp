@@ -674,7 +674,7 @@ class Supervisor final : public Controlled {
             manifest.ready_ports = commands_->ready_ports();
             manifest.ready_shell = commands_->ready_shell();
             const auto pause = co_await save_machine(directory);
-            files_->adopt(directory, manifest);
+            co_await files_->adopt(directory, manifest);
             const std::chrono::duration<double, std::milli> milliseconds = pause;
             saved_ = {{"manifest", to_json(manifest)}, {"pause_ms", milliseconds.count()}};
             tell("saved", {{"pause_ms", milliseconds.count()}});

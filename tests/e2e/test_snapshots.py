@@ -208,6 +208,43 @@ class Snapshots(detached.Test):
         self.succeed("snapshot", "rm", "ready")
         self.assertEqual(self.run_clone("cat", "/root/more", snapshot="second"), "more\n")
 
+    def test_a_clone_outlives_the_name_that_it_began_with(self):
+        """It is saved with the disk and the seed that it has, whatever has their name by now."""
+        marks = "dd if=/dev/vda bs=512 skip=20000 count=1 2>/dev/null | head -n 1"
+
+        def mark(text):
+            self.in_guest("base", f"echo {text} | dd of=/dev/vda bs=512 seek=20000 conv=notrunc,fsync 2>/dev/null;"
+                                  "echo 3 >/proc/sys/vm/drop_caches")
+        self.booted("--net", "none")
+        mark("first")
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        name = self.clone()
+        self.succeed("snapshot", "rm", "-f", "ready")
+        self.succeed("snapshot", "create", "-q", name, "alone")
+        mark("second")
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        self.succeed("snapshot", "create", "-q", name, "other")
+        forked = self.killed_with_test(self.succeed("fork", "-q", "--name", "forked", name).strip())
+        self.wait_until(lambda: self.inspect(forked)["agent"])
+        self.assertEqual(self.in_guest(forked, marks), "first\n")
+        for snapshot, text in (("alone", "first"), ("other", "first"), ("ready", "second")):
+            with self.subTest(snapshot=snapshot):
+                self.assertEqual(self.run_clone("sh", "-c", marks, snapshot=snapshot), f"{text}\n")
+
+    def test_a_clone_is_saved_on_another_file_system(self):
+        other = self.host.base / "other"
+        other.mkdir()
+        self.tool("mount", "-t", "tmpfs", "-o", "mode=700", "other", other)
+        self.addCleanup(other.rmdir)
+        self.addCleanup(self.tool, "umount", other)
+        self.host.give(other)
+        self.saved("--net", "none")
+        self.tool("cp", "-a", "--sparse=always", self.store / "ready", other)
+        name = self.clone(snapshot=other / "ready")
+        self.succeed("snapshot", "create", "-q", name, "second")
+        self.assertEqual(self.run_clone("hostname", options=("--name", "x"), snapshot="second"), "x\n")
+        self.succeed("kill", name)
+
     def test_one_that_is_paused_stays_so(self):
         self.booted("--net", "none")
         self.succeed("pause", "base")

@@ -52,10 +52,16 @@ void write(const fs::path& file, const std::string& text) {
     std::ofstream{file} << text;
 }
 
+std::string text_of(const UniqueFd& fd) {
+    std::string text(100, '\0');
+    text.resize(static_cast<std::size_t>(::read(fd.get(), text.data(), text.size())));
+    return text;
+}
+
 /// A snapshot of that name, of one file.
-void make(const fs::path& store, const std::string& name) {
+void make(const fs::path& store, const std::string& name, const std::string& state = "abcd") {
     SnapshotDraft draft{store, name};
-    write(draft.path() / "state", "abcd");
+    write(draft.path() / "state", state);
     draft.finish(Manifest{}, true);
     draft.keep();
 }
@@ -182,11 +188,19 @@ TEST_CASE("one that is used stays, unless it is forced; then it goes with its us
         const auto snapshot = store.open("ready");
         const auto other = store.open("ready");
         CHECK(!store.remove("ready", false));
-        const auto state = snapshot.open("state");
+        snapshot.link("state", directory.path / "linked");
+        CHECK(fs::hard_link_count(directory.path / "linked") == 2);
         CHECK(store.remove("ready", true));
         CHECK(store.names().empty());
-        char byte = 0;
-        CHECK(::pread(state.get(), &byte, 1, 0) == 1);
+        make(store.directory(), "ready", "efgh");
+        CHECK(text_of(snapshot.open("state")) == "abcd");
+        CHECK(text_of(snapshot.open_state()) == "abcd");
+        snapshot.link("state", directory.path / "again");
+        CHECK(read_file(directory.path / "again") == "abcd");
+        CHECK(failure_of([&] {
+                  snapshot.link("state", directory.path / "again");
+              }).ends_with("again': File exists"));
+        CHECK(store.remove("ready", true));
     }
     CHECK(fs::is_empty(store.directory()));
     CHECK(failure_of([&] { (void)store.remove("ready", false); }) ==
