@@ -136,6 +136,7 @@ json::object to_json(const Manifest& manifest) {
     json::value firmware;
     if (manifest.firmware) firmware = to_json(*manifest.firmware);
     return {{"version", version},
+            {"id", manifest.id},
             {"created", manifest.created},
             {"vm", std::move(vm)},
             {"machine", std::move(machine)},
@@ -157,6 +158,7 @@ Manifest parse_manifest(const json::object& object) {
     if (found != version)
         throw Failure(fmt::format("has version {}; this qvm knows {}", found, version));
     Manifest manifest;
+    manifest.id = reader.text("id").value_or("");
     manifest.created = reader.text("created").value_or("");
     manifest.vm = vm_options_from(reader.object("vm"));
     manifest.machine = machine_from(reader.object("machine"));

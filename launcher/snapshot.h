@@ -26,6 +26,7 @@ struct SnapshotFile {
 
 /// What a snapshot says of itself: manifest.json.
 struct Manifest {
+    std::string id;       ///< eight hexadecimal digits: its name may be another's by now
     std::string created;  ///< RFC 3339, UTC
     VmOptions vm;         ///< the machine, and its network as the guest knows it
     MachineFacts machine;

@@ -33,11 +33,13 @@ namespace {
 
 constexpr auto save_timeout = 30min;  // of memory and disk, to be written
 
-/// Living VMs that began with that snapshot.
-std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot) {
+/// Living VMs that began with that snapshot, and not with another that had its name.
+std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot,
+                                   const std::string& id) {
     std::vector<std::string> names;
     for (const auto& vm : vms)
-        if (vm.text("snapshot") == snapshot) names.push_back(vm.text("name"));
+        if (vm.text("snapshot") == snapshot && vm.text("snapshot_id") == id)
+            names.push_back(vm.text("name"));
     return names;
 }
 
@@ -49,7 +51,7 @@ json::object describe(const SnapshotStore& store, const std::string& name,
     object["name"] = name;
     object["directory"] = snapshot.directory().string();
     object["disk_usage"] = space_of(snapshot.directory());
-    object["clones"] = json::value_from(clones_of(vms, name));
+    object["clones"] = json::value_from(clones_of(vms, name, snapshot.manifest().id));
     return object;
 }
 
@@ -233,7 +235,7 @@ int snapshot_ls(const SnapshotLsOptions& options) {
     for (const auto& value : array) {
         const auto& snapshot = value.get_object();
         const auto name = std::string{snapshot.at("name").as_string()};
-        const auto clones = clones_of(vms, name);
+        const auto clones = clones_of(vms, name, std::string{snapshot.at("id").as_string()});
         rows.push_back(
             {name, size_text(snapshot.at("disk_usage").to_number<std::uint64_t>()),
              size_text(snapshot.at("vm").at("memory_mib").to_number<std::uint64_t>() * 1024 * 1024),
@@ -322,7 +324,8 @@ int snapshot_rm(const SnapshotRmOptions& options) {
     const SnapshotStore store{directories.snapshots()};
     for (const auto& name : options.names) {
         if (!store.remove(name, options.force)) {
-            const auto clones = clones_of(read_vms(directories.run), name);
+            const auto id = store.open(name).manifest().id;
+            const auto clones = clones_of(read_vms(directories.run), name, id);
             throw Failure(
                 fmt::format("snapshot '{}': is in use{}", name,
                             clones.empty() ? "" : " by " + joined(clones)),

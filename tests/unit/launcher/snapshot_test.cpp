@@ -20,6 +20,7 @@ namespace {
 
 Manifest everything() {
     Manifest manifest;
+    manifest.id = "0123abcd";
     manifest.created = "2026-01-31T12:00:00Z";
     manifest.vm.image = "/images/disk.qcow2";
     manifest.vm.net = parse_net("nat,subnet=192.168.26.0/24,address=192.168.26.10,mtu=1500");
