@@ -221,14 +221,16 @@ int snapshot_ls(const SnapshotLsOptions& options) {
     }
     const auto vms = read_vms(directories.run);
     json::array array;
+    int exit_status = status::ok;
     for (const auto& name : store.names()) try {
             array.push_back(describe(store, name, vms));
-        } catch (const Failure& failure) {
-            say(fmt::format("qvm: {}", failure.what()));  // one must not hide the others
+        } catch (const std::exception&) {
+            // One must not hide the others; and one that was removed just now is none.
+            if (store.exists(name)) exit_status = say_failure();
         }
     if (options.json) {
         print(json::serialize(array) + "\n");
-        return status::ok;
+        return exit_status;
     }
     std::vector<std::vector<std::string>> rows{
         {"NAME", "SIZE", "MEMORY", "IMAGE", "CREATED", "CLONES"}};
@@ -243,7 +245,7 @@ int snapshot_ls(const SnapshotLsOptions& options) {
              clones.empty() ? "-" : joined(clones)});
     }
     print(to_table(rows, use_colour()));
-    return status::ok;
+    return exit_status;
 }
 
 int snapshot_inspect(const SnapshotInspectOptions& options) {
@@ -251,9 +253,14 @@ int snapshot_inspect(const SnapshotInspectOptions& options) {
     const SnapshotStore store{directories.snapshots()};
     const auto vms = read_vms(directories.run);
     json::array array;
-    for (const auto& name : options.names) array.push_back(describe(store, name, vms));
-    print(pretty(array) + "\n");
-    return status::ok;
+    int exit_status = status::ok;
+    for (const auto& name : options.names) try {
+            array.push_back(describe(store, name, vms));
+        } catch (const std::exception&) {
+            exit_status = say_failure();
+        }
+    if (!array.empty()) print(pretty(array) + "\n");
+    return exit_status;
 }
 
 int snapshot_export(const SnapshotExportOptions& options) {

@@ -282,6 +282,21 @@ class Snapshots(detached.Test):
         self.refused("snapshot", "create", "base", "ready", why="snapshot 'ready': there is one of that name")
         self.assertEqual(self.names(), ["ready"])
 
+    def test_one_that_is_broken_hides_no_other(self):
+        self.saved("--net", "none")
+        for name in ("bad", "worse"):
+            directory = self.store / name
+            directory.mkdir()
+            (directory / "lock").touch()
+            (directory / "manifest.json").write_text('{"version": 7}')
+        for words, broken in ((("ls",), ["bad", "worse"]), (("ls", "--json"), ["bad", "worse"]),
+                              (("inspect", "bad", "none", "ready"), ["bad", "none"])):
+            with self.subTest(words=words):
+                done = self.qvm("snapshot", *words)
+                self.assertEqual(done.returncode, 125)
+                self.assertIn("ready", done.stdout)
+                self.assertEqual(re.findall("^qvm: snapshot '(.*?)': ", done.stderr, re.M), broken)
+
     def test_snapshots_that_do_not_fit(self):
         self.saved("--net", "none")
         what = "snapshot 'ready': "
