@@ -40,6 +40,9 @@ constexpr std::array files{"manifest.json", "manifest.json.new",
                            "disk-11",       "disk-12",
                            "disk-13",       "disk-14",
                            "disk-15",       "lock"};
+static_assert(std::count_if(files.begin(), files.end(), [](std::string_view name) {
+                  return name.starts_with("disk-");
+              }) == snapshot_files::most_disks);
 
 std::string reason() {
     return std::generic_category().message(errno);
@@ -182,6 +185,21 @@ Manifest parse_manifest(const json::object& object) {
     return manifest;
 }
 
+const SnapshotFile* find_file(const Manifest& manifest, std::string_view name) {
+    const auto& own = manifest.files;
+    const auto found =
+        std::find_if(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
+    return found == own.end() ? nullptr : &*found;
+}
+
+void check_complete(const Manifest& manifest) {
+    auto needed = manifest.disks;
+    needed.emplace_back(snapshot_files::state);
+    for (const auto& name : needed)
+        if (find_file(manifest, name) == nullptr)
+            throw Failure(fmt::format("names no '{}' among its files", name));
+}
+
 std::string why_not_saved(const VmOptions& vm, bool persist) {
     if (persist) return "--persist: the image itself goes on changing";
     if (!vm.volumes.empty())
@@ -281,6 +299,7 @@ Snapshot::Snapshot(fs::path directory, std::string what)
     if (!lock_ || !text) throw none();
     try {
         manifest_ = parse_manifest(parse_object(*text));
+        check_complete(manifest_);
     } catch (const Failure& failure) {
         throw Failure(fmt::format("{}: '{}' {}", what_,
                                   (directory_ / snapshot_files::manifest).string(),
@@ -304,16 +323,12 @@ Snapshot::~Snapshot() {
 }
 
 bool Snapshot::has(const std::string& name) const {
-    const auto& own = manifest_.files;
-    return std::any_of(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
+    return find_file(manifest_, name) != nullptr;
 }
 
 UniqueFd Snapshot::open(const std::string& name) const {
-    const auto& own = manifest_.files;
-    const auto known =
-        std::find_if(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
-    if (known == own.end())
-        throw Failure(fmt::format("{}: its manifest names no '{}'", what_, name));
+    const auto* known = find_file(manifest_, name);
+    if (known == nullptr) throw Failure(fmt::format("{}: its manifest names no '{}'", what_, name));
     // Again, since who reads it moves its offset.
     auto fd = open_to_read(path_of(files_.at(name)));
     if (!fd) throw cannot_open(directory_ / name, what_);
@@ -342,11 +357,9 @@ void Snapshot::link(const std::string& name, const fs::path& to) const {
 
 UniqueFd Snapshot::open_state() const {
     const auto fd = open(snapshot_files::state);
-    for (const auto& file : manifest_.files)
-        if (file.name == snapshot_files::state &&
-            images::sparse_checksum(fd.get()) != file.checksum)
-            throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
-                                      (directory_ / file.name).string()));
+    if (images::sparse_checksum(fd.get()) != find_file(manifest_, snapshot_files::state)->checksum)
+        throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
+                                  (directory_ / snapshot_files::state).string()));
     return open(snapshot_files::state);  // QEMU reads from its beginning
 }
 

@@ -46,6 +46,12 @@ struct Manifest {
 boost::json::object to_json(const Manifest& manifest);
 Manifest parse_manifest(const boost::json::object& object);
 
+/// What it says of a file of its own; null where it names none. Pure.
+const SnapshotFile* find_file(const Manifest& manifest, std::string_view name);
+
+/// That it names the files without which nothing begins with it. Throws Failure. Pure.
+void check_complete(const Manifest& manifest);
+
 /// Why a VM with these options cannot be saved; empty where it can. Pure.
 std::string why_not_saved(const VmOptions& vm, bool persist);
 

@@ -269,9 +269,11 @@ int snapshot_export(const SnapshotExportOptions& options) {
     auto manifest = snapshot.manifest();
     for (auto* known : {&manifest.image, &manifest.others})
         for (auto& file : *known) file.checksum = checksum_of(file.path, snapshot.open(file).get());
-    // A draft that is never kept holds the manifest with these.
+    // A draft that is never kept holds the manifest with these, and the files, whoever removes
+    // them.
     const SnapshotDraft draft{store, ".export-" + options.snapshot};
     draft.write(manifest);
+    for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
     auto aside = fs::absolute(options.file);
     aside.replace_filename("." + aside.filename().string());  // tar goes by how the name ends
     std::vector<std::string> words{"tar",
@@ -282,9 +284,7 @@ int snapshot_export(const SnapshotExportOptions& options) {
                                    aside.string(),
                                    "--directory",
                                    draft.path().string(),
-                                   snapshot_files::manifest,
-                                   "--directory",
-                                   snapshot.directory().string()};
+                                   snapshot_files::manifest};
     for (const auto& file : manifest.files) words.push_back(file.name);
     const BlockedSignals blocked;  // nothing half written stays
     try {
@@ -309,11 +309,15 @@ int snapshot_import(const SnapshotImportOptions& options) {
         std::vector<std::string> words{"tar", "--extract",   "--no-same-owner",     "--file",
                                        file,  "--directory", draft.path().string(), "--"};
         // Nothing else of it is touched.
-        for (const auto& name : lines_of(run_tar({"tar", "--list", "--file", file})))
-            words.push_back(snapshot_files::check_name(name));
+        const auto names = lines_of(run_tar({"tar", "--list", "--file", file}));
+        for (const auto& name : names) words.push_back(snapshot_files::check_name(name));
         run_tar(words);
         auto manifest = parse_manifest(
             parse_object(read_file(draft.path() / snapshot_files::manifest).value_or("")));
+        check_complete(manifest);
+        for (const auto& name : names)
+            if (name != snapshot_files::manifest && find_file(manifest, name) == nullptr)
+                throw Failure(fmt::format("its manifest names no '{}'", name));
         check_files(draft.path(), manifest);
         adopt(manifest, options.image);
         draft.write(manifest);

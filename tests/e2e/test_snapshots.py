@@ -355,6 +355,40 @@ class Snapshots(detached.Test):
         for path in (file, cut, evil, moved):
             path.unlink()
 
+    def test_export_of_one_that_is_removed_meanwhile(self):
+        self.saved("--net", "none")
+        file = self.host.files / "ready.tar"
+        tar = self.instead_of("tar", f'{harness.QVM} snapshot rm -f ready >/dev/null; exec {shutil.which("tar")} "$@"')
+        self.assertEqual(self.succeed("snapshot", "export", "ready", file, before=tar, seconds=60), "")
+        self.assertEqual(self.names(), [])
+        self.assertEqual(list(self.store.iterdir()), [])
+        self.succeed("snapshot", "import", file, "again", seconds=60)
+        self.assertEqual(self.run_clone("hostname", options=("--name", "x"), snapshot="again"), "x\n")
+        file.unlink()
+
+    def test_import_of_what_is_not_whole(self):
+        """What the archive has, and what its manifest names, are the same."""
+        self.saved("--net", "none")
+        ready = self.store / "ready"
+        own = [file.name for file in ready.iterdir() if file.name not in ("lock", "manifest.json")]
+        manifest = json.loads((ready / "manifest.json").read_text())
+        less = dict(manifest, files=[file for file in manifest["files"] if file["name"] != "state"])
+        made = self.host.files / "made"
+        made.mkdir()
+        self.addCleanup(shutil.rmtree, made)
+        (made / "disk-7").touch()
+        for name in own:
+            os.link(ready / name, made / name)
+        for its_manifest, files, why in (
+                (less, own, "names no 'state' among its files"),
+                (manifest, [*own, "disk-7"], "its manifest names no 'disk-7'"),
+                (manifest, [name for name in own if name != "seed"], "'seed' in it is not what it was")):
+            with self.subTest(why=why):
+                (made / "manifest.json").write_text(json.dumps(its_manifest))
+                self.tool("tar", "-cSf", made / "file.tar", "-C", made, "manifest.json", *files)
+                self.refused("snapshot", "import", made / "file.tar", "other", why=f"import '.*': {why}")
+        self.assertEqual(self.names(), ["ready"])
+
     # --- kills ------------------------------------------------------------------------------------
 
     def assert_whole(self):

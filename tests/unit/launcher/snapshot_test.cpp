@@ -36,7 +36,10 @@ Manifest everything() {
                                  .code_format = "raw",
                                  .variables = "/firmware/VARS.fd",
                                  .variables_format = "qcow2"};
-    manifest.files = {{"memory", 1 << 30, "abc"}, {"state", 4, "def"}};
+    manifest.files = {{"memory", 1 << 30, "abc"},
+                      {"state", 4, "def"},
+                      {"disk-0", 5, "ghi"},
+                      {"disk-1", 6, "jkl"}};
     return manifest;
 }
 
@@ -87,6 +90,25 @@ TEST_CASE("a manifest that is wrong is refused, whoever wrote it") {
     CHECK(failure_of([&] { (void)parse_manifest(object); }) == "'lock' is no file of a snapshot");
     object["machine"] = "q35";
     CHECK(failure_of([&] { (void)parse_manifest(object); }) == "'machine' is not an object");
+}
+
+TEST_CASE("a manifest names all that a machine begins with") {
+    auto manifest = everything();
+    CHECK(failure_of([&] { check_complete(manifest); }).empty());
+    manifest.files.pop_back();
+    CHECK(failure_of([&] { check_complete(manifest); }) == "names no 'disk-1' among its files");
+    manifest.disks.clear();
+    CHECK(failure_of([&] { check_complete(manifest); }).empty());
+    manifest.files.clear();
+    CHECK(failure_of([&] { check_complete(manifest); }) == "names no 'state' among its files");
+}
+
+TEST_CASE("a snapshot may have so many disks, and no more") {
+    for (std::size_t i = 0; i < snapshot_files::most_disks; ++i)
+        CHECK(snapshot_files::check_name(snapshot_files::disk(i)) == snapshot_files::disk(i));
+    CHECK(failure_of([] {
+              (void)snapshot_files::check_name(snapshot_files::disk(snapshot_files::most_disks));
+          }) == "'disk-16' is no file of a snapshot");
 }
 
 TEST_CASE("a clone's network is the guest's, and the host's side may be another") {
