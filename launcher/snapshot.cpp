@@ -365,8 +365,7 @@ UniqueFd Snapshot::open_state() const {
 
 UniqueFd Snapshot::open(const KnownFile& file) const {
     auto fd = open_file(file.path, what_);
-    const auto now = known_file(file.path, file.format, fd.get());
-    if (now.size != file.size || now.modified != file.modified)
+    if (!is_unchanged(file, known_file(file.path, {}, fd.get())))
         throw Failure(
             fmt::format("{}: '{}' was changed since it was made", what_, file.path.string()),
             "what the snapshot has of it in memory, and on its own disk, no longer fits");

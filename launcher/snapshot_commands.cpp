@@ -128,8 +128,9 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
                                           std::generic_category().message(errno)),
                               known == &manifest.image ? "--image PATH, where it is elsewhere here"
                                                        : std::string{});
-            const auto here = known_file(file.path, file.format, fd.get());
-            if (here.size != file.size || checksum_of(file.path, fd.get()) != file.checksum)
+            auto here = known_file(file.path, file.format, fd.get());
+            if (here.size == file.size) here.checksum = checksum_of(file.path, fd.get());
+            if (!is_unchanged(file, here))
                 throw Failure(
                     fmt::format("it needs '{}', and what is here is another", file.path.string()));
             file.modified = here.modified;

@@ -278,6 +278,15 @@ class Snapshots(detached.Test):
         self.detach(*MEMORY, "--net", "none", "--persist", "--name", "persist", image)
         self.refused("snapshot", "create", "persist", "other",
                      why="VM 'persist': qvm-save: --persist: the image itself goes on changing")
+        drive = self.host.files / "drive.raw"
+        drive.write_bytes(bytes(1 << 20))
+        self.addCleanup(drive.unlink)
+        before = drive.stat()
+        self.detach(*MEMORY, "--net", "none", "--drive", f"{drive}:ro:format=raw", "--name", "grown", self.hang)
+        os.truncate(drive, 2 << 20)
+        os.utime(drive, ns=(before.st_atime_ns, before.st_mtime_ns))
+        self.refused("snapshot", "create", "grown", "other",
+                     why="VM 'grown': qvm-save: '.*/drive.raw' is another than when the VM was started")
         self.refused("snapshot", "create", "nobody", "other", why="VM 'nobody': there is none of that name")
         self.refused("snapshot", "create", "base", "ready", why="snapshot 'ready': there is one of that name")
         self.assertEqual(self.names(), ["ready"])

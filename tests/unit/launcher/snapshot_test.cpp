@@ -248,6 +248,26 @@ TEST_CASE("a shared draft goes with the last who uses it") {
     CHECK(!fs::exists(path));
 }
 
+TEST_CASE("whether a file is what it was") {
+    const KnownFile was{.path = "/image", .size = 3, .modified = 5};
+    auto now = was;
+    now.path = "/elsewhere";
+    CHECK(is_unchanged(was, now));
+    now.modified = 6;
+    CHECK(!is_unchanged(was, now));
+    now = was;
+    now.size = 4;  // and its time was put back
+    CHECK(!is_unchanged(was, now));
+    auto known = was;
+    known.checksum = "abc";
+    now = {.path = "/image", .size = 3, .modified = 6, .checksum = "abc"};
+    CHECK(is_unchanged(known, now));
+    CHECK(!is_unchanged(was, now));
+    now.checksum = "def";
+    now.modified = known.modified;
+    CHECK(!is_unchanged(known, now));
+}
+
 TEST_CASE("what it needs has to be as it was") {
     const Temporary directory;
     const auto image = directory.path / "image";
