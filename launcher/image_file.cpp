@@ -158,7 +158,7 @@ KnownFile known_file(const fs::path& path, std::string format, int fd) {
 
 bool is_unchanged(const KnownFile& was, const KnownFile& now) {
     if (was.size != now.size) return false;
-    if (!was.checksum.empty() && !now.checksum.empty()) return was.checksum == now.checksum;
+    if (!now.checksum.empty()) return now.checksum == was.checksum;
     return was.modified == now.modified;
 }
 

@@ -20,7 +20,7 @@ struct KnownFile {
 /// What `fd` is, opened as `path`. Throws Failure.
 KnownFile known_file(const std::filesystem::path& path, std::string format, int fd);
 
-/// Whether a file is what it was: it has the same size and, where both checksums are known, the
+/// Whether a file is what it was: it has the same size and, where its checksum is known by now, the
 /// same contents; else these were not changed since. Pure.
 bool is_unchanged(const KnownFile& was, const KnownFile& now);
 

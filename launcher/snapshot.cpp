@@ -339,6 +339,14 @@ UniqueFd Snapshot::open(const std::string& name) const {
     return fd;
 }
 
+UniqueFd Snapshot::open_state() const {
+    const auto fd = open(snapshot_files::state);
+    if (images::sparse_checksum(fd.get()) != find_file(manifest_, snapshot_files::state)->checksum)
+        throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
+                                  (directory_ / snapshot_files::state).string()));
+    return open(snapshot_files::state);  // QEMU reads from its beginning
+}
+
 void Snapshot::link(const std::string& name, const fs::path& to) const {
     const auto from = open(name);
     if (::linkat(AT_FDCWD, path_of(from).c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW) == 0)
@@ -353,14 +361,6 @@ void Snapshot::link(const std::string& name, const fs::path& to) const {
     } catch (const std::system_error& error) {
         throw failed(error.code().message());
     }
-}
-
-UniqueFd Snapshot::open_state() const {
-    const auto fd = open(snapshot_files::state);
-    if (images::sparse_checksum(fd.get()) != find_file(manifest_, snapshot_files::state)->checksum)
-        throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
-                                  (directory_ / snapshot_files::state).string()));
-    return open(snapshot_files::state);  // QEMU reads from its beginning
 }
 
 UniqueFd Snapshot::open(const KnownFile& file) const {

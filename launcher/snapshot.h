@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/definition.h"
@@ -100,12 +101,12 @@ class Snapshot {
     [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
     /// Opens a file of its own for reading; it must have the size that the manifest says.
     [[nodiscard]] UniqueFd open(const std::string& name) const;
-    /// Gives a file of its own the name `to`, too; where that cannot be (it was removed, or `to` is
-    /// on another file system) that is a copy. Throws Failure.
-    void link(const std::string& name, const std::filesystem::path& to) const;
     /// The same of the devices' state, which QEMU may load without complaint whatever is in it: it
     /// must have its checksum. Throws std::system_error, too.
     [[nodiscard]] UniqueFd open_state() const;
+    /// Gives a file of its own the name `to`, too; where that cannot be (it was removed, or `to` is
+    /// on another file system) that is a copy. Throws Failure.
+    void link(const std::string& name, const std::filesystem::path& to) const;
     [[nodiscard]] bool has(const std::string& name) const;
     /// Opens what it needs and is not its own. Throws Failure where that has changed since.
     [[nodiscard]] UniqueFd open(const KnownFile& file) const;
