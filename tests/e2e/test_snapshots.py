@@ -367,7 +367,7 @@ class Snapshots(detached.Test):
     def test_export_of_one_that_is_removed_meanwhile(self):
         self.saved("--net", "none")
         file = self.host.files / "ready.tar"
-        tar = self.instead_of("tar", f'{harness.QVM} snapshot rm -f ready >/dev/null; exec {shutil.which("tar")} "$@"')
+        tar = self.instead_of("tar", f'{harness.PROGRAM} snapshot rm -f ready >/dev/null && exec {shutil.which("tar")} "$@"')
         self.assertEqual(self.succeed("snapshot", "export", "ready", file, before=tar, seconds=60), "")
         self.assertEqual(self.names(), [])
         self.assertEqual(list(self.store.iterdir()), [])
