@@ -79,7 +79,7 @@ NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust
     }
     const auto& before = image.known.front();
     const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-    if (!now || known_file(path, before.format, now.get()) != before)
+    if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
         throw Failure(fmt::format("{}: it was written to meanwhile", what));
     return {std::move(draft), record_of(image, hash.finish().hex)};
 }

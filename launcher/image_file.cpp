@@ -156,6 +156,12 @@ KnownFile known_file(const fs::path& path, std::string format, int fd) {
                         static_cast<std::uint64_t>(status.st_mtim.tv_nsec)};
 }
 
+bool is_unchanged(const KnownFile& was, const KnownFile& now) {
+    if (was.size != now.size) return false;
+    if (!now.checksum.empty()) return now.checksum == was.checksum;
+    return was.modified == now.modified;
+}
+
 ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
     return as_image(open_unused("open image", path, persist), path, has_kernel, trust_backing);
 }

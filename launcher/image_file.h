@@ -15,12 +15,14 @@ struct KnownFile {
     std::uint64_t size = 0;      ///< bytes
     std::uint64_t modified = 0;  ///< when its contents last changed, ns since the epoch
     std::string checksum{};      ///< images::sparse_checksum(), where it was asked for
-
-    bool operator==(const KnownFile&) const = default;
 };
 
 /// What `fd` is, opened as `path`. Throws Failure.
 KnownFile known_file(const std::filesystem::path& path, std::string format, int fd);
+
+/// Whether a file is what it was: it has the same size and, where its checksum is known by now, the
+/// same contents; else these were not changed since. Pure.
+bool is_unchanged(const KnownFile& was, const KnownFile& now);
 
 /// IMAGE, or a --drive, opened and found to be a disk.
 struct ImageFile {

@@ -48,11 +48,6 @@ UniqueFd create_file(const std::filesystem::path& path) {
     return fd;
 }
 
-void link_file(const std::filesystem::path& from, const std::filesystem::path& to) {
-    if (::link(from.c_str(), to.c_str()) != 0)
-        throw Failure(fmt::format("link '{}' to '{}': {}", from.string(), to.string(), reason()));
-}
-
 }  // namespace
 
 MachineFiles::MachineFiles(const PreparedRun& run, Migration& migration, pid_t qemu,
@@ -105,7 +100,7 @@ void MachineFiles::check_outside_files() const {
     if (run_.image) known.insert(known.end(), run_.image->known.begin(), run_.image->known.end());
     for (const auto& file : known) {
         const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-        if (!fd || known_file(file.path, file.format, fd.get()).modified != file.modified)
+        if (!fd || !is_unchanged(file, known_file(file.path, {}, fd.get())))
             throw Failure(
                 fmt::format("'{}' is another than when the VM was started", file.path.string()));
     }
@@ -132,16 +127,16 @@ awaitable<void> MachineFiles::save(std::filesystem::path directory) {
     });
 }
 
-void MachineFiles::adopt(const std::filesystem::path& directory, const Manifest& manifest) const {
+awaitable<void> MachineFiles::adopt(std::filesystem::path directory, const Manifest& manifest) {
     const auto seed = directory / snapshot_files::seed;
     if (!run_.plan.seed.empty()) write_file(seed, images::make_seed(run_.plan.seed));
-    if (!run_.snapshot) return;
+    if (!run_.snapshot) co_return;
     const auto& parent = *run_.snapshot;
-    if (parent.has(snapshot_files::seed))
-        link_file(parent.directory() / snapshot_files::seed, seed);
-    for (std::size_t i = 1; i < manifest.disks.size(); ++i)
-        link_file(parent.directory() / parent.manifest().disks[i - 1],
-                  directory / manifest.disks[i]);
+    co_await elsewhere([&] {
+        if (parent.has(snapshot_files::seed)) parent.link(snapshot_files::seed, seed);
+        for (std::size_t i = 1; i < manifest.disks.size(); ++i)
+            parent.link(parent.manifest().disks[i - 1], directory / manifest.disks[i]);
+    });
 }
 
 /// A file that only QEMU has, known by what the kernel says of its descriptor.

@@ -30,8 +30,8 @@ class MachineFiles {
     /// Throws as load().
     boost::asio::awaitable<void> save(std::filesystem::path directory);
     /// Adds those that do not change: the disks that the machine's own began with, and the seed.
-    /// Throws Failure.
-    void adopt(const std::filesystem::path& directory, const Manifest& manifest) const;
+    /// `manifest` must outlive it. Throws Failure.
+    boost::asio::awaitable<void> adopt(std::filesystem::path directory, const Manifest& manifest);
 
   private:
     void check_outside_files() const;

@@ -40,6 +40,9 @@ constexpr std::array files{"manifest.json", "manifest.json.new",
                            "disk-11",       "disk-12",
                            "disk-13",       "disk-14",
                            "disk-15",       "lock"};
+static_assert(std::count_if(files.begin(), files.end(), [](std::string_view name) {
+                  return name.starts_with("disk-");
+              }) == snapshot_files::most_disks);
 
 std::string reason() {
     return std::generic_category().message(errno);
@@ -82,10 +85,23 @@ MachineFacts machine_from(const json::object& object) {
     return machine;
 }
 
+UniqueFd open_to_read(const fs::path& path) {
+    return UniqueFd{::open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)};
+}
+
+Failure cannot_open(const fs::path& path, const std::string& what) {
+    return Failure(fmt::format("{}: open '{}': {}", what, path.string(), reason()));
+}
+
 UniqueFd open_file(const fs::path& path, const std::string& what) {
-    UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC)};
-    if (!fd) throw Failure(fmt::format("{}: open '{}': {}", what, path.string(), reason()));
+    auto fd = open_to_read(path);
+    if (!fd) throw cannot_open(path, what);
     return fd;
+}
+
+/// A path of what is open, whatever its name stands for by now.
+fs::path path_of(const UniqueFd& fd) {
+    return fmt::format("/proc/self/fd/{}", fd.get());
 }
 
 /// One value of the guest's network: the user may say the same again.
@@ -123,6 +139,7 @@ json::object to_json(const Manifest& manifest) {
     json::value firmware;
     if (manifest.firmware) firmware = to_json(*manifest.firmware);
     return {{"version", version},
+            {"id", manifest.id},
             {"created", manifest.created},
             {"vm", std::move(vm)},
             {"machine", std::move(machine)},
@@ -144,6 +161,7 @@ Manifest parse_manifest(const json::object& object) {
     if (found != version)
         throw Failure(fmt::format("has version {}; this qvm knows {}", found, version));
     Manifest manifest;
+    manifest.id = reader.text("id").value_or("");
     manifest.created = reader.text("created").value_or("");
     manifest.vm = vm_options_from(reader.object("vm"));
     manifest.machine = machine_from(reader.object("machine"));
@@ -165,6 +183,21 @@ Manifest parse_manifest(const json::object& object) {
              .checksum = file.text("checksum").value_or("")});
     }
     return manifest;
+}
+
+const SnapshotFile* find_file(const Manifest& manifest, std::string_view name) {
+    const auto& own = manifest.files;
+    const auto found =
+        std::find_if(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
+    return found == own.end() ? nullptr : &*found;
+}
+
+void check_complete(const Manifest& manifest) {
+    auto needed = manifest.disks;
+    needed.emplace_back(snapshot_files::state);
+    for (const auto& name : needed)
+        if (find_file(manifest, name) == nullptr)
+            throw Failure(fmt::format("names no '{}' among its files", name));
 }
 
 std::string why_not_saved(const VmOptions& vm, bool persist) {
@@ -254,16 +287,29 @@ NetOption clone_net(const NetOption& saved, const std::optional<NetOption>& want
 // --- one that is used --------------------------------------------------------------------------
 
 Snapshot::Snapshot(fs::path directory, std::string what)
-    : directory_(std::move(directory)),
-      what_(std::move(what)),
-      lock_(share_lock_existing(directory_ / lock_name)) {
-    const auto file = directory_ / snapshot_files::manifest;
-    const auto text = read_file(file);
-    if (!lock_ || !text) throw Failure(fmt::format("{}: there is none", what_), "qvm snapshot ls");
+    : directory_(std::move(directory)), what_(std::move(what)) {
+    const auto none = [&] {
+        return Failure(fmt::format("{}: there is none", what_), "qvm snapshot ls");
+    };
+    // All of one directory, which may be renamed and emptied at any moment.
+    const UniqueFd fd{::open(directory_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+    const auto opened = path_of(fd);
+    lock_ = share_lock_existing(opened / lock_name);
+    const auto text = read_file(opened / snapshot_files::manifest);
+    if (!lock_ || !text) throw none();
     try {
         manifest_ = parse_manifest(parse_object(*text));
+        check_complete(manifest_);
     } catch (const Failure& failure) {
-        throw Failure(fmt::format("{}: '{}' {}", what_, file.string(), failure.what()));
+        throw Failure(fmt::format("{}: '{}' {}", what_,
+                                  (directory_ / snapshot_files::manifest).string(),
+                                  failure.what()));
+    }
+    for (const auto& own : manifest_.files) {
+        auto file = open_to_read(opened / own.name);
+        if (!file && errno == ENOENT && !fs::exists(directory_)) throw none();  // removed just now
+        if (!file) throw cannot_open(directory_ / own.name, what_);
+        files_.emplace(own.name, std::move(file));
     }
 }
 
@@ -277,17 +323,15 @@ Snapshot::~Snapshot() {
 }
 
 bool Snapshot::has(const std::string& name) const {
-    const auto& own = manifest_.files;
-    return std::any_of(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
+    return find_file(manifest_, name) != nullptr;
 }
 
 UniqueFd Snapshot::open(const std::string& name) const {
-    const auto& own = manifest_.files;
-    const auto known =
-        std::find_if(own.begin(), own.end(), [&](const auto& file) { return file.name == name; });
-    if (known == own.end())
-        throw Failure(fmt::format("{}: its manifest names no '{}'", what_, name));
-    auto fd = open_file(directory_ / name, what_);
+    const auto* known = find_file(manifest_, name);
+    if (known == nullptr) throw Failure(fmt::format("{}: its manifest names no '{}'", what_, name));
+    // Again, since who reads it moves its offset.
+    auto fd = open_to_read(path_of(files_.at(name)));
+    if (!fd) throw cannot_open(directory_ / name, what_);
     const auto size = known_file(directory_ / name, {}, fd.get()).size;
     if (size != known->size)
         throw Failure(fmt::format("{}: '{}' has {} bytes, and had {} when it was made", what_, name,
@@ -297,18 +341,31 @@ UniqueFd Snapshot::open(const std::string& name) const {
 
 UniqueFd Snapshot::open_state() const {
     const auto fd = open(snapshot_files::state);
-    for (const auto& file : manifest_.files)
-        if (file.name == snapshot_files::state &&
-            images::sparse_checksum(fd.get()) != file.checksum)
-            throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
-                                      (directory_ / file.name).string()));
+    if (images::sparse_checksum(fd.get()) != find_file(manifest_, snapshot_files::state)->checksum)
+        throw Failure(fmt::format("{}: '{}' is not what was written when it was made", what_,
+                                  (directory_ / snapshot_files::state).string()));
     return open(snapshot_files::state);  // QEMU reads from its beginning
+}
+
+void Snapshot::link(const std::string& name, const fs::path& to) const {
+    const auto from = open(name);
+    if (::linkat(AT_FDCWD, path_of(from).c_str(), AT_FDCWD, to.c_str(), AT_SYMLINK_FOLLOW) == 0)
+        return;
+    const auto failed = [&](const std::string& why) {
+        return Failure(fmt::format("{}: copy '{}' to '{}': {}", what_, name, to.string(), why));
+    };
+    const UniqueFd copy{::open(to.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+    if (!copy) throw failed(reason());
+    try {
+        images::copy_sparse(from.get(), copy.get());
+    } catch (const std::system_error& error) {
+        throw failed(error.code().message());
+    }
 }
 
 UniqueFd Snapshot::open(const KnownFile& file) const {
     auto fd = open_file(file.path, what_);
-    const auto now = known_file(file.path, file.format, fd.get());
-    if (now.size != file.size || now.modified != file.modified)
+    if (!is_unchanged(file, known_file(file.path, {}, fd.get())))
         throw Failure(
             fmt::format("{}: '{}' was changed since it was made", what_, file.path.string()),
             "what the snapshot has of it in memory, and on its own disk, no longer fits");

@@ -2,8 +2,10 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/definition.h"
@@ -25,6 +27,7 @@ struct SnapshotFile {
 
 /// What a snapshot says of itself: manifest.json.
 struct Manifest {
+    std::string id;       ///< eight hexadecimal digits: its name may be another's by now
     std::string created;  ///< RFC 3339, UTC
     VmOptions vm;         ///< the machine, and its network as the guest knows it
     MachineFacts machine;
@@ -43,6 +46,12 @@ struct Manifest {
 /// As JSON and back. Reading throws Failure with what is wrong. Pure.
 boost::json::object to_json(const Manifest& manifest);
 Manifest parse_manifest(const boost::json::object& object);
+
+/// What it says of a file of its own; null where it names none. Pure.
+const SnapshotFile* find_file(const Manifest& manifest, std::string_view name);
+
+/// That it names the files without which nothing begins with it. Throws Failure. Pure.
+void check_complete(const Manifest& manifest);
 
 /// Why a VM with these options cannot be saved; empty where it can. Pure.
 std::string why_not_saved(const VmOptions& vm, bool persist);
@@ -77,7 +86,8 @@ std::string check_name(const std::string& name);
 inline constexpr std::size_t most_disks = 16;
 }  // namespace snapshot_files
 
-/// One that is used: nobody removes it meanwhile.
+/// One that is used, with its files open: they are the same until its end, whoever removes it
+/// meanwhile and makes another by its name.
 class Snapshot {
   public:
     /// Takes hold of the one in that directory. Throws Failure, with `what` ("snapshot 'base'").
@@ -94,6 +104,9 @@ class Snapshot {
     /// The same of the devices' state, which QEMU may load without complaint whatever is in it: it
     /// must have its checksum. Throws std::system_error, too.
     [[nodiscard]] UniqueFd open_state() const;
+    /// Gives a file of its own the name `to`, too; where that cannot be (it was removed, or `to` is
+    /// on another file system) that is a copy. Throws Failure.
+    void link(const std::string& name, const std::filesystem::path& to) const;
     [[nodiscard]] bool has(const std::string& name) const;
     /// Opens what it needs and is not its own. Throws Failure where that has changed since.
     [[nodiscard]] UniqueFd open(const KnownFile& file) const;
@@ -106,6 +119,7 @@ class Snapshot {
     std::string what_;
     UniqueFd lock_;
     Manifest manifest_;
+    std::map<std::string, UniqueFd> files_;  ///< its own, by name
 };
 
 /// A snapshot that is being made: a directory with a name of no snapshot's and a lock, removed with

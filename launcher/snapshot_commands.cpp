@@ -33,11 +33,13 @@ namespace {
 
 constexpr auto save_timeout = 30min;  // of memory and disk, to be written
 
-/// Living VMs that began with that snapshot.
-std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot) {
+/// Living VMs that began with that snapshot, and not with another that had its name.
+std::vector<std::string> clones_of(const std::vector<LivingVm>& vms, const std::string& snapshot,
+                                   const std::string& id) {
     std::vector<std::string> names;
     for (const auto& vm : vms)
-        if (vm.text("snapshot") == snapshot) names.push_back(vm.text("name"));
+        if (vm.text("snapshot") == snapshot && vm.text("snapshot_id") == id)
+            names.push_back(vm.text("name"));
     return names;
 }
 
@@ -49,7 +51,7 @@ json::object describe(const SnapshotStore& store, const std::string& name,
     object["name"] = name;
     object["directory"] = snapshot.directory().string();
     object["disk_usage"] = space_of(snapshot.directory());
-    object["clones"] = json::value_from(clones_of(vms, name));
+    object["clones"] = json::value_from(clones_of(vms, name, snapshot.manifest().id));
     return object;
 }
 
@@ -126,8 +128,9 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
                                           std::generic_category().message(errno)),
                               known == &manifest.image ? "--image PATH, where it is elsewhere here"
                                                        : std::string{});
-            const auto here = known_file(file.path, file.format, fd.get());
-            if (here.size != file.size || checksum_of(file.path, fd.get()) != file.checksum)
+            auto here = known_file(file.path, file.format, fd.get());
+            if (here.size == file.size) here.checksum = checksum_of(file.path, fd.get());
+            if (!is_unchanged(file, here))
                 throw Failure(
                     fmt::format("it needs '{}', and what is here is another", file.path.string()));
             file.modified = here.modified;
@@ -219,21 +222,23 @@ int snapshot_ls(const SnapshotLsOptions& options) {
     }
     const auto vms = read_vms(directories.run);
     json::array array;
+    int exit_status = status::ok;
     for (const auto& name : store.names()) try {
             array.push_back(describe(store, name, vms));
-        } catch (const Failure& failure) {
-            say(fmt::format("qvm: {}", failure.what()));  // one must not hide the others
+        } catch (const std::exception&) {
+            // One must not hide the others; and one that was removed just now is none.
+            if (store.exists(name)) exit_status = say_failure();
         }
     if (options.json) {
         print(json::serialize(array) + "\n");
-        return status::ok;
+        return exit_status;
     }
     std::vector<std::vector<std::string>> rows{
         {"NAME", "SIZE", "MEMORY", "IMAGE", "CREATED", "CLONES"}};
     for (const auto& value : array) {
         const auto& snapshot = value.get_object();
         const auto name = std::string{snapshot.at("name").as_string()};
-        const auto clones = clones_of(vms, name);
+        const auto clones = clones_of(vms, name, std::string{snapshot.at("id").as_string()});
         rows.push_back(
             {name, size_text(snapshot.at("disk_usage").to_number<std::uint64_t>()),
              size_text(snapshot.at("vm").at("memory_mib").to_number<std::uint64_t>() * 1024 * 1024),
@@ -241,7 +246,7 @@ int snapshot_ls(const SnapshotLsOptions& options) {
              clones.empty() ? "-" : joined(clones)});
     }
     print(to_table(rows, use_colour()));
-    return status::ok;
+    return exit_status;
 }
 
 int snapshot_inspect(const SnapshotInspectOptions& options) {
@@ -249,9 +254,14 @@ int snapshot_inspect(const SnapshotInspectOptions& options) {
     const SnapshotStore store{directories.snapshots()};
     const auto vms = read_vms(directories.run);
     json::array array;
-    for (const auto& name : options.names) array.push_back(describe(store, name, vms));
-    print(pretty(array) + "\n");
-    return status::ok;
+    int exit_status = status::ok;
+    for (const auto& name : options.names) try {
+            array.push_back(describe(store, name, vms));
+        } catch (const std::exception&) {
+            exit_status = say_failure();
+        }
+    if (!array.empty()) print(pretty(array) + "\n");
+    return exit_status;
 }
 
 int snapshot_export(const SnapshotExportOptions& options) {
@@ -260,9 +270,11 @@ int snapshot_export(const SnapshotExportOptions& options) {
     auto manifest = snapshot.manifest();
     for (auto* known : {&manifest.image, &manifest.others})
         for (auto& file : *known) file.checksum = checksum_of(file.path, snapshot.open(file).get());
-    // A draft that is never kept holds the manifest with these.
+    // A draft that is never kept holds the manifest with these, and the files, whoever removes
+    // them.
     const SnapshotDraft draft{store, ".export-" + options.snapshot};
     draft.write(manifest);
+    for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
     auto aside = fs::absolute(options.file);
     aside.replace_filename("." + aside.filename().string());  // tar goes by how the name ends
     std::vector<std::string> words{"tar",
@@ -273,9 +285,7 @@ int snapshot_export(const SnapshotExportOptions& options) {
                                    aside.string(),
                                    "--directory",
                                    draft.path().string(),
-                                   snapshot_files::manifest,
-                                   "--directory",
-                                   snapshot.directory().string()};
+                                   snapshot_files::manifest};
     for (const auto& file : manifest.files) words.push_back(file.name);
     const BlockedSignals blocked;  // nothing half written stays
     try {
@@ -300,11 +310,15 @@ int snapshot_import(const SnapshotImportOptions& options) {
         std::vector<std::string> words{"tar", "--extract",   "--no-same-owner",     "--file",
                                        file,  "--directory", draft.path().string(), "--"};
         // Nothing else of it is touched.
-        for (const auto& name : lines_of(run_tar({"tar", "--list", "--file", file})))
-            words.push_back(snapshot_files::check_name(name));
+        const auto names = lines_of(run_tar({"tar", "--list", "--file", file}));
+        for (const auto& name : names) words.push_back(snapshot_files::check_name(name));
         run_tar(words);
         auto manifest = parse_manifest(
             parse_object(read_file(draft.path() / snapshot_files::manifest).value_or("")));
+        check_complete(manifest);
+        for (const auto& name : names)
+            if (name != snapshot_files::manifest && find_file(manifest, name) == nullptr)
+                throw Failure(fmt::format("its manifest names no '{}'", name));
         check_files(draft.path(), manifest);
         adopt(manifest, options.image);
         draft.write(manifest);
@@ -322,7 +336,8 @@ int snapshot_rm(const SnapshotRmOptions& options) {
     const SnapshotStore store{directories.snapshots()};
     for (const auto& name : options.names) {
         if (!store.remove(name, options.force)) {
-            const auto clones = clones_of(read_vms(directories.run), name);
+            const auto id = store.open(name).manifest().id;
+            const auto clones = clones_of(read_vms(directories.run), name, id);
             throw Failure(
                 fmt::format("snapshot '{}': is in use{}", name,
                             clones.empty() ? "" : " by " + joined(clones)),

@@ -169,6 +169,7 @@ class Supervisor final : public Controlled {
         state_.name = run_.plan.name;
         state_.pid = ::getpid();
         state_.created = run_.created;
+        if (run_.snapshot) state_.snapshot_id = run_.snapshot->manifest().id;
         state_.named = run_.named;
         state_.vm = run_.options.vm;
         // detach() changes directory.
@@ -667,6 +668,7 @@ class Supervisor final : public Controlled {
         try {
             const auto quiet = co_await commands_->quiet(state_.state == "running");
             auto manifest = co_await files_->manifest();
+            manifest.id = random_id();
             manifest.created = timestamp();
             manifest.vm = saved_options(
                 state_.vm,
@@ -674,7 +676,7 @@ class Supervisor final : public Controlled {
             manifest.ready_ports = commands_->ready_ports();
             manifest.ready_shell = commands_->ready_shell();
             const auto pause = co_await save_machine(directory);
-            files_->adopt(directory, manifest);
+            co_await files_->adopt(directory, manifest);
             const std::chrono::duration<double, std::milli> milliseconds = pause;
             saved_ = {{"manifest", to_json(manifest)}, {"pause_ms", milliseconds.count()}};
             tell("saved", {{"pause_ms", milliseconds.count()}});

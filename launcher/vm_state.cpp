@@ -95,6 +95,7 @@ json::object to_json(const VmState& state) {
     auto object = to_short_json(state);
     object["agent"] = state.agent;
     object["leaving"] = state.leaving;
+    object["snapshot_id"] = text_or_null(state.snapshot_id);
     object["disk"] = state.disk;
     object["spec"] = to_json(state.vm);
     object["timings"] = state.timings;

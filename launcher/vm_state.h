@@ -30,6 +30,7 @@ struct VmState {
     bool agent = false;        ///< the guest agent answers
     bool leaving = false;      ///< no member of its group any more: it is about to end
     VmOptions vm = {};
+    std::string snapshot_id = {};  ///< of the one that it began with
     std::optional<netns::NetworkPlan> network = {};
     std::optional<netns::GuestPlan> guest = {};
     std::optional<netns::PortPlan> port = {};          ///< on a bridge of the host's

@@ -211,6 +211,44 @@ class Snapshots(detached.Test):
         self.succeed("snapshot", "rm", "ready")
         self.assertEqual(self.run_clone("cat", "/root/more", snapshot="second"), "more\n")
 
+    def test_a_clone_outlives_the_name_that_it_began_with(self):
+        """It is saved with the disk and the seed that it has, whatever has their name by now."""
+        marks = "dd if=/dev/vda bs=512 skip=20000 count=1 2>/dev/null | head -n 1"
+
+        def mark(text):
+            self.in_guest("base", f"echo {text} | dd of=/dev/vda bs=512 seek=20000 conv=notrunc,fsync 2>/dev/null;"
+                                  "echo 3 >/proc/sys/vm/drop_caches")
+        self.booted("--net", "none")
+        mark("first")
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        name = self.clone()
+        self.succeed("snapshot", "rm", "-f", "ready")
+        self.succeed("snapshot", "create", "-q", name, "alone")
+        mark("second")
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        self.succeed("snapshot", "create", "-q", name, "other")
+        self.assertEqual(json.loads(self.succeed("snapshot", "inspect", "ready"))[0]["clones"], [])
+        forked = self.killed_with_test(self.succeed("fork", "-q", "--name", "forked", name).strip())
+        self.wait_until(lambda: self.inspect(forked)["agent"])
+        self.assertEqual(self.in_guest(forked, marks), "first\n")
+        for snapshot, text in (("alone", "first"), ("other", "first"), ("ready", "second")):
+            with self.subTest(snapshot=snapshot):
+                self.assertEqual(self.run_clone("sh", "-c", marks, snapshot=snapshot), f"{text}\n")
+
+    def test_a_clone_is_saved_on_another_file_system(self):
+        other = self.host.base / "other"
+        other.mkdir()
+        self.tool("mount", "-t", "tmpfs", "-o", "mode=700", "other", other)
+        self.addCleanup(other.rmdir)
+        self.addCleanup(self.tool, "umount", other)
+        self.host.give(other)
+        self.saved("--net", "none")
+        self.tool("cp", "-a", "--sparse=always", self.store / "ready", other)
+        name = self.clone(snapshot=other / "ready")
+        self.succeed("snapshot", "create", "-q", name, "second")
+        self.assertEqual(self.run_clone("hostname", options=("--name", "x"), snapshot="second"), "x\n")
+        self.succeed("kill", name)
+
     def test_one_that_is_paused_stays_so(self):
         self.booted("--net", "none")
         self.succeed("pause", "base")
@@ -243,9 +281,33 @@ class Snapshots(detached.Test):
         self.detach(*MEMORY, "--net", "none", "--persist", "--name", "persist", image)
         self.refused("snapshot", "create", "persist", "other",
                      why="VM 'persist': qvm-save: --persist: the image itself goes on changing")
+        drive = self.host.files / "drive.raw"
+        drive.write_bytes(bytes(1 << 20))
+        self.addCleanup(drive.unlink)
+        before = drive.stat()
+        self.detach(*MEMORY, "--net", "none", "--drive", f"{drive}:ro:format=raw", "--name", "grown", self.hang)
+        os.truncate(drive, 2 << 20)
+        os.utime(drive, ns=(before.st_atime_ns, before.st_mtime_ns))
+        self.refused("snapshot", "create", "grown", "other",
+                     why="VM 'grown': .*save: '.*/drive.raw' is another than when the VM was started")
         self.refused("snapshot", "create", "nobody", "other", why="VM 'nobody': there is none of that name")
         self.refused("snapshot", "create", "base", "ready", why="snapshot 'ready': there is one of that name")
         self.assertEqual(self.names(), ["ready"])
+
+    def test_one_that_is_broken_hides_no_other(self):
+        self.saved("--net", "none")
+        for name in ("bad", "worse"):
+            directory = self.store / name
+            directory.mkdir()
+            (directory / "lock").touch()
+            (directory / "manifest.json").write_text('{"version": 7}')
+        for words, broken in ((("ls",), ["bad", "worse"]), (("ls", "--json"), ["bad", "worse"]),
+                              (("inspect", "bad", "none", "ready"), ["bad", "none"])):
+            with self.subTest(words=words):
+                done = self.qvm("snapshot", *words)
+                self.assertEqual(done.returncode, 125)
+                self.assertIn("ready", done.stdout)
+                self.assertEqual(re.findall("^qvm: snapshot '(.*?)': ", done.stderr, re.M), broken)
 
     def test_snapshots_that_do_not_fit(self):
         self.saved("--net", "none")
@@ -276,6 +338,7 @@ class Snapshots(detached.Test):
         self.saved("--net", "none")
         name = self.clone()
         self.refused("snapshot", "rm", "ready", why=f"snapshot 'ready': is in use by {name}")
+        self.assertEqual(json.loads(self.succeed("snapshot", "inspect", "ready"))[0]["clones"], [name])
         self.succeed("snapshot", "rm", "-f", "ready")
         self.assertEqual(self.names(), [])
         self.assertEqual(self.in_guest(name, "dmesg >/dev/null; echo lives"), "lives\n")
@@ -303,6 +366,40 @@ class Snapshots(detached.Test):
         self.assertEqual(self.names(), ["again", "ready"])
         for path in (file, cut, evil, moved):
             path.unlink()
+
+    def test_export_of_one_that_is_removed_meanwhile(self):
+        self.saved("--net", "none")
+        file = self.host.files / "ready.tar"
+        tar = self.instead_of("tar", f'{harness.PROGRAM} snapshot rm -f ready >/dev/null && exec {shutil.which("tar")} "$@"')
+        self.assertEqual(self.succeed("snapshot", "export", "ready", file, before=tar, seconds=60), "")
+        self.assertEqual(self.names(), [])
+        self.assertEqual(list(self.store.iterdir()), [])
+        self.succeed("snapshot", "import", file, "again", seconds=60)
+        self.assertEqual(self.run_clone("hostname", options=("--name", "x"), snapshot="again"), "x\n")
+        file.unlink()
+
+    def test_import_of_what_is_not_whole(self):
+        """What the archive has, and what its manifest names, are the same."""
+        self.saved("--net", "none")
+        ready = self.store / "ready"
+        own = [file.name for file in ready.iterdir() if file.name not in ("lock", "manifest.json")]
+        manifest = json.loads((ready / "manifest.json").read_text())
+        less = dict(manifest, files=[file for file in manifest["files"] if file["name"] != "state"])
+        made = self.host.files / "made"
+        made.mkdir()
+        self.addCleanup(shutil.rmtree, made)
+        (made / "disk-7").touch()
+        for name in own:
+            os.link(ready / name, made / name)
+        for its_manifest, files, why in (
+                (less, own, "names no 'state' among its files"),
+                (manifest, [*own, "disk-7"], "its manifest names no 'disk-7'"),
+                (manifest, [name for name in own if name != "seed"], "'seed' in it is not what it was")):
+            with self.subTest(why=why):
+                (made / "manifest.json").write_text(json.dumps(its_manifest))
+                self.tool("tar", "-cSf", made / "file.tar", "-C", made, "manifest.json", *files)
+                self.refused("snapshot", "import", made / "file.tar", "other", why=f"import '.*': {why}")
+        self.assertEqual(self.names(), ["ready"])
 
     # --- kills ------------------------------------------------------------------------------------
 

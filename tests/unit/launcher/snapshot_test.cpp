@@ -20,6 +20,7 @@ namespace {
 
 Manifest everything() {
     Manifest manifest;
+    manifest.id = "0123abcd";
     manifest.created = "2026-01-31T12:00:00Z";
     manifest.vm.image = "/images/disk.qcow2";
     manifest.vm.net = parse_net("nat,subnet=192.168.26.0/24,address=192.168.26.10,mtu=1500");
@@ -35,7 +36,10 @@ Manifest everything() {
                                  .code_format = "raw",
                                  .variables = "/firmware/VARS.fd",
                                  .variables_format = "qcow2"};
-    manifest.files = {{"memory", 1 << 30, "abc"}, {"state", 4, "def"}};
+    manifest.files = {{"memory", 1 << 30, "abc"},
+                      {"state", 4, "def"},
+                      {"disk-0", 5, "ghi"},
+                      {"disk-1", 6, "jkl"}};
     return manifest;
 }
 
@@ -52,10 +56,16 @@ void write(const fs::path& file, const std::string& text) {
     std::ofstream{file} << text;
 }
 
+std::string text_of(const UniqueFd& fd) {
+    std::string text(100, '\0');
+    text.resize(static_cast<std::size_t>(::read(fd.get(), text.data(), text.size())));
+    return text;
+}
+
 /// A snapshot of that name, of one file.
-void make(const fs::path& store, const std::string& name) {
+void make(const fs::path& store, const std::string& name, const std::string& state = "abcd") {
     SnapshotDraft draft{store, name};
-    write(draft.path() / "state", "abcd");
+    write(draft.path() / "state", state);
     draft.finish(Manifest{}, true);
     draft.keep();
 }
@@ -80,6 +90,25 @@ TEST_CASE("a manifest that is wrong is refused, whoever wrote it") {
     CHECK(failure_of([&] { (void)parse_manifest(object); }) == "'lock' is no file of a snapshot");
     object["machine"] = "q35";
     CHECK(failure_of([&] { (void)parse_manifest(object); }) == "'machine' is not an object");
+}
+
+TEST_CASE("a manifest names all that a machine begins with") {
+    auto manifest = everything();
+    CHECK(failure_of([&] { check_complete(manifest); }).empty());
+    manifest.files.pop_back();
+    CHECK(failure_of([&] { check_complete(manifest); }) == "names no 'disk-1' among its files");
+    manifest.disks.clear();
+    CHECK(failure_of([&] { check_complete(manifest); }).empty());
+    manifest.files.clear();
+    CHECK(failure_of([&] { check_complete(manifest); }) == "names no 'state' among its files");
+}
+
+TEST_CASE("a snapshot may have so many disks, and no more") {
+    for (std::size_t i = 0; i < snapshot_files::most_disks; ++i)
+        CHECK(snapshot_files::check_name(snapshot_files::disk(i)) == snapshot_files::disk(i));
+    CHECK(failure_of([] {
+              (void)snapshot_files::check_name(snapshot_files::disk(snapshot_files::most_disks));
+          }) == "'disk-16' is no file of a snapshot");
 }
 
 TEST_CASE("a clone's network is the guest's, and the host's side may be another") {
@@ -182,11 +211,19 @@ TEST_CASE("one that is used stays, unless it is forced; then it goes with its us
         const auto snapshot = store.open("ready");
         const auto other = store.open("ready");
         CHECK(!store.remove("ready", false));
-        const auto state = snapshot.open("state");
+        snapshot.link("state", directory.path / "linked");
+        CHECK(fs::hard_link_count(directory.path / "linked") == 2);
         CHECK(store.remove("ready", true));
         CHECK(store.names().empty());
-        char byte = 0;
-        CHECK(::pread(state.get(), &byte, 1, 0) == 1);
+        make(store.directory(), "ready", "efgh");
+        CHECK(text_of(snapshot.open("state")) == "abcd");
+        CHECK(text_of(snapshot.open_state()) == "abcd");
+        snapshot.link("state", directory.path / "again");
+        CHECK(read_file(directory.path / "again") == "abcd");
+        CHECK(failure_of([&] {
+                  snapshot.link("state", directory.path / "again");
+              }).ends_with("again': File exists"));
+        CHECK(store.remove("ready", true));
     }
     CHECK(fs::is_empty(store.directory()));
     CHECK(failure_of([&] { (void)store.remove("ready", false); }) ==
@@ -209,6 +246,26 @@ TEST_CASE("a shared draft goes with the last who uses it") {
     CHECK(fs::exists(path));
     other.reset();
     CHECK(!fs::exists(path));
+}
+
+TEST_CASE("whether a file is what it was") {
+    const KnownFile was{.path = "/image", .size = 3, .modified = 5};
+    auto now = was;
+    now.path = "/elsewhere";
+    CHECK(is_unchanged(was, now));
+    now.modified = 6;
+    CHECK(!is_unchanged(was, now));
+    now = was;
+    now.size = 4;  // and its time was put back
+    CHECK(!is_unchanged(was, now));
+    auto known = was;
+    known.checksum = "abc";
+    now = {.path = "/image", .size = 3, .modified = 6, .checksum = "abc"};
+    CHECK(is_unchanged(known, now));
+    now.modified = was.modified;
+    CHECK(!is_unchanged(was, now));  // it is not known what its contents were
+    now.checksum = "def";
+    CHECK(!is_unchanged(known, now));
 }
 
 TEST_CASE("what it needs has to be as it was") {
