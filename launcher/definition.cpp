@@ -32,10 +32,6 @@ constexpr std::array files{
     "definition.json", "definition.json.new", "overlay.qcow2", "variables",     "tpm",
     "last.json",       "last.json.new",       "console.log",   "console.log.1", "lock"};
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 /// A value's own parser, and the member that it read.
 template <typename Parse>
 auto parsed(const char* key, const std::string& text, Parse parse) {

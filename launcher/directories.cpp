@@ -22,10 +22,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 /// The variable's value as an absolute path, or nothing.
 fs::path from_environment(const char* variable) {
     const char* value = ::getenv(variable);

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <cerrno>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 namespace qvm {
 
@@ -31,5 +33,10 @@ class Failure : public std::runtime_error {
     std::string hint_;
     int exit_status_;
 };
+
+/// What errno means, in the system's words.
+inline std::string reason() {
+    return std::generic_category().message(errno);
+}
 
 }  // namespace qvm

@@ -54,10 +54,6 @@ bool is_for(const FirmwareDescriptor::Target& target, Architecture architecture)
     });
 }
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 UniqueFd open_for_reading(const fs::path& path) {
     UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
     if (!fd) throw Failure(fmt::format("open firmware '{}': {}", path.string(), reason()));

@@ -2,8 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <stdlib.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +10,7 @@
 #include "images/sparse.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
+#include "launcher/exported_file.h"
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
@@ -127,42 +126,15 @@ std::string damage_of(const ImageStore& store, const std::string& digest) {
     return {};
 }
 
-/// A new file beside `file`, which takes its place; it goes with this object otherwise.
-class ExportedFile {
-  public:
-    explicit ExportedFile(const fs::path& file) : file_(fs::weakly_canonical(file)) {
-        if (fs::exists(file_) && !fs::is_regular_file(file_))
-            throw Failure("it is there, and no regular file");
-        auto aside = (file_.parent_path() / ("." + file_.filename().string() + ".XXXXXX")).string();
-        fd_.reset(::mkostemp(aside.data(), O_CLOEXEC));
-        if (!fd_) throw std::system_error(errno, std::generic_category());
-        aside_ = aside;
-        const auto mask = ::umask(0);
-        ::umask(mask);
-        (void)::fchmod(fd_.get(), 0666 & ~mask);
-    }
-    ExportedFile(const ExportedFile&) = delete;
-    ExportedFile& operator=(const ExportedFile&) = delete;
-    ~ExportedFile() { ::unlink(aside_.c_str()); }
-
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-    [[nodiscard]] fs::path directory() const { return aside_.parent_path(); }
-    void keep() const { fs::rename(aside_, file_); }
-
-  private:
-    fs::path file_, aside_;
-    UniqueFd fd_;
-};
-
 /// What is copied is compared with what it has to be; what is shared is what the store has.
 void export_image(const ImageStore& store, const std::string& digest, const fs::path& file) {
     const auto blob = store.blob(digest);
     const UniqueFd image{::open(blob.c_str(), O_RDONLY | O_CLOEXEC)};
     if (!image) throw std::system_error(errno, std::generic_category());
     const BlockedSignals blocked;  // nothing half written stays
-    const ExportedFile copy{file};
+    const ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.directory(), store.space_of(digest));
+        check_space(copy.path().parent_path(), store.space_of(digest));
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, fs::file_size(blob));
         images::Hash hash{images::HashKind::sha256};

@@ -33,10 +33,6 @@ namespace {
 constexpr int version = 1;
 constexpr std::size_t digest_length = 64;
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 bool is_digest(std::string_view text) {
     return text.size() == digest_length &&
            text.find_first_not_of("0123456789abcdef") == std::string_view::npos;

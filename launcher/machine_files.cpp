@@ -38,10 +38,6 @@ awaitable<void> elsewhere(Work work) {
         asio::use_awaitable);
 }
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 UniqueFd create_file(const std::filesystem::path& path) {
     UniqueFd fd{::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
     if (!fd) throw Failure(fmt::format("create '{}': {}", path.string(), reason()));

@@ -44,10 +44,6 @@ static_assert(std::count_if(files.begin(), files.end(), [](std::string_view name
                   return name.starts_with("disk-");
               }) == snapshot_files::most_disks);
 
-std::string reason() {
-    return std::generic_category().message(errno);
-}
-
 json::array to_json(const std::vector<KnownFile>& known) {
     json::array array;
     for (const auto& file : known)

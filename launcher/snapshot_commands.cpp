@@ -13,6 +13,7 @@
 #include "images/sparse.h"
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
+#include "launcher/exported_file.h"
 #include "launcher/json_text.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
@@ -275,27 +276,25 @@ int snapshot_export(const SnapshotExportOptions& options) {
     const SnapshotDraft draft{store, ".export-" + options.snapshot};
     draft.write(manifest);
     for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
-    auto aside = fs::absolute(options.file);
-    aside.replace_filename("." + aside.filename().string());  // tar goes by how the name ends
-    std::vector<std::string> words{"tar",
-                                   "--create",
-                                   "--sparse",
-                                   "--auto-compress",
-                                   "--file",
-                                   aside.string(),
-                                   "--directory",
-                                   draft.path().string(),
-                                   snapshot_files::manifest};
-    for (const auto& file : manifest.files) words.push_back(file.name);
     const BlockedSignals blocked;  // nothing half written stays
     try {
-        // A guest's memory is for nobody else to read.
-        if (!UniqueFd{::open(aside.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600)})
-            throw Failure(std::generic_category().message(errno));
+        const ExportedFile archive{options.file, 0600};  // a guest's memory is for nobody else
+        std::vector<std::string> words{"tar",
+                                       "--create",
+                                       "--sparse",
+                                       "--auto-compress",  // by how the name ends
+                                       "--file",
+                                       archive.path().string(),
+                                       "--directory",
+                                       draft.path().string(),
+                                       snapshot_files::manifest};
+        for (const auto& file : manifest.files) words.push_back(file.name);
         run_tar(words);
-        fs::rename(aside, options.file);
+        archive.keep();
+    } catch (const std::system_error& failure) {
+        throw Failure(
+            fmt::format("export '{}': {}", options.file.string(), failure.code().message()));
     } catch (const std::exception& failure) {
-        ::unlink(aside.c_str());
         throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()));
     }
     return status::ok;

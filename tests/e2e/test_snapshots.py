@@ -349,7 +349,12 @@ class Snapshots(detached.Test):
     def test_export_and_import(self):
         self.saved("--net", "none")
         file = self.host.files / "ready.tar.gz"
+        beside, precious = self.host.files / ".ready.tar.gz", self.host.files / "precious"
+        precious.write_text("as it was")
+        beside.symlink_to(precious)
         self.assertEqual(self.succeed("snapshot", "export", "ready", file, seconds=120), "")
+        self.assertEqual((precious.read_text(), beside.is_symlink(), file.is_symlink()), ("as it was", True, False))
+        self.refused("snapshot", "export", "ready", "/dev/null", why="export '/dev/null': it is there, and no regular file")
         self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual(self.succeed("snapshot", "import", file, "again", seconds=120), "again\n")
         self.assertEqual(self.run_clone("hostname", options=("--name", "x"), snapshot="again"), "x\n")
@@ -364,7 +369,7 @@ class Snapshots(detached.Test):
         subprocess.run(["tar", "-cf", evil, "-P", "--transform", "s,^.*$,../../evil,", self.hang], check=True)
         self.refused("snapshot", "import", evil, "other", why=r"import '.*': '\.\./\.\./evil' is no file of a snapshot")
         self.assertEqual(self.names(), ["again", "ready"])
-        for path in (file, cut, evil, moved):
+        for path in (file, cut, evil, moved, beside, precious):
             path.unlink()
 
     def test_export_of_one_that_is_removed_meanwhile(self):

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <sys/types.h>
+
+#include <filesystem>
+
+#include "netns/unique_fd.h"
+
+namespace qvm {
+
+/// A new file that takes the place of `file` once it is whole, and goes with this object otherwise.
+class ExportedFile {
+  public:
+    /// Beside it, by a name that nobody has or knows, and with the same ending. Throws Failure,
+    /// with the reason alone, where what is there is no regular file, and std::system_error.
+    ExportedFile(const std::filesystem::path& file, mode_t mode);
+    ExportedFile(const ExportedFile&) = delete;
+    ExportedFile& operator=(const ExportedFile&) = delete;
+    ~ExportedFile();
+
+    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    [[nodiscard]] const std::filesystem::path& path() const noexcept { return aside_; }
+    /// Throws std::filesystem::filesystem_error.
+    void keep() const { std::filesystem::rename(aside_, file_); }
+
+  private:
+    std::filesystem::path file_, aside_;
+    UniqueFd fd_;
+};
+
+}  // namespace qvm
