@@ -186,7 +186,7 @@ class Snapshots(detached.Test):
         self.assertEqual((self.host.files / "volume1" / "out").read_text(), "new\n")
         with_volume = self.detach(*MEMORY, "--net", "none", *volumes[:2], self.demo)
         self.refused("snapshot", "create", with_volume, "other",
-                     why=f"VM '{with_volume}': qvm-save: --volume '.*': its connection cannot be saved; "
+                     why=f"VM '{with_volume}': save: --volume '.*': its connection cannot be saved; "
                      "a clone may have volumes")
 
     def test_the_hook(self):
@@ -232,17 +232,31 @@ class Snapshots(detached.Test):
         with_command = self.started("exec", "base", "sleep", "100")
         self.wait_until(lambda: self.qvm("exec", "base", "pidof", "sleep").returncode == 0)
         self.refused("snapshot", "create", "base", "ready",
-                     why="VM 'base': qvm-save: a command runs in the guest, and its connection cannot be saved")
+                     why="VM 'base': save: a command runs in the guest, and its connection cannot be saved")
         with_command.signal(signal.SIGTERM)
         with_command.wait()
         self.succeed("snapshot", "create", "-q", "base", "ready")
         image = self.copy_of_demo("qcow2", "persist.qcow2")
         self.detach(*MEMORY, "--net", "none", "--persist", "--name", "persist", image)
         self.refused("snapshot", "create", "persist", "other",
-                     why="VM 'persist': qvm-save: --persist: the image itself goes on changing")
+                     why="VM 'persist': save: --persist: the image itself goes on changing")
         self.refused("snapshot", "create", "nobody", "other", why="VM 'nobody': there is none of that name")
         self.refused("snapshot", "create", "base", "ready", why="snapshot 'ready': there is one of that name")
         self.assertEqual(self.names(), ["ready"])
+
+    def test_there_is_no_room(self):
+        self.booted("--net", "none")
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.host.give(self.store)
+        self.tool("mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.store)
+        try:
+            self.host.give(self.store)
+            self.refused("snapshot", "create", "base", "ready",
+                         why=rf"VM 'base': save: write '{self.store}/\.ready\.\d+/memory': No space left on device")
+            self.assertEqual(list(self.store.iterdir()), [])
+        finally:
+            self.tool("umount", self.store)
+        self.succeed("snapshot", "create", "-q", "base", "ready")
 
     def test_snapshots_that_do_not_fit(self):
         self.saved("--net", "none")
