@@ -1,8 +1,10 @@
 #include "launcher/kvm.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
+#include <sys/utsname.h>
 
 #include <cerrno>
 #include <fstream>
@@ -68,6 +70,19 @@ KvmFacts read_kvm() {
     if (!kvm) facts.open_error = errno;
     if (kvm && !facts.cpu_flag.empty()) try_kvm(kvm.get(), facts);
     return facts;
+}
+
+std::string cpu_of_host() {
+    std::string text;
+    std::ifstream file{"/proc/cpuinfo"};
+    // The first CPU stands for all; not with the clock that it has just now.
+    for (std::string line; std::getline(file, line) && !line.empty();)
+        for (const auto* key :
+             {"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"})
+            if (line.starts_with(key)) text += line + '\n';
+    utsname kernel{};
+    ::uname(&kernel);
+    return fmt::format("{}{} {}", text, kernel.release, kernel.version);
 }
 
 }  // namespace qvm

@@ -18,4 +18,8 @@ struct KvmFacts {
 /// a moment (Linux' Documentation/virt/kvm/api.rst), which some sandboxes refuse.
 KvmFacts read_kvm();
 
+/// What decides which features KVM gives a guest's CPU: the host's CPU and its kernel, as text that
+/// is another where one of them is.
+std::string cpu_of_host();
+
 }  // namespace qvm
