@@ -85,10 +85,11 @@ class Turn {
     Turn(const SnapshotStore& store, const std::string& key, bool quiet)
         : file_(store.directory() / (key + lock_suffix)) {
         make_private_directory(store.directory());
-        for (bool told = quiet;; std::this_thread::sleep_for(turn_pause)) {
+        for (int looks = 1;; ++looks) {
             if ((lock_ = try_lock_file(file_))) return;
-            if (!std::exchange(told, true))
-                say("qvm: another run boots this machine: waiting for it");
+            // Who only takes it would be done by now.
+            if (looks == 2 && !quiet) say("qvm: another run boots this machine: waiting for it");
+            std::this_thread::sleep_for(turn_pause);
         }
     }
     Turn(const Turn&) = delete;
