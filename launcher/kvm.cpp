@@ -6,9 +6,13 @@
 #include <sys/ioctl.h>
 #include <sys/utsname.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <fstream>
+#include <sstream>
 
+#include "launcher/directories.h"
 #include "netns/unique_fd.h"
 
 namespace qvm {
@@ -72,17 +76,21 @@ KvmFacts read_kvm() {
     return facts;
 }
 
-std::string cpu_of_host() {
+std::string cpu_identity(const std::string& cpuinfo) {
+    constexpr std::array keys{"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"};
     std::string text;
-    std::ifstream file{"/proc/cpuinfo"};
-    // The first CPU stands for all; not with the clock that it has just now.
-    for (std::string line; std::getline(file, line) && !line.empty();)
-        for (const auto* key :
-             {"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"})
-            if (line.starts_with(key)) text += line + '\n';
+    std::istringstream in{cpuinfo};
+    for (std::string line; std::getline(in, line) && !line.empty();)
+        if (std::any_of(keys.begin(), keys.end(), [&](auto* key) { return line.starts_with(key); }))
+            text += line + '\n';
+    return text;
+}
+
+std::string cpu_of_host() {
     utsname kernel{};
     ::uname(&kernel);
-    return fmt::format("{}{} {}", text, kernel.release, kernel.version);
+    return fmt::format("{}{} {}", cpu_identity(read_file("/proc/cpuinfo").value_or("")),
+                       kernel.release, kernel.version);
 }
 
 }  // namespace qvm
