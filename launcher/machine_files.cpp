@@ -109,17 +109,23 @@ awaitable<void> MachineFiles::save(std::filesystem::path directory) {
     const bool own_memory = run_.plan.qemu.memory_file.empty();
     co_await migration_.save(state.get(), own_memory);
     struct Copy {
+        std::filesystem::path path;
         UniqueFd from, to;
     };
     std::vector<Copy> copies;
-    if (own_memory)
-        copies.push_back(
-            {open_of_qemu(memory_link, O_RDONLY), create_file(directory / snapshot_files::memory)});
-    if (run_.image)
-        copies.push_back(
-            {open_of_qemu(overlay_, O_RDONLY), create_file(directory / snapshot_files::disk(0))});
+    const auto add = [&](const std::string& of_qemu, const std::string& name) {
+        const auto path = directory / name;
+        copies.push_back({path, open_of_qemu(of_qemu, O_RDONLY), create_file(path)});
+    };
+    if (own_memory) add(memory_link, snapshot_files::memory);
+    if (run_.image) add(overlay_, snapshot_files::disk(0));
     co_await elsewhere([&] {
-        for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
+        for (const auto& copy : copies) try {
+                images::copy_sparse(copy.from.get(), copy.to.get());
+            } catch (const std::system_error& error) {
+                throw Failure(
+                    fmt::format("write '{}': {}", copy.path.string(), error.code().message()));
+            }
     });
 }
 

@@ -156,14 +156,16 @@ void open_drives(PreparedRun& prepared) {
     }
 }
 
-/// The machine is what was saved; what the user may say of it is added.
-void open_snapshot(PreparedRun& prepared) {
-    auto& vm = prepared.options.vm;
-    const auto& name = *vm.snapshot;
+Snapshot open_snapshot(const std::string& name, const Directories& directories) {
     if (name.find('/') != std::string::npos)
-        prepared.snapshot.emplace(std::filesystem::absolute(name), "snapshot " + name);
-    else
-        prepared.snapshot.emplace(SnapshotStore{prepared.directories.snapshots()}.open(name));
+        return Snapshot{std::filesystem::absolute(name), "snapshot " + name};
+    return SnapshotStore{directories.snapshots()}.open(name);
+}
+
+/// The machine is what was saved; what the user may say of it is added.
+void begin_with(Snapshot snapshot, PreparedRun& prepared) {
+    auto& vm = prepared.options.vm;
+    prepared.snapshot.emplace(std::move(snapshot));
     try {
         vm = clone_options(prepared.snapshot->manifest(), vm);
     } catch (const Failure& failure) {
@@ -352,8 +354,10 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
 }
 
 /// Checks all input and decides everything; creates nothing but the VM's directory. A VM that was
-/// created is known by its name alone: the options of a definition are read here.
-PreparedRun prepare(const RunOptions& options, bool created) {
+/// created is known by its name alone: the options of a definition are read here. `snapshot` is the
+/// one that the options name, where it is open already.
+PreparedRun prepare(const RunOptions& options, bool created,
+                    std::optional<Snapshot> snapshot = std::nullopt) {
     PreparedRun prepared;
     prepared.options = options;
     prepared.directories = find_directories();
@@ -367,7 +371,9 @@ PreparedRun prepare(const RunOptions& options, bool created) {
         prepared.created = definition->created;
         vm = definition->vm;
     }
-    if (vm.snapshot) open_snapshot(prepared);
+    if (vm.snapshot && !snapshot)
+        snapshot.emplace(open_snapshot(*vm.snapshot, prepared.directories));
+    if (snapshot) begin_with(std::move(*snapshot), prepared);
     if (!vm.arch) vm.arch = known_architecture(vm, prepared.directories);
     settle_machine(vm, host_architecture());
     check_wait_for(prepared.options);
@@ -518,17 +524,8 @@ void gain_privilege(PreparedRun& prepared, const Report& debug) {
     }
 }
 
-/// `audit` may be null.
-RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Background& background,
-                 Audit* audit) {
-    auto prepared = prepare(options, created);
-    if (options.dry_run) {
-        tell_of_tcg(prepared);
-        print(describe(prepared.plan));
-        return {};
-    }
-    if (audit != nullptr) audit->expect(prepared.plan);
-    const auto said = reports(options, prepared.plan.name, timings, background);
+/// Until the VM's end.
+RunResult mind(PreparedRun prepared, Timings& timings, const Reports& said) {
     gain_privilege(prepared, said.debug);
     tell_of_tcg(prepared);  // late, so that an error stands alone
     auto result = supervise(std::move(prepared), timings, said);
@@ -536,8 +533,35 @@ RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Back
     if (!result.message.empty()) say("qvm: " + result.message);
     if (!result.last_words.empty()) say("qvm: the console's last lines:");
     for (const auto& line : result.last_words) say("    " + line);
+    return result;
+}
+
+RunResult run_vm(const RunOptions& options, PreparedRun prepared, Timings& timings,
+                 Background& background) {
+    if (options.dry_run) {
+        tell_of_tcg(prepared);
+        print(describe(prepared.plan));
+        return {};
+    }
+    const auto said = reports(options, prepared.plan.name, timings, background);
+    auto result = mind(std::move(prepared), timings, said);
     if (options.timings) write_timings(options, timings);
     return result;
+}
+
+/// Begins with the machine that an earlier run has saved; without one it is booted first.
+RunResult run_warm(const RunOptions& options, Timings& timings, Background& background) {
+    const auto boot = [&](const RunOptions& boot_options, const std::function<void()>& ready) {
+        Background stays;
+        auto prepared = prepare(boot_options, false);
+        auto said = reports(boot_options, prepared.plan.name, timings, stays);
+        said.running = ready;
+        return mind(std::move(prepared), timings, said).exit_status;
+    };
+    auto start = warm_start(options, boot);
+    if (!start.snapshot) return {.exit_status = start.exit_status};
+    auto prepared = prepare(start.options, false, std::move(start.snapshot));
+    return run_vm(options, std::move(prepared), timings, background);
 }
 
 int run_audited(const RunOptions& options, Timings& timings) {
@@ -545,7 +569,9 @@ int run_audited(const RunOptions& options, Timings& timings) {
     RunResult result;
     try {
         Background stays;
-        result = run_vm(options, false, timings, stays, &audit);
+        auto prepared = prepare(options, false);
+        audit.expect(prepared.plan);
+        result = run_vm(options, std::move(prepared), timings, stays);
     } catch (const std::exception& failure) {
         result.message = failure.what();
         result.exit_status = say_failure();
@@ -571,7 +597,9 @@ int run(const RunOptions& options, bool created, Timings& timings) {
         if (const auto status = background.fork()) return *status;
     RunResult result;
     try {
-        result = run_vm(options, created, timings, background, nullptr);
+        result = options.warm == RunOptions::Warm::off
+                     ? run_vm(options, prepare(options, created), timings, background)
+                     : run_warm(options, timings, background);
     } catch (const std::exception& failure) {
         result.exit_status = status::failed;
         result.message = failure.what();
@@ -588,10 +616,7 @@ int run(const RunOptions& options, Timings& timings) {
     // Written when the directory may be another.
     for (auto* file : {&absolute.timings_file, &absolute.result_file})
         if (*file) *file = std::filesystem::absolute(**file);
-    const auto now = [&timings](const RunOptions& run_options) {
-        return run(run_options, false, timings);
-    };
-    return options.warm == RunOptions::Warm::off ? now(absolute) : run_warm(absolute, now);
+    return run(absolute, false, timings);
 }
 
 int start(const StartOptions& options, Timings& timings) {

@@ -71,7 +71,7 @@ awaitable<double> save(const Directories& directories, const std::string& name,
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     co_await vm.ready();
     json::object arguments{{"directory", fs::absolute(draft.path()).string()}};
-    const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout);
+    const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout, "save");
     draft.finish(parse_manifest(answer.at("manifest").as_object()), kept);
     co_return answer.at("pause_ms").to_number<double>();
 }

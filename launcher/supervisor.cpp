@@ -638,9 +638,10 @@ class Supervisor final : public Controlled {
         try {
             co_await files_->load(memory_.has_value());
             co_await volumes_.plug_in(*monitor_, std::move(volume_sockets_));
-        } catch (const std::exception&) {
+        } catch (const std::exception& failure) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
-            throw;
+            if (run_.options.warm == RunOptions::Warm::off) throw;
+            throw Failure(failure.what(), "--warm=refresh boots it anew");
         }
         booting_ = true;  // it has
         timings_.add("restore", begin, Clock::now());

@@ -1,5 +1,6 @@
 """Machines that are saved while they run, and others that begin where they were."""
 
+import fcntl
 import json
 import os
 import random
@@ -189,7 +190,7 @@ class Snapshots(detached.Test):
         self.assertEqual((self.host.files / "volume1" / "out").read_text(), "new\n")
         with_volume = self.detach(*MEMORY, "--net", "none", *volumes[:2], self.demo)
         self.refused("snapshot", "create", with_volume, "other",
-                     why=f"VM '{with_volume}': qvm-save: --volume '.*': its connection cannot be saved; "
+                     why=f"VM '{with_volume}': save: --volume '.*': its connection cannot be saved; "
                      "a clone may have volumes")
 
     def test_the_hook(self):
@@ -273,14 +274,14 @@ class Snapshots(detached.Test):
         with_command = self.started("exec", "base", "sleep", "100")
         self.wait_until(lambda: self.qvm("exec", "base", "pidof", "sleep").returncode == 0)
         self.refused("snapshot", "create", "base", "ready",
-                     why="VM 'base': qvm-save: a command runs in the guest, and its connection cannot be saved")
+                     why="VM 'base': save: a command runs in the guest, and its connection cannot be saved")
         with_command.signal(signal.SIGTERM)
         with_command.wait()
         self.succeed("snapshot", "create", "-q", "base", "ready")
         image = self.copy_of_demo("qcow2", "persist.qcow2")
         self.detach(*MEMORY, "--net", "none", "--persist", "--name", "persist", image)
         self.refused("snapshot", "create", "persist", "other",
-                     why="VM 'persist': qvm-save: --persist: the image itself goes on changing")
+                     why="VM 'persist': save: --persist: the image itself goes on changing")
         drive = self.host.files / "drive.raw"
         drive.write_bytes(bytes(1 << 20))
         self.addCleanup(drive.unlink)
@@ -308,6 +309,20 @@ class Snapshots(detached.Test):
                 self.assertEqual(done.returncode, 125)
                 self.assertIn("ready", done.stdout)
                 self.assertEqual(re.findall("^qvm: snapshot '(.*?)': ", done.stderr, re.M), broken)
+
+    def test_there_is_no_room(self):
+        self.booted("--net", "none")
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.host.give(self.store)
+        self.tool("mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.store)
+        try:
+            self.host.give(self.store)
+            self.refused("snapshot", "create", "base", "ready",
+                         why=rf"VM 'base': save: write '{self.store}/\.ready\.\d+/memory': No space left on device")
+            self.assertEqual(list(self.store.iterdir()), [])
+        finally:
+            self.tool("umount", self.store)
+        self.succeed("snapshot", "create", "-q", "base", "ready")
 
     def test_snapshots_that_do_not_fit(self):
         self.saved("--net", "none")
@@ -487,6 +502,83 @@ class Snapshots(detached.Test):
         self.assertEqual([run.out.text for run in runs], [f"run {i}\n" for i in range(3)])
         booted = [run for run in runs if "later runs begin" in run.err.text]
         self.assertEqual(len(booted), 1)
+
+    @property
+    def warm(self):
+        return self.host.cache / "warm"
+
+    def run_warm(self, *words, image=None):
+        """What it says on stderr."""
+        done = self.qvm(*self.WARM, *words, image or self.demo, "--", "echo", "runs", seconds=90)
+        self.assertEqual((done.returncode, done.stdout), (0, "runs\n"), done.stderr)
+        return done.stderr
+
+    def test_warm_is_made_anew_where_it_is_not_what_was_saved(self):
+        base = self.copy_of_demo("qcow2", "base.qcow2")
+        image = self.host.files / "top.qcow2"
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image)
+        self.host.give(image)
+        run = ("--trust-backing",)
+        self.assertIn("booting", self.run_warm(*run, image=image))
+        kept, = self.warm.iterdir()
+        for change, why in (
+                (lambda: os.utime(base), f"'{base}' was changed since it was made"),
+                (lambda: (kept / "memory").unlink(), f"open '{kept}/memory': No such file or directory"),
+                (lambda: (kept / "state").write_bytes(bytes((kept / "state").stat().st_size)),
+                 f"'{kept}/state' is not what was written when it was made"),
+                (lambda: (kept / "manifest.json").write_text(""), f"'{kept}/manifest.json' .*")):
+            with self.subTest(why=why):
+                change()
+                self.assertRegex(self.run_warm(*run, image=image),
+                                 f"^qvm: --warm: {why}: it is made anew\nqvm: booting ")
+                self.assertEqual(self.run_warm(*run, image=image), "")
+        self.assertEqual(list(self.warm.iterdir()), [kept])
+        for path in (image, base):
+            path.unlink()
+
+    def test_warm_that_does_not_fit(self):
+        self.run_warm()
+        kept, = self.warm.iterdir()
+        manifest = json.loads((kept / "manifest.json").read_text())
+        manifest["machine"]["cpu"][0]["features"] = 1
+        (kept / "manifest.json").write_text(json.dumps(manifest))
+        self.assert_refused(self.qvm(*self.WARM, self.demo, "--", "true"),
+                            "--warm: its CPU had other features: CPUID .*", "--warm=refresh boots it anew")
+
+    def take_away_what_is_free(self):
+        """What others do for want of room."""
+        for lock in self.warm.glob("[!.]*/lock"):
+            try:
+                with open(lock, "r+") as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.parent.rename(self.warm / f".{lock.parent.name}.1")
+            except (BlockingIOError, FileNotFoundError):
+                pass
+
+    def test_warm_is_not_taken_away_before_it_is_used(self):
+        run = self.started(*self.WARM, "-q", self.demo, "--", "echo", "runs", stdin=subprocess.DEVNULL)
+        while run.process.poll() is None:
+            self.take_away_what_is_free()
+            time.sleep(0.001)
+        self.assertEqual((run.wait(), run.out.text), (0, "runs\n"), run.err.text)
+
+    def test_warm_is_ended(self):
+        """While it waits for the guest that is saved, which ends with it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with self.subTest(signal=number):
+                run = self.started(*self.WARM, self.demo, "--", "true", stdin=subprocess.DEVNULL)
+                name = self.wait_until(lambda: self.succeed("ps", "-q")).strip()
+                # It does not hear that the guest is ready, before it ends.
+                run.signal(signal.SIGSTOP)
+                self.wait_until(lambda: self.inspect(name)["agent"], vm.BOOT)
+                time.sleep(0.2)  # a run that is left to itself would have been by now
+                run.signal(number)
+                run.signal(signal.SIGCONT)
+                run.process.wait(vm.SOON)
+                self.assertEqual(run.process.returncode, -number, run.err.text)
+                wait_for(lambda: self.ps() == [], vm.SOON)
+                self.qvm("gc")
+                self.assertEqual(list(self.warm.iterdir()), [])
 
     def test_warm_of_what_does_not_boot(self):
         done = self.qvm(*self.WARM, "--boot-timeout", "2s", self.hang, "--", "true")
