@@ -106,6 +106,9 @@ class Snapshots(detached.Test):
 
     def test_clones_differ(self):
         self.booted("--net", "isolated")
+        self.refused("fork", "-n", "2", "-p", "8080:80", "base",
+                     why="--publish '8080:80': port 8080 is for one machine, and not for 2")
+        self.succeed("snapshot", "create", "-q", "base", "base")
         names = self.succeed("fork", "-q", "-n", "4", "--name", "twin", "-p", "0:80", "base").split()
         self.assertEqual(names, [f"twin-{i}" for i in range(1, 5)])
         for name in names:
@@ -128,9 +131,9 @@ class Snapshots(detached.Test):
                                   text=True, timeout=20)
             self.assertEqual(said.stdout, f"{name}\n")
         # What they began with goes with the last of them.
-        self.assertEqual(self.names(), [])
+        self.assertEqual(self.names(), ["base"])
         self.succeed("kill", *names)
-        self.assertEqual(list(self.store.iterdir()), [])
+        self.assertEqual(list(self.store.iterdir()), [self.store / "base"])
 
     def test_the_first_command(self):
         """It goes to a shell that waits for it, in the VM itself as in a clone, and is a command as
@@ -200,8 +203,17 @@ class Snapshots(detached.Test):
         self.assertEqual(self.run_clone("cat", "/etc/machine-id", options=("--name", "one", "--restore-hook", hook)),
                          "one\n")
         hook.write_text("echo it is broken >&2; exit 3\n")
-        self.refused("run", "-q", "--restore-hook", hook, "snapshot:ready", "--", "true",
-                     why="--restore-hook in the guest: exit status 3: it is broken")
+        for words in (("snapshot:ready", "--", "true"), ("-d", "snapshot:ready")):
+            self.refused("run", "-q", "--restore-hook", hook, *words,
+                         why="--restore-hook in the guest: exit status 3: it is broken")
+        # What it leaves behind is nobody's concern.
+        hook.write_text("sleep 100 & echo $QVM_NAME >/etc/machine-id\n")
+        name = self.clone("--restore-hook", hook)
+        self.assertEqual(self.in_guest(name, "cat /etc/machine-id; ls /tmp"), f"{name}\n")
+        hook.write_text("sleep 100\n")
+        done = self.qvm("run", "-q", "-d", "--boot-timeout", "5s", "--restore-hook", hook, "snapshot:ready")
+        self.assertEqual(done.returncode, 124)
+        self.assertIn("--boot-timeout: phase 'restore-hook': it still ran in the guest after 5 s", done.stderr)
 
     def test_a_clone_is_saved(self):
         self.saved("--net", "none")
@@ -211,6 +223,7 @@ class Snapshots(detached.Test):
         self.succeed("kill", name)
         self.succeed("snapshot", "rm", "ready")
         self.assertEqual(self.run_clone("cat", "/root/more", snapshot="second"), "more\n")
+        self.assertEqual(self.run_clone("grep", "-c", "boot_id", "/proc/mounts", snapshot="second"), "1\n")
 
     def test_a_clone_outlives_the_name_that_it_began_with(self):
         """It is saved with the disk and the seed that it has, whatever has their name by now."""
@@ -318,7 +331,7 @@ class Snapshots(detached.Test):
         try:
             self.host.give(self.store)
             self.refused("snapshot", "create", "base", "ready",
-                         why=rf"VM 'base': save: write '{self.store}/\.ready\.\d+/memory': No space left on device")
+                         why=rf"VM 'base': save: write '{self.store}/\.ready\.new/memory': No space left on device")
             self.assertEqual(list(self.store.iterdir()), [])
         finally:
             self.tool("umount", self.store)
@@ -386,6 +399,29 @@ class Snapshots(detached.Test):
         self.assertEqual(self.names(), ["again", "ready"])
         for path in (file, cut, evil, moved, beside, precious):
             path.unlink()
+
+    def test_of_a_chain_without_an_agent(self):
+        directory, file = self.host.files / "chain", self.host.files / "chain.tar"
+        directory.mkdir()
+        self.host.give(directory)
+        (directory / "base.raw").write_bytes(self.hang.read_bytes())
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", directory / "top.qcow2")
+        self.host.give(directory / "top.qcow2")
+        self.detach(*MEMORY, "--net", "none", "--trust-backing", "--name", "chain", directory / "top.qcow2")
+        done = self.qvm("snapshot", "create", "chain", "ready")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("qvm: chain: no guest agent answers in it: copies keep its clock", done.stderr)
+        self.succeed("snapshot", "export", "ready", file)
+        self.succeed("kill", "chain")
+        self.succeed("snapshot", "rm", "ready")
+        moved = directory.rename(self.host.files / "moved")
+        self.addCleanup(shutil.rmtree, moved)
+        self.refused("snapshot", "import", file, "ready", why="import '.*': it needs '.*/chain/top.qcow2': No such file or directory")
+        self.refused("snapshot", "import", "--image", moved / "base.raw", file, "ready",
+                     why="import '.*': it needs a chain of 2 images, and '.*/base.raw' is one of 1")
+        self.succeed("snapshot", "import", "--image", moved / "top.qcow2", file, "ready")
+        self.detach("--name", "again", "snapshot:ready")
+        file.unlink()
 
     def test_export_of_one_that_is_removed_meanwhile(self):
         self.saved("--net", "none")
