@@ -6,6 +6,7 @@
 #include "images/boot_disk.h"
 #include "images/debian_steps.h"
 #include "images/error.h"
+#include "images/exported_file.h"
 
 namespace qvm::images {
 namespace {
@@ -183,7 +184,7 @@ const std::vector<DebianTool> debian_tools{
 
 void build_debian(const fs::path& output, const fs::path& work, const DebianOptions& options,
                   const Runner& run, const Progress& progress) {
-    const PendingFile pending(fs::absolute(output));
+    const ExportedFile file(output, 0666);
     const TemporaryDirectory directory(work);
     const auto tree = directory.path() / "tree";
     install_packages(directory.path(), options, tree, run, progress);
@@ -191,8 +192,8 @@ void build_debian(const fs::path& output, const fs::path& work, const DebianOpti
     progress("writing the disk");
     const auto disk = make_disk(directory.path(), tree, run);
     progress("converting it to qcow2");
-    convert_to_qcow2(disk, pending.path(), false, run);
-    pending.commit();
+    convert_to_qcow2(disk, file.path(), false, run);
+    file.keep();
 }
 
 }  // namespace qvm::images

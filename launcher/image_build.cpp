@@ -1,8 +1,6 @@
 // qvm image demo, qvm image build-debian.
 
 #include <fmt/format.h>
-#include <signal.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,6 +11,7 @@
 #include "launcher/confinement.h"
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/interruption.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/privilege.h"
@@ -24,39 +23,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// While it lives, a signal that would end us ends the program that is run, and then what was made
-/// is taken away.
-class Interruption {
-  public:
-    Interruption() {
-        sigset_t set;
-        ::sigemptyset(&set);
-        for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, number);
-        ::sigprocmask(SIG_BLOCK, &set, &saved_);
-        fd_.reset(::signalfd(-1, &set, SFD_CLOEXEC));
-        if (!fd_)
-            throw Failure(
-                fmt::format("wait for signals: {}", std::generic_category().message(errno)));
-    }
-    Interruption(const Interruption&) = delete;
-    Interruption& operator=(const Interruption&) = delete;
-    ~Interruption() { ::sigprocmask(SIG_SETMASK, &saved_, nullptr); }
-
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-    /// Once it was seen there.
-    [[nodiscard]] Failure failure() const {
-        signalfd_siginfo info{};
-        if (::read(fd_.get(), &info, sizeof info) != sizeof info) info.ssi_signo = SIGTERM;
-        const int number = static_cast<int>(info.ssi_signo);
-        return Failure(fmt::format("ended by {}", ExitStatus{.signal = number}.describe()), {},
-                       status::signalled + number);
-    }
-
-  private:
-    sigset_t saved_;
-    UniqueFd fd_;
-};
-
 images::Runner runner(const Interruption& interruption) {
     return [&interruption](const images::Command& command) -> images::CommandResult {
         if (!find_program(command.argv.at(0)))
@@ -67,15 +33,16 @@ images::Runner runner(const Interruption& interruption) {
                                     .directory = command.directory.string(),
                                     .stop = interruption.fd(),
                                     .on_error = command.listener});
-        if (result.end == ToolResult::End::stopped) throw interruption.failure();
+        interruption.check();
         const int code = result.status.signal != 0 ? status::signalled + result.status.signal
                                                    : result.status.code;
         return {.status = code, .output = std::move(result.out), .error = std::move(result.err)};
     };
 }
 
-images::Progress progress(bool quiet) {
-    return [quiet](std::string_view step) {
+images::Progress progress(bool quiet, const Interruption& interruption) {
+    return [quiet, &interruption](std::string_view step) {
+        interruption.check();
         if (!quiet) say(fmt::format("qvm: {}", step));
     };
 }
@@ -135,7 +102,7 @@ int image_demo(const ImageDemoOptions& options) {
     const Interruption interruption;
     try {
         images::build_demo(options.path, architecture, packages, runner(interruption),
-                           progress(options.quiet));
+                           progress(options.quiet, interruption));
     } catch (const images::Error& error) {
         throw cannot_build(options.path, error.what());
     }
@@ -148,7 +115,6 @@ int image_build_debian(const ImageBuildDebianOptions& options) {
     const auto work = make_cache_directory("debian");
     become_root(options.path);
     ::umask(S_IWGRP | S_IWOTH);
-    const auto report = progress(options.quiet);
     const Interruption interruption;
     const auto lock = try_lock_file(work / "lock");
     if (!lock)
@@ -157,7 +123,7 @@ int image_build_debian(const ImageBuildDebianOptions& options) {
     try {
         images::build_debian(options.path, work,
                              {.packages = options.packages, .suite = options.suite},
-                             runner(interruption), report);
+                             runner(interruption), progress(options.quiet, interruption));
     } catch (const images::Error& error) {
         throw cannot_build(options.path, error.what());
     } catch (const fs::filesystem_error& error) {
