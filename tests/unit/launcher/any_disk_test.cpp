@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <fstream>
@@ -27,10 +28,10 @@ std::string shell(const fs::path& directory, const std::string& script) {
     return done.out;
 }
 
-ino_t inode(int fd) {
+struct stat status_of(int fd) {
     struct stat status {};
     REQUIRE(::fstat(fd, &status) == 0);
-    return status.st_ino;
+    return status;
 }
 
 /// A directory with a raw disk of 3 MiB in it, and what is made of that.
@@ -45,7 +46,9 @@ struct Disks {
 
     /// It is the same disk as `raw`.
     void check(const AnyDisk& disk, const std::string& name) {
-        CHECK(disk.is_draft == (inode(disk.image.fd.get()) == inode(draft.get())));
+        CHECK(disk.is_draft ==
+              (status_of(disk.image.fd.get()).st_ino == status_of(draft.get()).st_ino));
+        CHECK(status_of(draft.get()).st_uid == ::geteuid());  // qemu-img has it no longer
         CHECK(disk.image.facts.virtual_size == 3 << 20);
         CHECK(disk.image.backing.empty());
         shell(temporary.path, "qemu-img compare -q -f raw -F " + disk.image.facts.format + " raw " +
