@@ -20,7 +20,6 @@
 #include "launcher/interruption.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
-#include "launcher/process.h"
 #include "launcher/progress.h"
 #include "launcher/pull.h"
 #include "launcher/table.h"
