@@ -124,7 +124,10 @@ TEST_CASE("what is no disk is refused by its name") {
     Disks disks;
     shell(
         disks.temporary.path,
-        "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; "
+        "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; >empty; gzip -k empty; "
+        "tar -cf ova raw; gzip -k ova; cp raw cd; dd if=/dev/zero of=cd bs=512 count=1 "
+        "conv=notrunc status=none; printf CD001 | dd of=cd bs=1 seek=32769 conv=notrunc "
+        "status=none; "
         "qemu-img convert -O qcow2 raw damaged; cp damaged locked; "
         // How it is encrypted; and the offset in the first entry of the only L2 table.
         "printf '\\2' | dd of=locked bs=1 seek=35 conv=notrunc status=none; "
@@ -135,6 +138,11 @@ TEST_CASE("what is no disk is refused by its name") {
          std::map<std::string, std::string>{{"text", "not a disk image"},
                                             {"text.gz", "not a disk image"},
                                             {"bad.gz", "cannot be unpacked"},
+                                            {"empty", "not a disk image: it is empty"},
+                                            {"empty.gz", "not a disk image: it is empty"},
+                                            {"ova", "tar -xf it, and import the disk"},
+                                            {"ova.gz", "tar -xf it, and import the disk"},
+                                            {"cd", "of a CD, not of a disk"},
                                             {"locked", "encrypted"},
                                             {"damaged", "damaged image"},
                                             {"vdi", "truncated VDI image"},
