@@ -28,6 +28,15 @@ DemoMachine demo_machine(DemoArchitecture architecture) {
             .bios = true};
 }
 
+std::vector<BuildTool> demo_tools(DemoArchitecture architecture) {
+    std::vector<BuildTool> tools{
+        {"dpkg", "dpkg"}, {"apt-get", "apt"}, {"mformat", "mtools"}, {"qemu-img", "qemu-utils"}};
+    if (demo_machine(architecture).bios) {
+        tools.insert(tools.end(), {{"syslinux", "syslinux"}, {boot_code, "syslinux-common"}});
+    }
+    return tools;
+}
+
 void build_demo(const fs::path& output, DemoArchitecture architecture,
                 const fs::path& package_cache, const Runner& run, const Progress& progress) {
     const auto machine = demo_machine(architecture);

@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <functional>
+
 #include "images/debian.h"
 #include "images/demo.h"
 #include "images/error.h"
@@ -60,9 +62,9 @@ Failure cannot_build(const fs::path& path, const std::string& why) {
 }
 
 /// Programs that are missing, and all packages that the user then needs.
-void check_tools(const fs::path& path) {
+void check_tools(const fs::path& path, const std::vector<images::BuildTool>& tools) {
     std::string missing, packages;
-    for (const auto& [name, package] : images::debian_tools) {
+    for (const auto& [name, package] : tools) {
         const auto file = find_program(name);
         if (file && fs::exists(*file)) continue;
         missing += fmt::format("{}{}", missing.empty() ? "" : ", ", name);
@@ -71,6 +73,21 @@ void check_tools(const fs::path& path) {
     if (!missing.empty())
         throw Failure(fmt::format("build '{}': not installed: {}", path.string(), missing),
                       "apt-get install" + packages);
+}
+
+/// Does that work for the disk at `path`, and says of what the reasons are that images/ throws.
+void build(const fs::path& path, const std::function<void()>& work) {
+    try {
+        work();
+    } catch (const images::Error& error) {
+        throw cannot_build(path, error.what());
+    } catch (const fs::filesystem_error& error) {
+        throw cannot_build(
+            path, fmt::format("look at '{}': {}", error.path1().string(), error.code().message()));
+    } catch (const std::system_error& error) {
+        throw cannot_build(path, error.what());
+    }
+    print(path.string() + "\n");
 }
 
 /// The guest's files belong to many users: root makes them, if only in a user namespace.
@@ -95,23 +112,24 @@ void remove_leftovers(const fs::path& work) {
 }  // namespace
 
 int image_demo(const ImageDemoOptions& options) {
-    const auto packages = make_cache_directory("packages");
     const auto architecture = options.arch.value_or(host_architecture()) == Architecture::aarch64
                                   ? images::DemoArchitecture::arm64
                                   : images::DemoArchitecture::amd64;
+    check_tools(options.path, images::demo_tools(architecture));
+    const auto packages = make_cache_directory("packages");
     const Interruption interruption;
-    try {
+    build(options.path, [&] {
         images::build_demo(options.path, architecture, packages, runner(interruption),
                            progress(options.quiet, interruption));
-    } catch (const images::Error& error) {
-        throw cannot_build(options.path, error.what());
-    }
-    print(options.path.string() + "\n");
+    });
     return status::ok;
 }
 
 int image_build_debian(const ImageBuildDebianOptions& options) {
-    check_tools(options.path);
+    if (host_architecture() != Architecture::x86_64)
+        throw cannot_build(options.path, fmt::format("its guests are x86_64, and this host is {}",
+                                                     to_string(host_architecture())));
+    check_tools(options.path, images::debian_tools);
     const auto work = make_cache_directory("debian");
     become_root(options.path);
     ::umask(S_IWGRP | S_IWOTH);
@@ -120,19 +138,11 @@ int image_build_debian(const ImageBuildDebianOptions& options) {
     if (!lock)
         throw cannot_build(options.path, "another build is at work in '" + work.string() + "'");
     remove_leftovers(work);
-    try {
+    build(options.path, [&] {
         images::build_debian(options.path, work,
                              {.packages = options.packages, .suite = options.suite},
                              runner(interruption), progress(options.quiet, interruption));
-    } catch (const images::Error& error) {
-        throw cannot_build(options.path, error.what());
-    } catch (const fs::filesystem_error& error) {
-        throw cannot_build(options.path, fmt::format("look at '{}': {}", error.path1().string(),
-                                                     error.code().message()));
-    } catch (const std::system_error& error) {
-        throw cannot_build(options.path, error.what());
-    }
-    print(options.path.string() + "\n");
+    });
     return status::ok;
 }
 
