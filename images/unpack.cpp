@@ -49,10 +49,12 @@ class Unpacking {
         archive_entry* entry = nullptr;
         if (archive_read_open(reader, this, nullptr, read_block, nullptr) != ARCHIVE_OK) fail();
         const int status = archive_read_next_header(reader, &entry);
-        // What no filter knows would come through as it is.
-        if (status == ARCHIVE_FATAL || archive_filter_count(reader) < 2) fail();
         is_empty_ = status == ARCHIVE_EOF;
+        // What no filter knows would come through as it is.
+        if ((status != ARCHIVE_OK && !is_empty_) || archive_filter_count(reader) < 2) fail();
     }
+    Unpacking(const Unpacking&) = delete;
+    Unpacking& operator=(const Unpacking&) = delete;
 
     // The next piece; empty at the end.
     std::string_view next() {
