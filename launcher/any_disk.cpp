@@ -33,6 +33,7 @@ class Conversion {
             check(file.fd.get(), format);
             convert({{{file.fd.get(), format}}}, file.fd);
         }
+        if (format == "raw") images::check_no_cd(file.fd.get());
         auto image = as_image(std::move(file), path_, true, options_.trust_backing);
         if (image.facts.format == "qcow2" && !converted_) check(image.fd.get(), "qcow2");
         if (!image.backing.empty()) {

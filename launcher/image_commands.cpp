@@ -7,18 +7,19 @@
 #include <algorithm>
 #include <system_error>
 
+#include "images/error.h"
+#include "images/exported_file.h"
 #include "images/sparse.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
-#include "launcher/exported_file.h"
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
 #include "launcher/image_store.h"
 #include "launcher/image_users.h"
+#include "launcher/interruption.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
-#include "launcher/process.h"
 #include "launcher/progress.h"
 #include "launcher/pull.h"
 #include "launcher/table.h"
@@ -131,15 +132,17 @@ void export_image(const ImageStore& store, const std::string& digest, const fs::
     const auto blob = store.blob(digest);
     const UniqueFd image{::open(blob.c_str(), O_RDONLY | O_CLOEXEC)};
     if (!image) throw std::system_error(errno, std::generic_category());
-    const BlockedSignals blocked;  // nothing half written stays
-    const ExportedFile copy{file, 0666};
+    const Interruption interruption;
+    const images::ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
         check_space(copy.path().parent_path(), store.space_of(digest));
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, fs::file_size(blob));
         images::Hash hash{images::HashKind::sha256};
-        images::copy_sparse(image.get(), copy.fd(), hash,
-                            [&](std::uint64_t done) { meter.update(done); });
+        images::copy_sparse(image.get(), copy.fd(), hash, [&](std::uint64_t done) {
+            interruption.check();
+            meter.update(done);
+        });
         if (hash.finish().hex != digest)
             throw Failure(fmt::format("'{}' has become another file", blob.string()),
                           "qvm image verify");
@@ -199,7 +202,9 @@ int image_export(const ImageExportOptions& options) {
         export_image(store, digest, options.file);
     } catch (const Failure& failure) {
         throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()),
-                      failure.hint());
+                      failure.hint(), failure.exit_status());
+    } catch (const images::Error& error) {
+        throw Failure(fmt::format("export '{}': {}", options.file.string(), error.what()));
     } catch (const std::system_error& error) {
         throw Failure(
             fmt::format("export '{}': {}", options.file.string(), error.code().message()));
