@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "images/sparse.h"
+#include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
 #include "launcher/exported_file.h"
@@ -134,7 +135,7 @@ void export_image(const ImageStore& store, const std::string& digest, const fs::
     const BlockedSignals blocked;  // nothing half written stays
     const ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.path().parent_path(), store.space_of(digest));
+        check_space(copy.path().parent_path(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, fs::file_size(blob));
         images::Hash hash{images::HashKind::sha256};
