@@ -102,6 +102,7 @@ AnyDisk open_any_disk(const fs::path& path, int draft, const fs::path& directory
     } catch (const images::Error& error) {
         throw Failure(fmt::format("open image '{}': {}", path.string(), error.what()));
     } catch (const std::system_error& error) {
+        if (is_full(error.code().value())) throw;
         throw Failure(fmt::format("open image '{}': {}", path.string(), error.code().message()));
     }
 }

@@ -39,4 +39,9 @@ inline std::string reason() {
     return std::generic_category().message(errno);
 }
 
+/// Whether an errno value means that there is no room for what was to be written.
+inline bool is_full(int error) {
+    return error == ENOSPC || error == EDQUOT;
+}
+
 }  // namespace qvm

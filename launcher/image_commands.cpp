@@ -10,6 +10,7 @@
 #include "images/error.h"
 #include "images/exported_file.h"
 #include "images/sparse.h"
+#include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
 #include "launcher/failure.h"
@@ -135,7 +136,7 @@ void export_image(const ImageStore& store, const std::string& digest, const fs::
     const Interruption interruption;
     const images::ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.path().parent_path(), store.space_of(digest));
+        check_space(copy.path().parent_path(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, fs::file_size(blob));
         images::Hash hash{images::HashKind::sha256};

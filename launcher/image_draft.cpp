@@ -29,6 +29,11 @@ std::uint64_t space_of(int fd) {
     return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
 }
 
+/// How open_any_disk() begins where the file itself is at fault.
+std::string of_file(const fs::path& path) {
+    return fmt::format("open image '{}': ", path.string());
+}
+
 /// The draft is what it becomes where it has to be unpacked or converted.
 AnyDisk open_disk(const fs::path& path, const ImageDraft& draft, bool trust_backing,
                   ProgressMeter& meter) {
@@ -58,8 +63,15 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
     const auto tell = [&](std::uint64_t done) { meter.update(done); };
     if (is_draft || images::share_blocks(image, draft.fd()))
         return images::hash_file(draft.fd(), hash, tell);
-    check_space(draft.path().parent_path(), space_of(image));
+    check_space(draft.path().parent_path(), space_of(image), more_room);
     images::copy_sparse(image, draft.fd(), hash, tell);
+}
+
+/// What the host could not do, of which no file is to blame: the reason alone.
+Failure failure_of(const ImageStore& store, const std::system_error& error) {
+    const auto why = error.code().message();
+    if (!is_full(error.code().value())) return Failure{why};
+    return Failure{fmt::format("write to '{}': {}", store.drafts().string(), why), more_room};
 }
 
 }  // namespace
@@ -67,21 +79,25 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
 NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust_backing) {
     const auto what = fmt::format("import '{}'", path.string());
     ProgressMeter meter{what, ProgressMeter::On::terminal};
+    const auto failed = [&](const Failure& failure) {
+        return Failure{fmt::format("{}: {}", what, failure.what()), failure.hint()};
+    };
     ImageDraft draft{store.drafts()};
-    const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
-    images::Hash hash{images::HashKind::sha256};
     try {
+        const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
+        images::Hash hash{images::HashKind::sha256};
         copy(image.fd.get(), draft, is_draft, hash, meter);
+        const auto& before = image.known.front();
+        const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+        if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
+            throw Failure("it was written to meanwhile");
+        return {std::move(draft), record_of(image, hash.finish().hex)};
     } catch (const std::system_error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.code().message()));
+        throw failed(failure_of(store, error));
     } catch (const Failure& failure) {
-        throw Failure(fmt::format("{}: {}", what, failure.what()), failure.hint());
+        if (std::string_view{failure.what()}.starts_with(of_file(path))) throw;
+        throw failed(failure);
     }
-    const auto& before = image.known.front();
-    const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-    if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
-        throw Failure(fmt::format("{}: it was written to meanwhile", what));
-    return {std::move(draft), record_of(image, hash.finish().hex)};
 }
 
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
@@ -97,12 +113,15 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
         copy(image.fd.get(), draft, true, hash, meter);
         download.discard();
         return {std::move(draft), record_of(image, hash.finish().hex)};
+    } catch (const std::system_error& error) {
+        throw failure_of(store, error);
     } catch (const Failure& failure) {
+        const auto prefix = of_file(download.path());
+        std::string why = failure.what();
+        if (!why.starts_with(prefix)) throw;
         download.discard();
         // By the path that is ours alone the user does not know it.
-        const auto prefix = fmt::format("open image '{}': ", download.path().string());
-        std::string why = failure.what();
-        if (why.starts_with(prefix)) why.erase(0, prefix.size());
+        why.erase(0, prefix.size());
         throw Failure(why, failure.hint());
     }
 }

@@ -199,7 +199,12 @@ void convert_image(const ImageChain& from, int to, const images::Headway& headwa
             headway(*percentage / 100);
     };
     const auto result = run_qemu_img(work);
-    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
+    if (result.status.code == 0) return;
+    // What follows from that it may say first.
+    for (const int error : {ENOSPC, EDQUOT})
+        if (result.err.find(std::generic_category().message(error)) != std::string::npos)
+            throw std::system_error(error, std::generic_category());
+    throw images::Error(images::probe_failure(result.err));
 }
 
 }  // namespace qvm
