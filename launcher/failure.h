@@ -39,4 +39,17 @@ inline std::string reason() {
     return std::generic_category().message(errno);
 }
 
+/// Does that work, and says of what the reasons are that it throws alone: Failure's, and those of
+/// std::system_error.
+template <typename Work>
+decltype(auto) naming(const std::string& what, const Work& work) {
+    try {
+        return work();
+    } catch (const Failure& failure) {
+        throw Failure(what + ": " + failure.what(), failure.hint(), failure.exit_status());
+    } catch (const std::system_error& error) {
+        throw Failure(what + ": " + error.code().message());
+    }
+}
+
 }  // namespace qvm

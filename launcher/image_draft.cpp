@@ -66,22 +66,18 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
 
 NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust_backing) {
     const auto what = fmt::format("import '{}'", path.string());
-    ProgressMeter meter{what, ProgressMeter::On::terminal};
-    ImageDraft draft{store.drafts()};
-    const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
-    images::Hash hash{images::HashKind::sha256};
-    try {
+    return naming(what, [&]() -> NewImage {
+        ProgressMeter meter{what, ProgressMeter::On::terminal};
+        ImageDraft draft{store.drafts()};
+        const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
+        images::Hash hash{images::HashKind::sha256};
         copy(image.fd.get(), draft, is_draft, hash, meter);
-    } catch (const std::system_error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.code().message()));
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("{}: {}", what, failure.what()), failure.hint());
-    }
-    const auto& before = image.known.front();
-    const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-    if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
-        throw Failure(fmt::format("{}: it was written to meanwhile", what));
-    return {std::move(draft), record_of(image, hash.finish().hex)};
+        const auto& before = image.known.front();
+        const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+        if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
+            throw Failure("it was written to meanwhile");
+        return {std::move(draft), record_of(image, hash.finish().hex)};
+    });
 }
 
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
@@ -97,13 +93,9 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
         copy(image.fd.get(), draft, true, hash, meter);
         download.discard();
         return {std::move(draft), record_of(image, hash.finish().hex)};
-    } catch (const Failure& failure) {
+    } catch (const Failure&) {
         download.discard();
-        // By the path that is ours alone the user does not know it.
-        const auto prefix = fmt::format("open image '{}': ", download.path().string());
-        std::string why = failure.what();
-        if (why.starts_with(prefix)) why.erase(0, prefix.size());
-        throw Failure(why, failure.hint());
+        throw;
     }
 }
 

@@ -262,14 +262,17 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
     return boot;
 }
 
+void check_warm(const VmOptions& boot) {
+    if (const auto why = why_not_saved(boot, false); !why.empty()) throw Failure("--warm: " + why);
+}
+
 int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& run) {
     const auto directories = find_directories();
     const auto limit = limit_in_bytes();
-    if (!options.vm.arch) options.vm.arch = known_architecture(options.vm, directories);
-    (void)find_image(options.vm, directories, {.quiet = options.verbosity.quiet});
+    (void)find_image(options.vm, directories, true);
     auto vm = warm_boot(options, "").vm;
     settle_machine(vm, host_architecture());
-    if (const auto why = why_not_saved(vm, false); !why.empty()) throw Failure("--warm: " + why);
+    check_warm(vm);
     const auto qemu = find_program(machine_of(*vm.arch).qemu);
     const auto firmware =
         has_uefi(vm) ? find_firmware(*vm.arch, vm.secure_boot) : std::optional<Firmware>{};

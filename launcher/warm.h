@@ -23,6 +23,9 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts);
 /// The options for the run whose machine is saved: nothing that is of one run alone. Pure.
 RunOptions warm_boot(const RunOptions& options, const std::string& name);
 
+/// That such a machine can be saved. Throws Failure. Pure.
+void check_warm(const VmOptions& boot);
+
 /// A run that begins with the machine that an earlier one has saved; where there is none it is
 /// booted first, and saved when it is ready. `run` runs a VM and returns its exit status; it is
 /// called in a child of this process, too, which must have one thread. Returns qvm's exit status.

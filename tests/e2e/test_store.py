@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import time
 
 import harness
@@ -162,6 +163,47 @@ class Names(StoreTest):
         self.assert_refused(self.qvm("image", "pull", "nothing"), "pull 'nothing': the catalogue has no image",
                             "qvm image ls --catalogue")
         self.assertFalse(self.store.path.exists() and self.store.names())
+
+    def test_all_else_is_looked_at_before_a_download(self):
+        """What would be refused when the image is there is refused before it is."""
+        catalogue = self.file("catalogue.json", json.dumps({"images": [
+            {"name": "ours:1", "url": f"file://{self.hang}", "architecture": "x86_64"},
+            {"name": "theirs", "url": f"file://{self.hang}", "architecture": "aarch64"}]}).encode())
+        before = ["env", f"QVM_CATALOGUE={catalogue}"]
+        taken = self.create("--net", "none", "--name", "taken", self.hang)
+        with socket.socket() as busy:
+            busy.bind(("127.0.0.1", 0))
+            busy.listen()
+            port = busy.getsockname()[1]
+            for options, why in ((["--name", taken], "--name 'taken': is in use"),
+                                 (["--net", "user", "-p", f"{port}:22"], "--publish.*in use"),
+                                 (["-p", f"{port}:22"], "--publish.*in use"),
+                                 (["--net", "nat,subnet=10.0.0.0/30,address=10.0.1.1"], "--net nat"),
+                                 (["--net", "bridge=none0"], "--net"),
+                                 (["--group", "g", "--net", "nat,pool=10.0.0.0/31,subnet=10.0.0.0/31"], "group 'g'"),
+                                 (["--ssh-key", "/none"], "/none"), (["--drive", "/none"], "--drive '/none'"),
+                                 (["--user-data", "/none"], "/none"), (["--warm", "--tpm"], "--warm: --tpm"),
+                                 (["--warm", "--net", "user", "-p", f"{port}:22"], "--publish.*in use")):
+                with self.subTest(options):
+                    self.assert_refused(self.qvm("run", *options, "ours:1", before=before), why)
+        self.assert_refused(self.qvm("create", "--name", taken, "ours:1", before=before), "'taken': a VM of that name")
+        self.assert_refused(self.qvm("create", "--drive", "/none", "ours:1", before=before), "--drive '/none'")
+        self.assert_refused(self.qvm("run", "theirs", before=before), "no image of that name", "--arch aarch64")
+        self.assert_refused(self.qvm("run", "--dry-run", "ours:1", before=before), "is not here yet",
+                            "qvm image pull ours:1")
+        self.assertEqual((self.store.names(), self.store.files("download")), ({}, {}))
+        with self.subTest("and when nothing is wrong it is pulled, once"):
+            done = self.qvm("run", "-d", "--net", "none", "ours:1", before=before)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(done.stderr.count("pulling it"), 1, done.stderr)
+            self.succeed("kill", done.stdout.strip())
+        self.assert_sound()
+
+    def test_a_dry_run_is_no_use(self):
+        self.import_hang("one")
+        os.utime(self.store.path / "name/one", (1, 1))
+        self.succeed("run", "-q", "--dry-run", "--net", "none", "one")
+        self.assertEqual((self.store.path / "name/one").stat().st_mtime, 1)
 
     def test_it_is_not_written_to(self):
         digest = self.import_hang("one")
@@ -339,7 +381,7 @@ class Contents(StoreTest):
             self.assertFalse((self.host.files / "x").exists())
         self.blob(digest).unlink()
         self.assertEqual(self.qvm("image", "verify", "one").stdout, f"one: '{self.blob(digest)}' is gone\n")
-        self.assert_refused(self.qvm("run", "--net", "none", "one"), "image 'one': '.*' is gone", "again")
+        self.assert_refused(self.qvm("run", "--net", "none", "one"), "image 'one': its file is gone", "again")
 
     def test_export(self):
         self.succeed("image", "import", self.demo, "demo:1")
