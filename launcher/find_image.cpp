@@ -119,9 +119,9 @@ std::optional<images::CatalogueEntry> missing_image(const VmOptions& vm,
 }
 
 std::string name_in_store(const ImageStore& store, const std::string& name) {
-    if (store.find(name)) return name;
+    if (store.has(name)) return name;
     const auto entry = find_in_catalogues(name, host_architecture());
-    if (entry && store.find(entry->name)) return entry->name;
+    if (entry && store.has(entry->name)) return entry->name;
     (void)store.read(name);
     return name;
 }

@@ -22,7 +22,8 @@ UniqueFd find_image(VmOptions& vm, const Directories& directories, bool is_used)
 std::optional<images::CatalogueEntry> missing_image(const VmOptions& vm,
                                                     const Directories& directories);
 
-/// The same of one that has to be in the store: its name there. Throws Failure.
+/// The same of one that has to be in the store: its name there, which may be one that cannot be
+/// read. Throws Failure.
 std::string name_in_store(const ImageStore& store, const std::string& name);
 
 }  // namespace qvm

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <system_error>
 #include <utility>
@@ -17,17 +16,6 @@ namespace qvm {
 namespace fs = std::filesystem;
 
 namespace {
-
-std::uint64_t size_of(int fd) {
-    struct stat status {};
-    return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
-}
-
-/// What a file takes on disk.
-std::uint64_t space_of(int fd) {
-    struct stat status {};
-    return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
-}
 
 /// The draft is what it becomes where it has to be unpacked or converted.
 AnyDisk open_disk(const fs::path& path, const ImageDraft& draft, bool trust_backing,
@@ -47,18 +35,18 @@ ImageRecord record_of(const ImageFile& image, std::string digest) {
     return {.digest = std::move(digest),
             .format = image.facts.format,
             .virtual_size = image.facts.virtual_size,
-            .size = size_of(image.fd.get()),
+            .size = images::size_of(image.fd.get()),
             .created = timestamp()};
 }
 
 /// Puts a copy of an image into the draft, unless it is there, and gives the hash all of it.
 void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
           ProgressMeter& meter) {
-    meter.begin(0, size_of(image));
+    meter.begin(0, images::size_of(image));
     const auto tell = [&](std::uint64_t done) { meter.update(done); };
     if (is_draft || images::share_blocks(image, draft.fd()))
         return images::hash_file(draft.fd(), hash, tell);
-    check_space(draft.path().parent_path(), space_of(image));
+    check_space(draft.path().parent_path(), images::space_of(image));
     images::copy_sparse(image, draft.fd(), hash, tell);
 }
 

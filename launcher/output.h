@@ -7,6 +7,11 @@ namespace qvm {
 /// A line for the user, on stderr. Never fails: there is nowhere to say so.
 void say(std::string_view line) noexcept;
 
+class Failure;
+
+/// What fails, and the hint. The exit status.
+int say_failure(const Failure& failure) noexcept;
+
 /// What a command that threw says; to be called where that is caught. The exit status.
 int say_failure() noexcept;
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import time
+import unittest
 
 import harness
 import image_store
@@ -308,8 +309,9 @@ class Removal(StoreTest):
             self.succeed("image", "tag", "demo:1", "other")
         self.succeed("image", "rm", "other")
         self.assertEqual(self.inspect("demo:1")["used_by"], ["--warm"])
-        self.assert_refused(self.qvm("image", "rm", "demo:1"), "in use by --warm$", "rm -f demo:1")
-        self.assertEqual(self.succeed("image", "rm", "-f", "demo:1"), "demo:1\n")
+        with self.subTest("nothing holds the image, and what is of no use without it goes with it"):
+            self.assertEqual(self.succeed("image", "rm", "demo:1"), "demo:1\n")
+            self.assertEqual(os.listdir(self.host.cache / "warm"), [])
         self.assert_sound()
 
     def test_of_what_was_not_used_for_long(self):
@@ -345,14 +347,117 @@ class Removal(StoreTest):
         self.assert_sound()
 
     def test_of_a_name_that_cannot_be_read(self):
-        self.import_hang("one", "two")
+        """Of which image it is the name nobody knows: none is lost, and all else goes on."""
+        digest = self.import_hang("one", "two")
+        other = self.import_hang("gone", "three", mark=b"3")
         (self.store.path / "name/two").write_text("{")
-        done = self.qvm("image", "ls")
-        self.assertRegex(done.stdout, "(?m)^one ")
-        self.assertRegex(done.stderr, "^qvm: image 'two': '.*' is not a JSON object\n$")
-        self.assert_refused(self.qvm("image", "prune"), "image 'two': '.*' is not a JSON object", "qvm image rm two")
+        self.blob(other).unlink()
+        broken = "qvm: image 'two': its record is not a JSON object\nhint: qvm image rm two\n"
+        gone = "".join(f"qvm: image '{name}': its file is gone\nhint: qvm image rm {name}; or pull or import it again\n"
+                       for name in ("gone", "three"))
+        for words, said in ((("ls",), "(?m)^one "), (("inspect", "one", "two", "gone", "three"), '"name": "one"')):
+            done = self.qvm("image", *words)
+            self.assertEqual((done.returncode, done.stderr), (125, broken + gone))
+            self.assertRegex(done.stdout, said)
+        done = self.qvm("image", "verify")
+        self.assertEqual((done.returncode, sorted(done.stdout.splitlines())),
+                         (125, ["gone, three: its file is gone", "one: ok"]))
+        self.assertRegex(done.stderr, f"^{broken}qvm: image verify: not all")
+        os.utime(self.store.path / "name/gone", (1, 1))
+        done = self.qvm("image", "prune", "--older-than", "1h")
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (125, "image 'gone'\n", broken))
+        with self.subTest("of several, those that can be are removed"):
+            done = self.qvm("image", "rm", "nothing", "three", "one")
+            self.assertEqual((done.returncode, done.stdout), (125, "three\none\n"))
+            self.assertEqual(done.stderr, "qvm: image 'nothing': there is none\nhint: qvm image ls\n")
+            self.assertTrue(self.blob(digest).exists())
         self.assertEqual(self.succeed("image", "rm", "two"), "two\n")
+        self.assertEqual(self.succeed("image", "prune"), f"1 MiB of sha256:{digest}\n")
         self.assert_sound()
+
+    def test_of_one_that_a_machine_may_use_that_cannot_be_read(self):
+        digest = self.import_hang("one", "two")
+        name = self.create("--net", "none", self.hang)
+        definition = self.host.data / "vm" / name / "definition.json"
+        definition.write_text('{"version": 99}')
+        self.assertRegex(self.succeed("image", "ls"), "(?m)^one .* -$")
+        self.assertEqual(self.succeed("image", "rm", "two"), "two\n")
+        self.assertEqual(self.succeed("image", "tag", "one", "three"), "three\n")
+        self.assertEqual(self.succeed("image", "rm", "three"), "three\n")
+        why = f"nobody can tell which images {name} uses: read '{definition}': has version 99; this qvm knows 1$"
+        for force in ([], ["-f"]):
+            self.assert_refused(self.qvm("image", "rm", *force, "one"), f"image 'one': {why}", f"qvm rm {name}")
+        self.assert_refused(self.qvm("image", "prune", "--older-than", "0.001"), f"image prune: {why}")
+        self.assertEqual(list(self.store.names()), ["one"])
+        self.succeed("rm", name)
+        self.succeed("image", "rm", "one")
+        self.assertFalse(self.blob(digest).exists())
+
+    def test_by_digest(self):
+        digest = self.import_hang("one", "two")
+        other = self.import_hang("three", mark=b"3")
+        short = f"sha256:{digest[:12]}"
+        like_it = self.blob(digest[:-1] + ("1" if digest[-1] == "0" else "0"))
+        like_it.touch()
+        for text, why in ((short, "there are several"), ("sha256:zz", "there is none")):
+            self.assert_refused(self.qvm("image", "rm", "-f", text), f"image '{text}': {why}", "image ls")
+        like_it.unlink()
+        self.assert_refused(self.qvm("image", "rm", short), f"image '{short}': has several names: one, two",
+                            f"rm -f {short}")
+        created = self.create("--net", "none", "one")
+        self.assert_refused(self.qvm("image", "rm", "-f", short), f"'{short}': is in use by {created}$")
+        self.succeed("rm", created)
+        self.assertEqual(self.succeed("image", "rm", "-f", short), f"{short}\n")
+        self.assertEqual(list(self.store.files("blob")), [other])
+        self.assertEqual(self.succeed("image", "rm", f"sha256:{other}"), f"sha256:{other}\n")
+        self.assertEqual(self.store.names(), {})
+        self.assert_sound()
+
+    def test_by_another_name_of_the_catalogue(self):
+        catalogue = self.file("catalogue.json", json.dumps({"images": [
+            {"name": "ours:1", "aliases": ["ours"], "url": f"file://{self.hang}"}]}).encode())
+        before = ["env", f"QVM_CATALOGUE={catalogue}"]
+        self.assertEqual(self.succeed("image", "pull", "-q", "ours", before=before), "ours:1\n")
+        self.assertEqual(self.succeed("image", "rm", "ours", before=before), "ours\n")
+        self.assert_sound()
+
+
+class ReadOnly(StoreTest):
+    def setUp(self):
+        super().setUp()
+        self.digest = self.import_hang("one")
+        self.tool("mount", "--bind", self.host.data, self.host.data)
+        self.addCleanup(self.tool, "umount", self.host.data)
+
+    def check(self, why):
+        """What only reads does; the rest is refused in one line."""
+        self.assertRegex(self.succeed("image", "ls"), "(?m)^one ")
+        self.assertEqual(self.inspect("one")["digest"], f"sha256:{self.digest}")
+        self.assertEqual(self.succeed("image", "verify"), "one: ok\n")
+        file = self.host.files / "exported"
+        self.succeed("image", "export", "one", file)
+        self.addCleanup(file.unlink)
+        self.succeed("run", "-q", "--dry-run", "--net", "none", "one")
+        self.succeed("kill", self.detach("--net", "none", "one"))
+        for words in (["rm", "one"], ["prune"], ["tag", "one", "two"], ["import", self.hang, "two"],
+                      ["pull", "-q", f"file://{self.hang}", "two"]):
+            self.assert_refused(self.qvm("image", *words), why)
+
+    def test_on_a_file_system_that_is_read_only(self):
+        self.tool("mount", "-o", "remount,bind,ro", self.host.data)
+        self.check("Read-only file system")
+
+    @unittest.skipUnless(harness.ROOTLESS, "root may write to what is anybody's")
+    def test_of_another_user(self):
+        self.tool("chown", "-R", "0:0", self.store.path)
+        self.tool("chmod", "-R", "a+rX", self.store.path)
+        self.tool("chmod", "600", self.store.path / "lock")
+        self.check("Permission denied|belongs to somebody else")
+
+    def test_without_a_lock_file(self):
+        (self.store.path / "lock").unlink()
+        self.tool("mount", "-o", "remount,bind,ro", self.host.data)
+        self.check("Read-only file system")
 
 
 class Contents(StoreTest):
@@ -368,7 +473,7 @@ class Contents(StoreTest):
         done = self.qvm("image", "verify")
         self.assertEqual(done.returncode, 125)
         self.assertEqual(sorted(done.stdout.splitlines()),
-                         ["one, other: ok", f"two: '{blob}' has become another file"])
+                         ["one, other: ok", "two: its file has become another"])
         self.assertRegex(done.stderr, "^qvm: image verify: .*\nhint: .*\n$")
         self.assertEqual(self.succeed("image", "verify", "one"), "one: ok\n")
         with self.subTest("it is whole again when it is added again"):
@@ -377,10 +482,11 @@ class Contents(StoreTest):
             blob.chmod(0o644)
             with open(blob, "r+b") as file:
                 file.write(b"x")
-            self.assert_refused(self.qvm("image", "export", "two", self.host.files / "x"), "has become another file")
+            self.assert_refused(self.qvm("image", "export", "two", self.host.files / "x"),
+                                "image 'two': its file has become another", "again")
             self.assertFalse((self.host.files / "x").exists())
         self.blob(digest).unlink()
-        self.assertEqual(self.qvm("image", "verify", "one").stdout, f"one: '{self.blob(digest)}' is gone\n")
+        self.assertEqual(self.qvm("image", "verify", "one").stdout, "one: its file is gone\n")
         self.assert_refused(self.qvm("run", "--net", "none", "one"), "image 'one': its file is gone", "again")
 
     def test_export(self):
