@@ -136,8 +136,10 @@ void write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
     }
 }
 
-void fill_sparse(int from, int to) {
-    for_each_piece(from, [to](const char* bytes, off_t size, off_t offset) {
+void fill_sparse(int from, int to, const std::stop_token& stopped) {
+    for_each_piece(from, [&](const char* bytes, off_t size, off_t offset) {
+        if (stopped.stop_requested())
+            throw std::system_error(ECANCELED, std::generic_category(), "copy");
         write_sparse(to, {bytes, static_cast<std::size_t>(size)},
                      static_cast<std::uint64_t>(offset));
     });
@@ -147,10 +149,10 @@ bool share_blocks(int from, int to) {
     return ::ioctl(to, FICLONE, from) == 0;
 }
 
-void copy_sparse(int from, int to) {
+void copy_sparse(int from, int to, const std::stop_token& stopped) {
     if (share_blocks(from, to)) return;
     if (::ftruncate(to, end_of(from)) != 0) fail("set the size");
-    fill_sparse(from, to);
+    fill_sparse(from, to, stopped);
 }
 
 void copy_sparse(int from, int to, Hash& hash, const BytesDone& done) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <stop_token>
 #include <string>
 
 #include "images/hash.h"
@@ -23,12 +24,12 @@ bool share_blocks(int from, int to);
 /// Copies what is in the file `from` to the same offsets of `to`, an empty file, which gets its
 /// size; `from` must not change meanwhile. Holes, and blocks of zeros, become holes. They share
 /// their blocks where they can. The offset of `from` is another afterwards. Throws
-/// std::system_error.
-void copy_sparse(int from, int to);
+/// std::system_error: ECANCELED soon after it was `stopped`.
+void copy_sparse(int from, int to, const std::stop_token& stopped = {});
 
 /// The same into a file that is as large already and all zeros: a new memfd that others have
 /// mapped.
-void fill_sparse(int from, int to);
+void fill_sparse(int from, int to, const std::stop_token& stopped = {});
 
 /// As copy_sparse(), but never with shared blocks, and `hash` gets all that is in `from` in the
 /// same pass, holes as zeros.

@@ -43,10 +43,9 @@ json::object clock_arguments(std::chrono::system_clock::time_point now) {
 }
 
 json::object awaken_arguments(const Awakening& awakening, const std::string& hook) {
-    json::array words{"-c",
-                      awaken_functions() + awaken_call(awakening) +
-                          "[ -z \"$2\" ] || QVM_NAME=$1 exec sh -c \"$2\"",
-                      "qvm", awakening.name, hook};
+    json::array words{
+        "-c", awaken_functions() + awaken_call(awakening) + std::string{guest_files::hook_sh},
+        "qvm", awakening.name, hook};
     return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"capture-output", true}};
 }
 

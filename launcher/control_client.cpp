@@ -117,15 +117,17 @@ awaitable<void> ControlClient::ready() {
 
 awaitable<boost::json::value> ControlClient::execute(std::string command,
                                                      boost::json::object arguments,
-                                                     std::chrono::milliseconds timeout) {
+                                                     std::chrono::milliseconds timeout,
+                                                     const char* step) {
+    const std::string what = step != nullptr ? step : command;
     try {
         co_return co_await client_->execute(command, std::move(arguments), timeout);
     } catch (const qmp::CommandError& error) {
-        throw Failure(fmt::format("VM '{}': {}: {}", name_, command, error.desc));
+        throw Failure(fmt::format("VM '{}': {}: {}", name_, what, error.desc));
     } catch (const std::system_error& error) {
         if (client_->closed())
             throw Gone(fmt::format("VM '{}': ended, and did not say how", name_));
-        throw Failure(fmt::format("VM '{}': {}: {}", name_, command, error.code().message()));
+        throw Failure(fmt::format("VM '{}': {}: {}", name_, what, error.code().message()));
     }
 }
 

@@ -37,10 +37,11 @@ class ControlClient {
     /// SIGKILL to the supervisor, which takes all that is its with it.
     void kill_supervisor() noexcept;
     /// Throws Failure for what is refused or not answered in time, and Gone when the VM ended
-    /// before it answered.
+    /// before it answered. `step` is what the user calls it, where that is another word.
     boost::asio::awaitable<boost::json::value> execute(std::string command,
                                                        boost::json::object arguments,
-                                                       std::chrono::milliseconds timeout);
+                                                       std::chrono::milliseconds timeout,
+                                                       const char* step = nullptr);
     /// Until the supervisor has ended, and all that was its with it.
     boost::asio::awaitable<void> until_gone();
     /// The same, for `timeout` at most; whether it has ended.

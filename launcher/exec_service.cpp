@@ -51,7 +51,7 @@ constexpr auto open_patience = 20s;    // with the guest, for the ports of a com
 constexpr auto ready_patience = 5s;    // with the guest, for the shell that waits in it
 constexpr auto unplug_patience = 30s;  // with QEMU
 constexpr std::size_t most_captures = 20;
-constexpr std::size_t longest_request = 32 * 1024;      // bytes, to a shell that waits
+constexpr std::size_t longest_request = 8 * 1024;       // bytes, to a shell that reads one by one
 constexpr std::size_t largest_input = 8 * 1024 * 1024;  // bytes, of a command without ports
 constexpr auto question_pause = 1s;   // before the agent is asked for a shell that is silent
 constexpr auto accept_pause = 100ms;  // where there are no descriptors just now
@@ -208,7 +208,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const auto message = receive_with_fds(session.connection.native_handle(), 0);
         if (!message) co_return std::nullopt;
         boost::system::error_code wrong;
-        const auto value = json::parse(message->text, wrong);
+        const json::parse_options options{.allow_invalid_utf8 = true};  // words are any bytes
+        const auto value = json::parse(message->text, wrong, {}, options);
         if (wrong || !value.is_object()) throw Failure("this is no guest command");
         co_return value.get_object();
     }
@@ -400,10 +401,11 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// The agent's child.
     awaitable<std::int64_t> start_shell(const Session& session) {
         try {
-            auto arguments = guest_exec_arguments(session.guest_command, session.tag,
-                                                  session.secret, std::exchange(awakening, {}));
+            auto arguments =
+                guest_exec_arguments(session.guest_command, session.tag, session.secret, awakening);
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), command_timeout);
+            awakening.reset();
             co_return number_in(answer, "pid");
         } catch (const qmp::CommandError& refusal) {
             if (status_of_refusal(refusal.desc) == status::not_found) throw NoPorts{};

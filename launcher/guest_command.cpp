@@ -19,20 +19,24 @@ namespace json = boost::json;
 
 namespace {
 
-/// What of a shell's parameters its script knows by name.
-constexpr const char* run_parameters = "tag=$1 secret=$2 terminal=$3 rows=$4 columns=$5\nshift 5\n";
-constexpr const char* wait_parameters = "tag=$1 terminal=\n";
-
 /// The arguments of guest-exec for a script, which the shell reads from its stdin: a guest's own
-/// users are not to find it in their ps(1).
-json::object script_arguments(const std::string& script, std::vector<std::string> parameters) {
-    json::array words{"-c", "[ -e /proc/self/fd/0 ] || exit 9; . /proc/self/fd/0", "qvm"};
-    for (auto& word : parameters) words.emplace_back(std::move(word));
+/// users are not to find it in their ps(1), and what it has of the command may be any bytes.
+json::object script_arguments(const std::string& script) {
+    json::array words{"-c", "[ -e /proc/self/fd/0 ] || exit 9; . /proc/self/fd/0"};
     return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"input-data", to_base64(script)}};
 }
 
 std::string variable(const std::string& name, const std::string& value) {
     return name + "=" + shell_word(value) + "\n";
+}
+
+/// The parameters of session.sh behind the terminal, as words of shell.
+std::string session_words(const GuestCommand& command) {
+    auto words = shell_word(command.directory) + " " + shell_word(command.user) + " ";
+    for (const auto& variable : command.environment) words += shell_word(variable) + " ";
+    words += "--";
+    for (const auto& word : command.argv) words += " " + shell_word(word);
+    return words;
 }
 
 std::vector<std::string> words_of(const json::object& object, const char* key) {
@@ -102,22 +106,15 @@ json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag
     using namespace guest_files;
     std::string script;
     if (awakening) script = awaken_functions() + awaken_call(*awakening);
-    script += variable("session", std::string{session_sh}) +
-              variable("command", std::string{command_sh}) + run_parameters;
+    const auto size = command.terminal.value_or(TerminalSize{});
+    script +=
+        variable("session", std::string{session_sh}) +
+        variable("command", std::string{command_sh}) +
+        fmt::format("tag={} secret={} terminal={} rows={} columns={}\nset -- {}\n", tag, secret,
+                    command.terminal ? "yes" : "", size.rows, size.columns, session_words(command));
     script += open_ports_sh;
     script += run_sh;
-    const auto size = command.terminal.value_or(TerminalSize{});
-    std::vector<std::string> words{std::to_string(tag),
-                                   secret,
-                                   command.terminal ? "yes" : "",
-                                   std::to_string(size.rows),
-                                   std::to_string(size.columns),
-                                   command.directory,
-                                   command.user};
-    words.insert(words.end(), command.environment.begin(), command.environment.end());
-    words.emplace_back("--");
-    words.insert(words.end(), command.argv.begin(), command.argv.end());
-    return script_arguments(script, std::move(words));
+    return script_arguments(script);
 }
 
 json::object guest_wait_arguments(unsigned long tag) {
@@ -126,21 +123,16 @@ json::object guest_wait_arguments(unsigned long tag) {
     session += request_sh;
     session += session_sh;
     auto script = variable("session", session) + variable("command", std::string{command_sh}) +
-                  wait_parameters;
+                  fmt::format("tag={} terminal=\n", tag);
     script += open_ports_sh;
     script += wait_sh;
-    return script_arguments(script, {std::to_string(tag)});
+    return script_arguments(script);
 }
 
 std::string guest_request(const GuestCommand& command, const std::string& secret,
                           const std::optional<Awakening>& awakening) {
-    std::string words;
-    for (const auto& variable : command.environment) words += shell_word(variable) + " ";
-    words += "--";
-    for (const auto& word : command.argv) words += " " + shell_word(word);
-    return fmt::format("{0}\n{1}set -- {0} '' {2} {3} {4}\n{0}\n", secret,
-                       awakening ? awaken_call(*awakening) : "", shell_word(command.directory),
-                       shell_word(command.user), words);
+    return fmt::format("{0}\n{1}set -- {0} '' {2}\n{0}\n", secret,
+                       awakening ? awaken_call(*awakening) : "", session_words(command));
 }
 
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {

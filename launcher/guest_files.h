@@ -9,6 +9,7 @@ extern const std::string_view awaken_pl;
 extern const std::string_view awaken_py;
 extern const std::string_view awaken_sh;
 extern const std::string_view command_sh;
+extern const std::string_view hook_sh;
 extern const std::string_view open_ports_sh;
 extern const std::string_view request_sh;
 extern const std::string_view run_sh;

@@ -1,12 +1,18 @@
 #include "launcher/kvm.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <linux/kvm.h>
 #include <sys/ioctl.h>
+#include <sys/utsname.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <fstream>
+#include <sstream>
 
+#include "launcher/directories.h"
 #include "netns/unique_fd.h"
 
 namespace qvm {
@@ -68,6 +74,23 @@ KvmFacts read_kvm() {
     if (!kvm) facts.open_error = errno;
     if (kvm && !facts.cpu_flag.empty()) try_kvm(kvm.get(), facts);
     return facts;
+}
+
+std::string cpu_identity(const std::string& cpuinfo) {
+    constexpr std::array keys{"vendor_id", "cpu family", "model", "stepping", "microcode", "flags"};
+    std::string text;
+    std::istringstream in{cpuinfo};
+    for (std::string line; std::getline(in, line) && !line.empty();)
+        if (std::any_of(keys.begin(), keys.end(), [&](auto* key) { return line.starts_with(key); }))
+            text += line + '\n';
+    return text;
+}
+
+std::string cpu_of_host() {
+    utsname kernel{};
+    ::uname(&kernel);
+    return fmt::format("{}{} {}", cpu_identity(read_file("/proc/cpuinfo").value_or("")),
+                       kernel.release, kernel.version);
 }
 
 }  // namespace qvm

@@ -18,4 +18,12 @@ struct KvmFacts {
 /// a moment (Linux' Documentation/virt/kvm/api.rst), which some sandboxes refuse.
 KvmFacts read_kvm();
 
+/// What /proc/cpuinfo says of the first CPU, which stands for all, and does not change while the
+/// host runs, as its clock does. Pure.
+std::string cpu_identity(const std::string& cpuinfo);
+
+/// What decides which features KVM gives a guest's CPU: the host's CPU and its kernel, as text that
+/// is another where one of them is.
+std::string cpu_of_host();
+
 }  // namespace qvm

@@ -7,6 +7,7 @@
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <stop_token>
 #include <system_error>
 #include <vector>
 
@@ -25,14 +26,19 @@ namespace {
 /// How the kernel names QEMU's memory-backend-memfd among its descriptors.
 constexpr const char* memory_link = "/memfd:memory-backend-memfd";
 
-/// Work that blocks, while everything else goes on.
+/// Work that blocks, while everything else goes on. It is told when nobody waits for it any more.
 template <typename Work>
 awaitable<void> elsewhere(Work work) {
+    struct Wanted {
+        std::stop_source source;
+        ~Wanted() { source.request_stop(); }
+    };
     asio::thread_pool worker{1};
+    const Wanted wanted;
     co_await asio::co_spawn(
         worker,
         [&]() -> awaitable<void> {
-            work();
+            work(wanted.source.get_token());
             co_return;
         },
         asio::use_awaitable);
@@ -68,7 +74,9 @@ awaitable<void> MachineFiles::load(bool has_memory) {
 awaitable<void> MachineFiles::fill_memory() {
     const auto from = run_.snapshot->open(snapshot_files::memory);
     const auto to = open_of_qemu(memory_link, O_RDWR);
-    co_await elsewhere([&] { images::fill_sparse(from.get(), to.get()); });
+    co_await elsewhere([&](const std::stop_token& stopped) {
+        images::fill_sparse(from.get(), to.get(), stopped);
+    });
 }
 
 awaitable<Manifest> MachineFiles::manifest() {
@@ -110,17 +118,23 @@ awaitable<void> MachineFiles::save(std::filesystem::path directory) {
     const bool own_memory = run_.plan.qemu.memory_file.empty();
     co_await migration_.save(state.get(), own_memory);
     struct Copy {
+        std::filesystem::path path;
         UniqueFd from, to;
     };
     std::vector<Copy> copies;
-    if (own_memory)
-        copies.push_back(
-            {open_of_qemu(memory_link, O_RDONLY), create_file(directory / snapshot_files::memory)});
-    if (run_.image)
-        copies.push_back(
-            {open_of_qemu(overlay_, O_RDONLY), create_file(directory / snapshot_files::disk(0))});
-    co_await elsewhere([&] {
-        for (const auto& copy : copies) images::copy_sparse(copy.from.get(), copy.to.get());
+    const auto add = [&](const std::string& of_qemu, const std::string& name) {
+        const auto path = directory / name;
+        copies.push_back({path, open_of_qemu(of_qemu, O_RDONLY), create_file(path)});
+    };
+    if (own_memory) add(memory_link, snapshot_files::memory);
+    if (run_.image) add(overlay_, snapshot_files::disk(0));
+    co_await elsewhere([&](const std::stop_token& stopped) {
+        for (const auto& copy : copies) try {
+                images::copy_sparse(copy.from.get(), copy.to.get(), stopped);
+            } catch (const std::system_error& error) {
+                throw Failure(
+                    fmt::format("write '{}': {}", copy.path.string(), error.code().message()));
+            }
     });
 }
 
@@ -129,7 +143,7 @@ awaitable<void> MachineFiles::adopt(std::filesystem::path directory, const Manif
     if (!run_.plan.seed.empty()) write_file(seed, images::make_seed(run_.plan.seed));
     if (!run_.snapshot) co_return;
     const auto& parent = *run_.snapshot;
-    co_await elsewhere([&] {
+    co_await elsewhere([&](const std::stop_token&) {
         if (parent.has(snapshot_files::seed)) parent.link(snapshot_files::seed, seed);
         for (std::size_t i = 1; i < manifest.disks.size(); ++i)
             parent.link(parent.manifest().disks[i - 1], directory / manifest.disks[i]);

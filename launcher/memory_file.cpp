@@ -36,7 +36,8 @@ std::string MemoryFile::text() const {
 }
 
 std::string first_line(const std::string& text) {
-    return text.substr(0, text.find('\n'));
+    const auto begin = std::min(text.find_first_not_of('\n'), text.size());
+    return text.substr(begin, text.find('\n', begin) - begin);
 }
 
 }  // namespace qvm

@@ -24,7 +24,8 @@ class MemoryFile {
     UniqueFd fd_;
 };
 
-/// Without its end, and what comes after: of errors, that is mostly consequences.
+/// The first that is not empty, without its end, and what comes after: of errors, that is mostly
+/// consequences.
 std::string first_line(const std::string& text);
 
 }  // namespace qvm

@@ -1,6 +1,7 @@
 #include "launcher/migration.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <boost/asio/as_tuple.hpp>
 #include <boost/asio/use_awaitable.hpp>
@@ -22,7 +23,6 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr auto command_timeout = 10s;
-constexpr auto patience = 2min;  // of a migration, which takes some tens of ms
 constexpr auto end_pause = 1ms;  // between two questions whether a migration that is over is done
 constexpr const char* state_fd = "state";
 
@@ -98,8 +98,9 @@ std::string misfit(const MachineFacts& saved, const MachineFacts& here) {
     return "";
 }
 
-Migration::Migration(const asio::any_io_executor& executor, qmp::Client& monitor)
-    : monitor_(monitor), news_(executor) {}
+Migration::Migration(const asio::any_io_executor& executor, qmp::Client& monitor,
+                     std::chrono::milliseconds patience)
+    : monitor_(monitor), news_(executor), patience_(patience) {}
 
 awaitable<MachineFacts> Migration::facts() {
     MachineFacts facts;
@@ -134,11 +135,16 @@ awaitable<void> Migration::move(int fd, bool shared, const char* command) {
     status_.clear();
     auto where = named("uri", fmt::format("fd:{}", state_fd).c_str());
     co_await monitor_.execute(command, std::move(where), command_timeout);
-    news_.expires_after(patience);
+    off_t moved = 0;
     while (status_ != "completed" && status_ != "failed" && !closed_) {
+        news_.expires_after(patience_);
         const auto [woken] = co_await news_.async_wait(asio::as_tuple(asio::use_awaitable));
-        if (!woken)
-            throw Failure(fmt::format("QEMU's {} took more than {} s", command, patience / 1s));
+        if (woken) continue;  // it has told something
+        // QEMU's descriptor and ours are one open file.
+        const auto before = std::exchange(moved, ::lseek(fd, 0, SEEK_CUR));
+        if (moved != before) continue;
+        co_await monitor_.execute("migrate_cancel", {}, command_timeout);
+        throw Failure(fmt::format("QEMU's {} gets no further", command));
     }
     if (status_ == "completed") co_return;
     if (closed_) throw Failure("QEMU is gone");

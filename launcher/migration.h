@@ -4,6 +4,7 @@
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/json/array.hpp>
+#include <chrono>
 #include <string>
 
 #include "qmp/client.h"
@@ -29,8 +30,10 @@ std::string misfit(const MachineFacts& saved, const MachineFacts& here);
 /// file of its own (capability x-ignore-shared; docs/devel/migration.rst, qapi/migration.json).
 class Migration {
   public:
-    /// `monitor` must outlive this object, whose coroutines run on `executor`.
-    Migration(const boost::asio::any_io_executor& executor, qmp::Client& monitor);
+    /// `monitor` must outlive this object, whose coroutines run on `executor`. What gets no further
+    /// for as long as `patience` is given up.
+    Migration(const boost::asio::any_io_executor& executor, qmp::Client& monitor,
+              std::chrono::milliseconds patience = std::chrono::seconds{30});
 
     /// What this QEMU and its machine are. Throws std::system_error and qmp::CommandError.
     boost::asio::awaitable<MachineFacts> facts();
@@ -53,6 +56,7 @@ class Migration {
 
     qmp::Client& monitor_;
     boost::asio::steady_timer news_;  ///< cancelled when status_ has changed
+    const std::chrono::milliseconds patience_;
     std::string status_;
     bool closed_ = false;
 };

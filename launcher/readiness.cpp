@@ -170,7 +170,9 @@ std::vector<WaitForOption> stages_of(const RunOptions& options) {
         if (!has_stage(stages, stage)) stages.push_back({.stage = stage});
     };
     if (options.command && options.vm.user_data) add(Stage::cloud_init);
-    if (options.command || only_boots || has_stage(stages, Stage::cloud_init)) add(Stage::agent);
+    if (options.command || options.restore_hook || only_boots ||
+        has_stage(stages, Stage::cloud_init))
+        add(Stage::agent);
     return stages;
 }
 

@@ -157,14 +157,16 @@ void open_drives(PreparedRun& prepared) {
     }
 }
 
-/// The machine is what was saved; what the user may say of it is added.
-void open_snapshot(PreparedRun& prepared) {
-    auto& vm = prepared.options.vm;
-    const auto& name = *vm.snapshot;
+Snapshot open_snapshot(const std::string& name, const Directories& directories) {
     if (name.find('/') != std::string::npos)
-        prepared.snapshot.emplace(std::filesystem::absolute(name), "snapshot " + name);
-    else
-        prepared.snapshot.emplace(SnapshotStore{prepared.directories.snapshots()}.open(name));
+        return Snapshot{std::filesystem::absolute(name), "snapshot " + name};
+    return SnapshotStore{directories.snapshots()}.open(name);
+}
+
+/// The machine is what was saved; what the user may say of it is added.
+void begin_with(Snapshot snapshot, PreparedRun& prepared) {
+    auto& vm = prepared.options.vm;
+    prepared.snapshot.emplace(std::move(snapshot));
     try {
         vm = clone_options(prepared.snapshot->manifest(), vm);
     } catch (const Failure& failure) {
@@ -355,8 +357,11 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
 enum class ImageIs { here, to_come };
 
 /// Checks all input and decides everything; creates nothing but the VM's directory. A VM that was
-/// created is known by its name alone: the options of a definition are read here.
-PreparedRun prepare(const RunOptions& options, bool created, ImageIs image) {
+/// created is known by its name alone: the options of a definition are read here. `snapshot` is the
+/// one that the options name, where it is open already.
+PreparedRun prepare(const RunOptions& options, bool created,
+                    std::optional<Snapshot> snapshot = std::nullopt,
+                    ImageIs image = ImageIs::here) {
     PreparedRun prepared;
     prepared.options = options;
     prepared.directories = find_directories();
@@ -370,7 +375,9 @@ PreparedRun prepare(const RunOptions& options, bool created, ImageIs image) {
         prepared.created = definition->created;
         vm = definition->vm;
     }
-    if (vm.snapshot) open_snapshot(prepared);
+    if (vm.snapshot && !snapshot)
+        snapshot.emplace(open_snapshot(*vm.snapshot, prepared.directories));
+    if (snapshot) begin_with(std::move(*snapshot), prepared);
     UniqueFd image_lock;
     if (image == ImageIs::here) image_lock = find_image(vm, prepared.directories, !options.dry_run);
     settle_machine(vm, host_architecture());
@@ -442,9 +449,10 @@ void pull_missing(const RunOptions& options) {
     const auto directories = find_directories();
     const auto missing = missing_image(options.vm, directories);
     if (!missing) return;
+    if (options.warm != RunOptions::Warm::off) (void)warm_machine(options);
     auto quiet = options;
     quiet.verbosity.quiet = true;  // what is said is said once
-    (void)prepare(quiet, false, ImageIs::to_come);
+    (void)prepare(quiet, false, std::nullopt, ImageIs::to_come);
     pull_image(*missing, options.vm, directories, options.verbosity.quiet);
 }
 
@@ -537,18 +545,8 @@ void gain_privilege(PreparedRun& prepared, const Report& debug) {
     }
 }
 
-/// `audit` may be null.
-RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Background& background,
-                 Audit* audit) {
-    pull_missing(options);
-    auto prepared = prepare(options, created, ImageIs::here);
-    if (options.dry_run) {
-        tell_of_tcg(prepared);
-        print(describe(prepared.plan));
-        return {};
-    }
-    if (audit != nullptr) audit->expect(prepared.plan);
-    const auto said = reports(options, prepared.plan.name, timings, background);
+/// Until the VM's end.
+RunResult mind(PreparedRun prepared, Timings& timings, const Reports& said) {
     gain_privilege(prepared, said.debug);
     tell_of_tcg(prepared);  // late, so that an error stands alone
     auto result = supervise(std::move(prepared), timings, said);
@@ -556,8 +554,35 @@ RunResult run_vm(const RunOptions& options, bool created, Timings& timings, Back
     if (!result.message.empty()) say("qvm: " + result.message);
     if (!result.last_words.empty()) say("qvm: the console's last lines:");
     for (const auto& line : result.last_words) say("    " + line);
+    return result;
+}
+
+RunResult run_vm(const RunOptions& options, PreparedRun prepared, Timings& timings,
+                 Background& background) {
+    if (options.dry_run) {
+        tell_of_tcg(prepared);
+        print(describe(prepared.plan));
+        return {};
+    }
+    const auto said = reports(options, prepared.plan.name, timings, background);
+    auto result = mind(std::move(prepared), timings, said);
     if (options.timings) write_timings(options, timings);
     return result;
+}
+
+/// Begins with the machine that an earlier run has saved; without one it is booted first.
+RunResult run_warm(const RunOptions& options, Timings& timings, Background& background) {
+    const auto boot = [&](const RunOptions& boot_options, const std::function<void()>& ready) {
+        Background stays;
+        auto prepared = prepare(boot_options, false);
+        auto said = reports(boot_options, prepared.plan.name, timings, stays);
+        said.running = ready;
+        return mind(std::move(prepared), timings, said).exit_status;
+    };
+    auto start = warm_start(options, boot);
+    if (!start.snapshot) return {.exit_status = start.exit_status};
+    auto prepared = prepare(start.options, false, std::move(start.snapshot));
+    return run_vm(options, std::move(prepared), timings, background);
 }
 
 int run_audited(const RunOptions& options, Timings& timings) {
@@ -565,7 +590,10 @@ int run_audited(const RunOptions& options, Timings& timings) {
     RunResult result;
     try {
         Background stays;
-        result = run_vm(options, false, timings, stays, &audit);
+        pull_missing(options);
+        auto prepared = prepare(options, false);
+        audit.expect(prepared.plan);
+        result = run_vm(options, std::move(prepared), timings, stays);
     } catch (const std::exception& failure) {
         result.message = failure.what();
         result.exit_status = say_failure();
@@ -591,7 +619,10 @@ int run(const RunOptions& options, bool created, Timings& timings) {
         if (const auto status = background.fork()) return *status;
     RunResult result;
     try {
-        result = run_vm(options, created, timings, background, nullptr);
+        pull_missing(options);
+        result = options.warm == RunOptions::Warm::off
+                     ? run_vm(options, prepare(options, created), timings, background)
+                     : run_warm(options, timings, background);
     } catch (const std::exception& failure) {
         result.exit_status = status::failed;
         result.message = failure.what();
@@ -644,13 +675,7 @@ int run(const RunOptions& options, Timings& timings) {
     // Written when the directory may be another.
     for (auto* file : {&absolute.timings_file, &absolute.result_file})
         if (*file) *file = std::filesystem::absolute(**file);
-    const auto now = [&timings](const RunOptions& run_options) {
-        return run(run_options, false, timings);
-    };
-    if (options.warm == RunOptions::Warm::off) return now(absolute);
-    check_warm(warm_boot(absolute, "").vm);
-    pull_missing(absolute);
-    return run_warm(absolute, now);
+    return run(absolute, false, timings);
 }
 
 int start(const StartOptions& options, Timings& timings) {

@@ -393,14 +393,27 @@ std::optional<ImageFile> Snapshot::open_disk() const {
 // --- one that is made --------------------------------------------------------------------------
 
 SnapshotDraft::SnapshotDraft(const fs::path& store, const std::string& name)
-    : store_(store), name_(name), path_(store / fmt::format(".{}.{}", name, ::getpid())) {
+    : store_(store), name_(name), path_(store / fmt::format(".{}.new", name)) {
     const auto guard = lock_directory(store_);
     if (fs::exists(store_ / name_))
         throw Failure(fmt::format("snapshot '{}': there is one of that name", name_),
                       "qvm snapshot rm " + name_);
+    take_directory();
+}
+
+SnapshotDraft::SnapshotDraft(const fs::path& store)
+    : store_(store), name_(random_id()), path_(store / ("." + name_)) {
+    const auto guard = lock_directory(store_);
+    take_directory();
+}
+
+/// What a killed process left there goes.
+void SnapshotDraft::take_directory() {
     make_private_directory(path_);
     auto lock = try_lock_file(path_ / lock_name);
     if (!lock) throw Failure(fmt::format("snapshot '{}': another process makes it", name_));
+    for (const char* name : files)
+        if (std::string_view{name} != lock_name) fs::remove(path_ / name);
     lock_ = std::move(*lock);
 }
 
@@ -481,6 +494,7 @@ Snapshot SnapshotStore::open(const std::string& name) const {
 bool SnapshotStore::remove(const std::string& name, bool force) const {
     const auto what = fmt::format("snapshot '{}'", name);
     if (!exists(name)) throw Failure(fmt::format("{}: there is none", what), "qvm snapshot ls");
+    std::optional<UniqueFd> guard = lock_directory(directory_);
     const auto lock = try_lock_file(path(name) / lock_name);
     if (!lock && !force) return false;
     if (const auto foreign = foreign_file(path(name), files))
@@ -490,6 +504,7 @@ bool SnapshotStore::remove(const std::string& name, bool force) const {
     const auto aside = directory_ / fmt::format(".{}.{}", name, ::getpid());
     if (::rename(path(name).c_str(), aside.c_str()) != 0)
         throw Failure(fmt::format("{}: {}", what, reason()));
+    guard.reset();
     if (!remove_directory(aside, files))
         throw Failure(fmt::format("remove '{}': {}", aside.string(), reason()));
     return true;

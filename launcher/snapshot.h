@@ -126,8 +126,10 @@ class Snapshot {
 /// this object unless it was kept.
 class SnapshotDraft {
   public:
-    /// In `store`, for one of that name. Throws Failure.
+    /// In `store`, for one of that name, which nobody else is at work on. Throws Failure.
     SnapshotDraft(const std::filesystem::path& store, const std::string& name);
+    /// For one that never has a name. Throws Failure.
+    explicit SnapshotDraft(const std::filesystem::path& store);
     SnapshotDraft(const SnapshotDraft&) = delete;
     SnapshotDraft& operator=(const SnapshotDraft&) = delete;
     ~SnapshotDraft();
@@ -144,6 +146,8 @@ class SnapshotDraft {
     void share();
 
   private:
+    void take_directory();
+
     std::filesystem::path store_;
     std::string name_;
     std::filesystem::path path_;
@@ -173,10 +177,16 @@ class SnapshotStore {
     std::filesystem::path directory_;
 };
 
+/// What a supervisor says of its machine when it has saved it.
+struct SavedVm {
+    double pause_ms = 0;  ///< for so long the guest stood still
+    bool agent = false;   ///< the guest has one that answers
+};
+
 /// Has the VM's supervisor write its machine into the draft, which is finished then; with checksums
-/// where it is `kept`. Returns how long the guest stood still, in ms. Throws Failure.
-double save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
-               bool kept);
+/// where it is `kept`. Throws Failure.
+SavedVm save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
+                bool kept);
 
 /// Bytes on disk of what is in a directory.
 std::uint64_t space_of(const std::filesystem::path& directory);

@@ -1,4 +1,4 @@
-// snapshot create, ls, rm, inspect; fork.
+// snapshot create, ls, rm, inspect, export, import; fork.
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -65,15 +65,27 @@ std::string image_of(const json::object& snapshot) {
     return fs::path{std::string{image->get_string()}}.filename().string();
 }
 
-/// Has the VM's supervisor write the machine into the draft. How long the guest stood still, in ms.
-awaitable<double> save(const Directories& directories, const std::string& name,
-                       SnapshotDraft& draft, bool kept) {
+/// Has the VM's supervisor write the machine into the draft.
+awaitable<SavedVm> save(const Directories& directories, const std::string& name,
+                        SnapshotDraft& draft, bool kept) {
     ControlClient vm{co_await asio::this_coro::executor, directories, name};
     co_await vm.ready();
     json::object arguments{{"directory", fs::absolute(draft.path()).string()}};
-    const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout);
+    const auto answer = co_await vm.execute("qvm-save", std::move(arguments), save_timeout, "save");
     draft.finish(parse_manifest(answer.at("manifest").as_object()), kept);
-    co_return answer.at("pause_ms").to_number<double>();
+    SavedVm saved;
+    saved.pause_ms = answer.at("pause_ms").to_number<double>();
+    saved.agent = answer.at("agent") == true;
+    co_return saved;
+}
+
+void tell(const std::string& vm, const SavedVm& saved) {
+    say(fmt::format("qvm: {}: stood still for {:.0f} ms", vm, saved.pause_ms));
+    if (!saved.agent)
+        say(
+            fmt::format("qvm: {}: no guest agent answers in it: copies keep its clock, its host "
+                        "name and its entropy",
+                        vm));
 }
 
 std::string checksum_of(const fs::path& file, int fd) {
@@ -117,9 +129,15 @@ void check_files(const fs::path& directory, const Manifest& manifest) {
 /// from now on by what this file system says of them.
 void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
     if (image && !manifest.image.empty()) {
-        manifest.image.front().path = fs::absolute(*image);
-        manifest.vm.image = manifest.image.front().path;
+        manifest.vm.image = image;
         manifest.vm.image_name.reset();
+        const auto here = open_image(manifest.vm, false);
+        if (here.known.size() != manifest.image.size())
+            throw Failure(fmt::format("it needs a chain of {} images, and '{}' is one of {}",
+                                      manifest.image.size(), image->string(), here.known.size()));
+        for (std::size_t i = 0; i < here.known.size(); ++i)
+            manifest.image[i].path = fs::absolute(here.known[i].path);
+        manifest.vm.image = manifest.image.front().path;
     }
     for (auto* known : {&manifest.image, &manifest.others})
         for (auto& file : *known) {
@@ -136,6 +154,15 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
                     fmt::format("it needs '{}', and what is here is another", file.path.string()));
             file.modified = here.modified;
         }
+}
+
+/// That more than one can have what is asked for. Throws Failure.
+void check_shared(const ForkOptions& options) {
+    for (const auto& text : options.publish)
+        if (const auto port = parse_publish(text).host_port; port != 0 && options.count > 1)
+            throw Failure(fmt::format("--publish '{}': port {} is for one machine, and not for {}",
+                                      text, port, options.count),
+                          "0 in its place: each has another");
 }
 
 /// `qvm run` of one clone.
@@ -160,27 +187,28 @@ std::string clone_name(const ForkOptions& options, unsigned number) {
 
 }  // namespace
 
-double save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
-               bool kept) {
+SavedVm save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
+                bool kept) {
     asio::io_context context{1};
     std::exception_ptr failure;
-    double pause = 0;
+    SavedVm saved;
     asio::co_spawn(context, save(directories, vm, draft, kept),
-                   [&](const std::exception_ptr& error, double took) {
+                   [&](const std::exception_ptr& error, SavedVm vm_saved) {
                        failure = error;
-                       pause = took;
+                       saved = vm_saved;
                    });
     context.run();
     if (failure) std::rethrow_exception(failure);
-    return pause;
+    return saved;
 }
 
 int fork(const ForkOptions& options) {
+    check_shared(options);
     const auto directories = find_directories();
-    SnapshotDraft draft{directories.snapshots(), options.vm};
-    const auto pause = save_vm(directories, options.vm, draft, false);
+    SnapshotDraft draft{directories.snapshots()};
+    const auto saved = save_vm(directories, options.vm, draft, false);
     draft.share();
-    if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
+    if (!options.quiet) tell(options.vm, saved);
     struct Clone {
         std::string name;
         Child process;
@@ -207,9 +235,9 @@ int fork(const ForkOptions& options) {
 int snapshot_create(const SnapshotCreateOptions& options) {
     const auto directories = find_directories();
     SnapshotDraft draft{directories.snapshots(), options.snapshot};
-    const auto pause = save_vm(directories, options.vm, draft, true);
+    const auto saved = save_vm(directories, options.vm, draft, true);
     draft.keep();
-    if (!options.quiet) say(fmt::format("qvm: {}: stood still for {:.0f} ms", options.vm, pause));
+    if (!options.quiet) tell(options.vm, saved);
     print(options.snapshot + "\n");
     return status::ok;
 }
@@ -273,7 +301,7 @@ int snapshot_export(const SnapshotExportOptions& options) {
         for (auto& file : *known) file.checksum = checksum_of(file.path, snapshot.open(file).get());
     // A draft that is never kept holds the manifest with these, and the files, whoever removes
     // them.
-    const SnapshotDraft draft{store, ".export-" + options.snapshot};
+    const SnapshotDraft draft{store};
     draft.write(manifest);
     for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
     const BlockedSignals blocked;  // nothing half written stays

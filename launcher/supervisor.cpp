@@ -626,7 +626,7 @@ class Supervisor final : public Controlled {
     /// A shell waits there for the command, which takes nothing else.
     [[nodiscard]] bool is_ready_at_once() const {
         return run_.snapshot && run_.options.command && commands_->ready_shell() != 0 &&
-               run_.restore_hook.empty() && run_.options.wait_for.empty() &&
+               !run_.options.restore_hook && run_.options.wait_for.empty() &&
                run_.options.vm.volumes.empty() && !run_.options.command->terminal;
     }
 
@@ -638,9 +638,10 @@ class Supervisor final : public Controlled {
         try {
             co_await files_->load(memory_.has_value());
             co_await volumes_.plug_in(*monitor_, std::move(volume_sockets_));
-        } catch (const std::exception&) {
+        } catch (const std::exception& failure) {
             if (monitor_->closed()) co_return;  // watch_qemu() says why
-            throw;
+            if (run_.options.warm == RunOptions::Warm::off) throw;
+            throw Failure(failure.what(), "--warm=refresh boots it anew");
         }
         booting_ = true;  // it has
         timings_.add("restore", begin, Clock::now());
@@ -678,7 +679,9 @@ class Supervisor final : public Controlled {
             const auto pause = co_await save_machine(directory);
             co_await files_->adopt(directory, manifest);
             const std::chrono::duration<double, std::milli> milliseconds = pause;
-            saved_ = {{"manifest", to_json(manifest)}, {"pause_ms", milliseconds.count()}};
+            saved_ = {{"manifest", to_json(manifest)},
+                      {"pause_ms", milliseconds.count()},
+                      {"agent", state_.agent}};
             tell("saved", {{"pause_ms", milliseconds.count()}});
         } catch (const std::exception& failure) {
             save_failure_ = over_ ? "it ended" : failure.what();
@@ -713,7 +716,7 @@ class Supervisor final : public Controlled {
 
     /// Whether who left the VM to itself comes back only then.
     [[nodiscard]] bool tells_when_ready() const {
-        return run_.options.detach && !run_.options.wait_for.empty();
+        return run_.options.detach && (!run_.options.wait_for.empty() || run_.options.restore_hook);
     }
 
     /// For who sits before a terminal, and sees nothing else.
@@ -1031,10 +1034,11 @@ class Supervisor final : public Controlled {
     /// the hook is what its user relies on.
     awaitable<void> awaken() {
         const auto begin = Clock::now();
-        if (run_.options.command && run_.restore_hook.empty()) {
+        if (run_.options.command && !run_.options.restore_hook) {
             begin_command_with_news();
             co_return;
         }
+        const Flag awakening_now{awakens_};
         std::string why;
         try {
             const auto news = awakening();
@@ -1052,7 +1056,7 @@ class Supervisor final : public Controlled {
         }
         timings_.add("awaken", begin, Clock::now());
         if (why.empty()) co_return;
-        if (run_.restore_hook.empty())
+        if (!run_.options.restore_hook)
             debug("tell the guest what is new: " + why);
         else
             end(status::failed, fmt::format("--restore-hook in the guest: {}", why));
@@ -1244,6 +1248,8 @@ class Supervisor final : public Controlled {
         if (ready_ && command_runs()) return "phase 'command': the command still ran";
         if (ready_) return "the guest still ran";
         if (!readiness_.waits_for_agent()) return readiness_.pending_text();
+        if (awakens_ && run_.options.restore_hook)
+            return "phase 'restore-hook': it still ran in the guest";
         if (greeting_agent_ || (console_ && console_->shows_prompt()))
             return "phase 'agent': the guest is up, and no guest agent answered";
         return booting_ ? "phase 'kernel': the guest was still booting"
@@ -1574,6 +1580,7 @@ class Supervisor final : public Controlled {
     bool qemu_gone_ = false;
     bool taken_down_ = false;
     bool greeting_agent_ = false;
+    bool awakens_ = false;                     ///< the guest is told what is new
     bool awake_ = false;                       ///< the guest of a snapshot knows what is new
     bool agent_is_early_ = false;              ///< it was there before the CPUs were known to run
     std::set<std::string> failed_operations_;  ///< of the guest's disk, that were told

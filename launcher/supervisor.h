@@ -56,7 +56,7 @@ struct PreparedRun {
 /// How a VM's life ended.
 struct RunResult {
     int exit_status = 0;
-    std::string message;      ///< one line for the user; empty when there is nothing to say
+    std::string message{};    ///< one line for the user; empty when there is nothing to say
     bool of_command = false;  ///< exit_status is that of the guest's command
     std::vector<std::string> last_words{};  ///< lines of a console that nobody saw, if that failed
     boost::json::object vm{};               ///< as `inspect` has it

@@ -10,6 +10,7 @@
 #include "launcher/image_store.h"
 #include "launcher/output.h"
 #include "launcher/snapshot.h"
+#include "launcher/warm.h"
 #include "netns/error.h"
 #include "netns/forwarding.h"
 
@@ -56,6 +57,8 @@ Swept sweep(const Directories& directories) {
     if (const auto count = SnapshotStore{directories.snapshots()}.sweep(); count > 0)
         swept.others.push_back(
             fmt::format("{} snapshots that were not finished, or are of no use", count));
+    if (const auto count = sweep_warm(directories); count > 0)
+        swept.others.push_back(fmt::format("{} machines that --warm was about to save", count));
     if (const auto count = ImageStore{directories.images()}.sweep(); count > 0)
         swept.others.push_back(fmt::format("{} images that were not finished", count));
     return swept;

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -20,13 +21,13 @@
 
 #include "images/hash.h"
 #include "launcher/control_client.h"
-#include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/guest_script.h"
+#include "launcher/host.h"
+#include "launcher/kvm.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
-#include "launcher/snapshot.h"
 #include "launcher/ssh_key.h"
 #include "launcher/unix_socket.h"
 #include "launcher/vm_plan.h"
@@ -42,10 +43,13 @@ using namespace asio::experimental::awaitable_operators;
 namespace {
 
 constexpr auto settle_time = 5min;    // of a guest whose agent answers, until it has booted
-constexpr auto longest_life = 30min;  // of the VM that is saved, should nobody end it
+constexpr auto longest_life = 30min;  // of the VM that is saved: it may never be ready
 constexpr auto turn_pause = 100ms;    // between two looks whether another run is done
 constexpr auto kill_timeout = 30s;
 constexpr std::uint64_t default_limit = 10 * 1024;  // MiB
+constexpr const char* what = "--warm";
+constexpr const char* lock_suffix = ".lock";
+constexpr std::size_t key_length = 64;
 
 /// Until the guest has nothing to do that belongs to its boot. One without these programs can say
 /// so by a file.
@@ -79,12 +83,13 @@ std::string contents_of(const fs::path& file) {
 class Turn {
   public:
     Turn(const SnapshotStore& store, const std::string& key, bool quiet)
-        : file_(store.directory() / fmt::format("{}.lock", key)) {
+        : file_(store.directory() / (key + lock_suffix)) {
         make_private_directory(store.directory());
-        for (bool told = quiet;; std::this_thread::sleep_for(turn_pause)) {
+        for (int looks = 1;; ++looks) {
             if ((lock_ = try_lock_file(file_))) return;
-            if (!std::exchange(told, true))
-                say("qvm: another run boots this machine: waiting for it");
+            // Who only takes it would be done by now.
+            if (looks == 2 && !quiet) say("qvm: another run boots this machine: waiting for it");
+            std::this_thread::sleep_for(turn_pause);
         }
     }
     Turn(const Turn&) = delete;
@@ -96,49 +101,97 @@ class Turn {
     std::optional<UniqueFd> lock_;
 };
 
-void end_vm(const Directories& directories, const std::string& name) noexcept {
-    try {
-        asio::io_context context{1};
-        ControlClient vm{context.get_executor(), directories, name};
-        asio::co_spawn(
-            context,
-            [&]() -> asio::awaitable<void> {
-                co_await vm.ready();
-                co_await vm.execute("qvm-kill", {}, kill_timeout);
-                co_await vm.until_gone();
-            },
-            [](const std::exception_ptr&) {});
-        context.run();
-    } catch (const std::exception&) {
-        // It is gone, or its own time-out ends it.
-    }
+bool is_lock_of_turn(const fs::path& file) {
+    const auto key = file.stem().string();
+    return file.extension() == lock_suffix && key.size() == key_length &&
+           key.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
-/// A run of this process's child, which dies with it until it has detached. Its exit status.
-int run_in_child(const RunOptions& options, const std::function<int(const RunOptions&)>& run) {
-    const pid_t parent = ::getpid();
-    const pid_t child = ::fork();
-    if (child < 0)
-        throw Failure(
-            fmt::format("boot the machine: fork: {}", std::generic_category().message(errno)));
-    if (child == 0) {
+/// The VM that is saved: a run of this process's child. Whatever ends this process, the kernel
+/// sends the child a SIGTERM then, on which the VM ends as any VM does.
+class BootedVm {
+  public:
+    /// Returns when it is ready, or has ended.
+    BootedVm(const Directories& directories, RunOptions options, const Boot& boot)
+        : directories_(directories), options_(std::move(options)) {
+        const auto step = fmt::format("{}: boot the machine", what);
+        auto [ours, childs] = make_socket_pair(step);
+        const pid_t parent = ::getpid();
+        child_ = ::fork();
+        if (child_ < 0)
+            throw Failure(
+                fmt::format("{}: fork: {}", step, std::generic_category().message(errno)));
+        if (child_ == 0) run(parent, childs.get(), boot);
+        childs.reset();
+        char told = 0;
+        ssize_t size = 0;
+        do size = ::read(ours.get(), &told, 1);
+        while (size < 0 && errno == EINTR);
+        if (size == 0) exit_status_ = wait();
+    }
+    BootedVm(const BootedVm&) = delete;
+    BootedVm& operator=(const BootedVm&) = delete;
+    ~BootedVm() {
+        if (exit_status_) return;
+        if (!kill()) ::kill(child_, SIGKILL);
+        wait();
+    }
+
+    /// Nothing while it lives.
+    [[nodiscard]] std::optional<int> exit_status() const noexcept { return exit_status_; }
+
+  private:
+    [[noreturn]] void run(pid_t parent, int socket, const Boot& boot) const noexcept {
         const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
         ::dup2(null, STDIN_FILENO);
-        ::dup2(null, STDOUT_FILENO);  // where the VM's name would be
-        ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+        ::dup2(socket, STDOUT_FILENO);
+        // Our locks are not the VM's.
+        ::syscall(SYS_close_range, STDERR_FILENO + 1U, ~0U, 0U);
+        ::prctl(PR_SET_PDEATHSIG, SIGTERM);
         int exit_status = status::failed;
         if (::getppid() == parent) try {
-                exit_status = run(options);
+                exit_status = boot(options_, [] {
+                    (void)try_print("ready");  // else nobody is there any more, and it ends
+                    // What becomes of it is not the user's any more.
+                    const UniqueFd nobody{::open("/dev/null", O_RDWR | O_CLOEXEC)};
+                    for (const int fd : {STDOUT_FILENO, STDERR_FILENO}) ::dup2(nobody.get(), fd);
+                });
             } catch (const std::exception&) {
                 exit_status = say_failure();
             }
         ::_exit(exit_status);
     }
-    int end = 0;
-    while (::waitpid(child, &end, 0) < 0 && errno == EINTR) {
+
+    /// Whether it was told to end at once.
+    [[nodiscard]] bool kill() const noexcept try {
+        asio::io_context context{1};
+        ControlClient vm{context.get_executor(), directories_, *options_.name};
+        std::exception_ptr failure;
+        asio::co_spawn(
+            context,
+            [&]() -> asio::awaitable<void> {
+                co_await vm.ready();
+                co_await vm.execute("qvm-kill", {}, kill_timeout);
+            },
+            [&](const std::exception_ptr& error) { failure = error; });
+        context.run();
+        return !failure;
+    } catch (const std::exception&) {
+        return false;
     }
-    return WIFEXITED(end) ? WEXITSTATUS(end) : status::signalled + WTERMSIG(end);
-}
+
+    int wait() const noexcept {
+        int end = 0;
+        while (::waitpid(child_, &end, 0) < 0 && errno == EINTR) {
+        }
+        return WIFEXITED(end) ? WEXITSTATUS(end) : status::signalled + WTERMSIG(end);
+    }
+
+    const Directories& directories_;
+    RunOptions options_;
+    pid_t child_ = -1;
+    std::optional<int> exit_status_;
+};
 
 /// Its boot is not over when its agent answers.
 void settle(const Directories& directories, const std::string& name) {
@@ -159,31 +212,71 @@ void settle(const Directories& directories, const std::string& name) {
         [&](const std::exception_ptr& error) { failure = error; });
     context.run();
     if (failure) std::rethrow_exception(failure);
-    if (late)
-        throw Failure(
-            fmt::format("--warm: the guest still boots after {} min", settle_time / 1min));
+    if (late) throw Failure(fmt::format("the guest still boots after {} min", settle_time / 1min));
 }
 
-/// Boots the machine and saves it under `key`. An exit status that is not 0 where it does not boot.
-int make(const RunOptions& options, const Directories& directories, const SnapshotStore& store,
-         const std::string& key, const std::function<int(const RunOptions&)>& run) {
+/// Boots the machine and saves it under `key`.
+WarmStart make(const RunOptions& options, const Directories& directories,
+               const SnapshotStore& store, const std::string& key, const Boot& boot) {
     if (!options.verbosity.quiet)
         say(fmt::format(
             "qvm: booting '{}' once; later runs begin where it is ready",
             options.vm.image ? options.vm.image_text() : options.vm.kernel.value_or("").string()));
     const auto name = "warm-" + random_id();
-    if (const int exit_status = run_in_child(warm_boot(options, name), run)) return exit_status;
+    const BootedVm vm{directories, warm_boot(options, name), boot};
+    if (const auto failed = vm.exit_status()) return {options, {}, *failed};
+    WarmStart start{options};
     try {
         settle(directories, name);
         SnapshotDraft draft{store.directory(), key};
         save_vm(directories, name, draft, false);
+        draft.share();
         draft.keep();
-    } catch (...) {
-        end_vm(directories, name);
-        throw;
+        start.snapshot.emplace(store.path(key), what);  // nobody takes it away in between
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("{}: {}", what, failure.what()));
     }
-    end_vm(directories, name);
-    return status::ok;
+    return start;
+}
+
+/// Throws Failure, or std::system_error, where it is not what was saved.
+void check(const Snapshot& snapshot) {
+    const auto& manifest = snapshot.manifest();
+    for (const auto& file : manifest.files) (void)snapshot.open(file.name);
+    (void)snapshot.open_state();
+    for (const auto* known : {&manifest.image, &manifest.others})
+        for (const auto& file : *known) (void)snapshot.open(file);
+}
+
+/// Those who use it have it to their end.
+void discard(const SnapshotStore& store, const std::string& key) {
+    try {
+        if (store.exists(key)) (void)store.remove(key, true);
+    } catch (const Failure&) {
+        if (store.exists(key)) throw;  // else another run was faster
+    }
+}
+
+/// The one that is kept; nothing where there is none that can be used.
+std::optional<Snapshot> find(const SnapshotStore& store, const std::string& key, bool quiet) {
+    if (!store.exists(key)) return std::nullopt;
+    try {
+        Snapshot snapshot{store.path(key), what};
+        check(snapshot);
+        return snapshot;
+    } catch (const std::exception& failure) {
+        if (!quiet) say(fmt::format("qvm: {}: it is made anew", failure.what()));
+    }
+    return std::nullopt;
+}
+
+WarmStart find_or_make(const RunOptions& options, const Directories& directories,
+                       const SnapshotStore& store, const std::string& key, const Boot& boot) {
+    if (options.warm != RunOptions::Warm::refresh)
+        if (auto kept = find(store, key, options.verbosity.quiet))
+            return {options, std::move(kept), status::ok};
+    discard(store, key);
+    return make(options, directories, store, key, boot);
 }
 
 std::uint64_t limit_in_bytes() {
@@ -200,8 +293,8 @@ timespec used_at(const fs::path& snapshot) {
     return status.st_mtim;
 }
 
-/// Those that were not used for the longest time go, until there is room; never `key`.
-void evict(const SnapshotStore& store, const std::string& key, std::uint64_t limit) {
+/// Those that were not used for the longest time go, until there is room; none that is in use.
+void evict(const SnapshotStore& store, std::uint64_t limit) {
     auto names = store.names();
     std::uint64_t total = 0;
     for (const auto& name : names) total += space_of(store.path(name));
@@ -213,11 +306,26 @@ void evict(const SnapshotStore& store, const std::string& key, std::uint64_t lim
         if (total <= limit) return;
         const auto space = space_of(store.path(name));
         try {
-            if (name != key && store.remove(name, false)) total -= space;
+            if (store.remove(name, false)) total -= space;
         } catch (const Failure&) {
             // Another run was faster.
         }
     }
+}
+
+/// Throws Failure for what --warm cannot save.
+WarmFacts read_facts(const RunOptions& options, const Directories& directories) {
+    const auto vm = warm_machine(options);
+    const auto qemu = find_program(machine_of(*vm.arch).qemu);
+    const auto firmware =
+        has_uefi(vm) ? find_firmware(*vm.arch, vm.secure_boot) : std::optional<Firmware>{};
+    const auto accel = choose_accel(vm.accel, *vm.arch, host_architecture(),
+                                    vm.accel == Accel::tcg ? KvmFacts{} : read_kvm());
+    return {.qvm = QVM_VERSION,
+            .qemu = qemu ? identity_of(*qemu) : "",
+            .firmware = firmware ? identity_of(firmware->code) : "",
+            .cpu = accel.kvm ? accel.cpu + cpu_of_host() : accel.cpu,
+            .public_key = own_public_key(directories, true).value_or("")};
 }
 
 }  // namespace
@@ -230,7 +338,7 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts) {
     for (const auto& drive : boot.vm.drives) known.emplace_back(identity_of(drive.file));
     if (boot.vm.user_data) known.emplace_back(contents_of(*boot.vm.user_data));
     for (const auto& file : boot.vm.ssh_keys) known.emplace_back(contents_of(file));
-    for (const auto& text : {facts.qvm, facts.qemu, facts.firmware, facts.public_key})
+    for (const auto& text : {facts.qvm, facts.qemu, facts.firmware, facts.cpu, facts.public_key})
         known.emplace_back(text);
     for (const auto& stage : boot.wait_for) known.emplace_back(to_string(stage));
     boot.vm.user_data.reset();
@@ -262,43 +370,43 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
     return boot;
 }
 
-void check_warm(const VmOptions& boot) {
-    if (const auto why = why_not_saved(boot, false); !why.empty()) throw Failure("--warm: " + why);
+VmOptions warm_machine(const RunOptions& options) {
+    auto vm = warm_boot(options, "").vm;
+    settle_machine(vm, host_architecture());
+    if (const auto why = why_not_saved(vm, false); !why.empty())
+        throw Failure(fmt::format("{}: {}", what, why));
+    return vm;
 }
 
-int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& run) {
+WarmStart warm_start(RunOptions options, const Boot& boot) {
     const auto directories = find_directories();
     const auto limit = limit_in_bytes();
     (void)find_image(options.vm, directories, true);
-    auto vm = warm_boot(options, "").vm;
-    settle_machine(vm, host_architecture());
-    check_warm(vm);
-    const auto qemu = find_program(machine_of(*vm.arch).qemu);
-    const auto firmware =
-        has_uefi(vm) ? find_firmware(*vm.arch, vm.secure_boot) : std::optional<Firmware>{};
-    const auto key =
-        warm_key(options, {.qvm = QVM_VERSION,
-                           .qemu = qemu ? identity_of(*qemu) : "",
-                           .firmware = firmware ? identity_of(firmware->code) : "",
-                           .public_key = own_public_key(directories, true).value_or("")});
+    const auto key = warm_key(options, read_facts(options, directories));
     const SnapshotStore store{directories.warm()};
-    {
-        const Turn turn{store, key, options.verbosity.quiet};
-        (void)store.sweep();
-        if (options.warm == RunOptions::Warm::refresh && store.exists(key))
-            (void)store.remove(key, true);
-        if (!store.exists(key))
-            if (const int failed = make(options, directories, store, key, run)) return failed;
-        ::utimensat(AT_FDCWD, (store.path(key) / snapshot_files::manifest).c_str(), nullptr, 0);
-        evict(store, key, limit);
-    }
-    if (!options.name) options.name = default_name(options.vm, random_id().substr(0, 4));
-    options.warm = RunOptions::Warm::off;
+    const Turn turn{store, key, options.verbosity.quiet};
+    auto start = find_or_make(options, directories, store, key, boot);
+    if (!start.snapshot) return start;
+    ::utimensat(AT_FDCWD, (store.path(key) / snapshot_files::manifest).c_str(), nullptr, 0);
+    evict(store, limit);
+    auto& run = start.options;
+    if (!run.name) run.name = default_name(run.vm, random_id().substr(0, 4));
     // What it has printed it does not print again.
-    std::erase_if(options.wait_for,
+    std::erase_if(run.wait_for,
                   [](const auto& stage) { return stage.stage == WaitForOption::Stage::log; });
-    options.vm.snapshot = store.path(key).string();
-    return run(options);
+    run.vm.snapshot = store.path(key).string();
+    return start;
+}
+
+std::size_t sweep_warm(const Directories& directories) {
+    const SnapshotStore store{directories.warm()};
+    const auto count = store.sweep();
+    std::error_code error;
+    for (fs::directory_iterator entry{store.directory(), error}, end; !error && entry != end;
+         entry.increment(error))
+        if (is_lock_of_turn(entry->path()))
+            if (const auto lock = try_lock_existing(entry->path())) ::unlink(entry->path().c_str());
+    return count;
 }
 
 }  // namespace qvm

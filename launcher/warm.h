@@ -1,9 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 
+#include "launcher/directories.h"
+#include "launcher/failure.h"
 #include "launcher/options.h"
+#include "launcher/snapshot.h"
 
 namespace qvm {
 
@@ -12,6 +16,7 @@ struct WarmFacts {
     std::string qvm;         ///< this program's version
     std::string qemu;        ///< what its program is: path, size, modification
     std::string firmware{};  ///< the same of UEFI's code; empty without
+    std::string cpu;         ///< QEMU's -cpu, and what the host makes of it
     std::string public_key;  ///< qvm's own, which the guest has by cloud-init; may be empty
 };
 
@@ -23,13 +28,26 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts);
 /// The options for the run whose machine is saved: nothing that is of one run alone. Pure.
 RunOptions warm_boot(const RunOptions& options, const std::string& name);
 
-/// That such a machine can be saved. Throws Failure. Pure.
-void check_warm(const VmOptions& boot);
+/// The machine that such a run has saved. Throws Failure where it cannot be.
+VmOptions warm_machine(const RunOptions& options);
 
-/// A run that begins with the machine that an earlier one has saved; where there is none it is
-/// booted first, and saved when it is ready. `run` runs a VM and returns its exit status; it is
-/// called in a child of this process, too, which must have one thread. Returns qvm's exit status.
+/// What a run with --warm begins with.
+struct WarmStart {
+    RunOptions options;                  ///< of the run that goes on from there
+    std::optional<Snapshot> snapshot{};  ///< nothing where the machine did not boot,
+    int exit_status = status::failed;    ///< which has said why
+};
+
+/// Runs a VM with these options to its end, and tells when it is ready. Its exit status.
+using Boot = std::function<int(const RunOptions& options, const std::function<void()>& ready)>;
+
+/// Takes hold of the machine that a run with these options begins with. Where none was saved, or
+/// what was is not as it was, it is booted and saved: `boot` is called in a child of this process,
+/// which must have one thread, and the VM ends with this process at the latest. Throws Failure.
+WarmStart warm_start(RunOptions options, const Boot& boot);
+
+/// Removes what runs that were killed left of machines that they were about to save; how many.
 /// Throws Failure.
-int run_warm(RunOptions options, const std::function<int(const RunOptions&)>& run);
+std::size_t sweep_warm(const Directories& directories);
 
 }  // namespace qvm

@@ -19,7 +19,8 @@ ioctl $generator, 0x5207, 0;
 # A system call takes no literal, since it could write there.
 my ($from, $to) = ("/run/qvm-boot-id", "/proc/sys/kernel/random/boot_id");
 put $from, $id;
-syscall($numbers->[1], $from, $to, 0, 4096, 0) == 0 or exit 1;
+my ($mine, $theirs) = (join(" ", stat $from), join(" ", stat $to));
+$mine eq $theirs or syscall($numbers->[1], $from, $to, 0, 4096, 0) == 0 or exit 1;
 # The last, since much wakes up when the clock jumps.
 my $time = pack "qq", $seconds, $nanoseconds;
 syscall($numbers->[0], 0, $time) == 0 or exit 1;

@@ -15,12 +15,12 @@ awakener() {
 start_awakener() {
     command -v perl || command -v python3 || return
     directory=$(mktemp -d) || return
-    if mkfifo "$directory/words"; then
-        (awakener 8) <"$directory/words" 8>&"$1" &
-        helper=$!
-        exec 7>"$directory/words"
-    fi
+    mkfifo "$directory/words" || { rm -r "$directory"; return; }
+    exec 7<>"$directory/words" 9<"$directory/words"
     rm -r "$directory"
+    (awakener 8) <&9 7>&- 9<&- 8>&"$1" &
+    helper=$!
+    exec 9<&-
 } >/dev/null 2>&1
 dismiss_awakener() {
     [ -n "$helper" ] || return
@@ -29,9 +29,7 @@ dismiss_awakener() {
 }
 awaken() {
     if [ -n "$helper" ]; then
-        trap '' PIPE
         echo "$*" >&7
-        trap - PIPE
         dismiss_awakener && helper= && return
         helper=
     else
@@ -43,6 +41,7 @@ awaken() {
         date -u -s "@$2.$3" || date -u -s "@$2"
         echo "$4" >/dev/urandom
         (echo "$5" >/run/qvm-boot-id &&
+            ! [ /run/qvm-boot-id -ef /proc/sys/kernel/random/boot_id ] &&
             mount --bind /run/qvm-boot-id /proc/sys/kernel/random/boot_id &)
     } >/dev/null 2>&1
 }

@@ -1,5 +1,6 @@
 """Machines that are saved while they run, and others that begin where they were."""
 
+import fcntl
 import json
 import os
 import random
@@ -105,6 +106,9 @@ class Snapshots(detached.Test):
 
     def test_clones_differ(self):
         self.booted("--net", "isolated")
+        self.refused("fork", "-n", "2", "-p", "8080:80", "base",
+                     why="--publish '8080:80': port 8080 is for one machine, and not for 2")
+        self.succeed("snapshot", "create", "-q", "base", "base")
         names = self.succeed("fork", "-q", "-n", "4", "--name", "twin", "-p", "0:80", "base").split()
         self.assertEqual(names, [f"twin-{i}" for i in range(1, 5)])
         for name in names:
@@ -127,9 +131,9 @@ class Snapshots(detached.Test):
                                   text=True, timeout=20)
             self.assertEqual(said.stdout, f"{name}\n")
         # What they began with goes with the last of them.
-        self.assertEqual(self.names(), [])
+        self.assertEqual(self.names(), ["base"])
         self.succeed("kill", *names)
-        self.assertEqual(list(self.store.iterdir()), [])
+        self.assertEqual(list(self.store.iterdir()), [self.store / "base"])
 
     def test_the_first_command(self):
         """It goes to a shell that waits for it, in the VM itself as in a clone, and is a command as
@@ -189,7 +193,7 @@ class Snapshots(detached.Test):
         self.assertEqual((self.host.files / "volume1" / "out").read_text(), "new\n")
         with_volume = self.detach(*MEMORY, "--net", "none", *volumes[:2], self.demo)
         self.refused("snapshot", "create", with_volume, "other",
-                     why=f"VM '{with_volume}': qvm-save: --volume '.*': its connection cannot be saved; "
+                     why=f"VM '{with_volume}': save: --volume '.*': its connection cannot be saved; "
                      "a clone may have volumes")
 
     def test_the_hook(self):
@@ -199,8 +203,17 @@ class Snapshots(detached.Test):
         self.assertEqual(self.run_clone("cat", "/etc/machine-id", options=("--name", "one", "--restore-hook", hook)),
                          "one\n")
         hook.write_text("echo it is broken >&2; exit 3\n")
-        self.refused("run", "-q", "--restore-hook", hook, "snapshot:ready", "--", "true",
-                     why="--restore-hook in the guest: exit status 3: it is broken")
+        for words in (("snapshot:ready", "--", "true"), ("-d", "snapshot:ready")):
+            self.refused("run", "-q", "--restore-hook", hook, *words,
+                         why="--restore-hook in the guest: exit status 3: it is broken")
+        # What it leaves behind is nobody's concern.
+        hook.write_text("sleep 100 & echo $QVM_NAME >/etc/machine-id\n")
+        name = self.clone("--restore-hook", hook)
+        self.assertEqual(self.in_guest(name, "cat /etc/machine-id; ls /tmp"), f"{name}\n")
+        hook.write_text("sleep 100\n")
+        done = self.qvm("run", "-q", "-d", "--boot-timeout", "5s", "--restore-hook", hook, "snapshot:ready")
+        self.assertEqual(done.returncode, 124)
+        self.assertIn("--boot-timeout: phase 'restore-hook': it still ran in the guest after 5 s", done.stderr)
 
     def test_a_clone_is_saved(self):
         self.saved("--net", "none")
@@ -210,6 +223,7 @@ class Snapshots(detached.Test):
         self.succeed("kill", name)
         self.succeed("snapshot", "rm", "ready")
         self.assertEqual(self.run_clone("cat", "/root/more", snapshot="second"), "more\n")
+        self.assertEqual(self.run_clone("grep", "-c", "boot_id", "/proc/mounts", snapshot="second"), "1\n")
 
     def test_a_clone_outlives_the_name_that_it_began_with(self):
         """It is saved with the disk and the seed that it has, whatever has their name by now."""
@@ -273,14 +287,14 @@ class Snapshots(detached.Test):
         with_command = self.started("exec", "base", "sleep", "100")
         self.wait_until(lambda: self.qvm("exec", "base", "pidof", "sleep").returncode == 0)
         self.refused("snapshot", "create", "base", "ready",
-                     why="VM 'base': qvm-save: a command runs in the guest, and its connection cannot be saved")
+                     why="VM 'base': save: a command runs in the guest, and its connection cannot be saved")
         with_command.signal(signal.SIGTERM)
         with_command.wait()
         self.succeed("snapshot", "create", "-q", "base", "ready")
         image = self.copy_of_demo("qcow2", "persist.qcow2")
         self.detach(*MEMORY, "--net", "none", "--persist", "--name", "persist", image)
         self.refused("snapshot", "create", "persist", "other",
-                     why="VM 'persist': qvm-save: --persist: the image itself goes on changing")
+                     why="VM 'persist': save: --persist: the image itself goes on changing")
         drive = self.host.files / "drive.raw"
         drive.write_bytes(bytes(1 << 20))
         self.addCleanup(drive.unlink)
@@ -308,6 +322,20 @@ class Snapshots(detached.Test):
                 self.assertEqual(done.returncode, 125)
                 self.assertIn("ready", done.stdout)
                 self.assertEqual(re.findall("^qvm: snapshot '(.*?)': ", done.stderr, re.M), broken)
+
+    def test_there_is_no_room(self):
+        self.booted("--net", "none")
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.host.give(self.store)
+        self.tool("mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.store)
+        try:
+            self.host.give(self.store)
+            self.refused("snapshot", "create", "base", "ready",
+                         why=rf"VM 'base': save: write '{self.store}/\.ready\.new/memory': No space left on device")
+            self.assertEqual(list(self.store.iterdir()), [])
+        finally:
+            self.tool("umount", self.store)
+        self.succeed("snapshot", "create", "-q", "base", "ready")
 
     def test_snapshots_that_do_not_fit(self):
         self.saved("--net", "none")
@@ -371,6 +399,29 @@ class Snapshots(detached.Test):
         self.assertEqual(self.names(), ["again", "ready"])
         for path in (file, cut, evil, moved, beside, precious):
             path.unlink()
+
+    def test_of_a_chain_without_an_agent(self):
+        directory, file = self.host.files / "chain", self.host.files / "chain.tar"
+        directory.mkdir()
+        self.host.give(directory)
+        (directory / "base.raw").write_bytes(self.hang.read_bytes())
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", directory / "top.qcow2")
+        self.host.give(directory / "top.qcow2")
+        self.detach(*MEMORY, "--net", "none", "--trust-backing", "--name", "chain", directory / "top.qcow2")
+        done = self.qvm("snapshot", "create", "chain", "ready")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("qvm: chain: no guest agent answers in it: copies keep its clock", done.stderr)
+        self.succeed("snapshot", "export", "ready", file)
+        self.succeed("kill", "chain")
+        self.succeed("snapshot", "rm", "ready")
+        moved = directory.rename(self.host.files / "moved")
+        self.addCleanup(shutil.rmtree, moved)
+        self.refused("snapshot", "import", file, "ready", why="import '.*': it needs '.*/chain/top.qcow2': No such file or directory")
+        self.refused("snapshot", "import", "--image", moved / "base.raw", file, "ready",
+                     why="import '.*': it needs a chain of 2 images, and '.*/base.raw' is one of 1")
+        self.succeed("snapshot", "import", "--image", moved / "top.qcow2", file, "ready")
+        self.detach("--name", "again", "snapshot:ready")
+        file.unlink()
 
     def test_export_of_one_that_is_removed_meanwhile(self):
         self.saved("--net", "none")
@@ -487,6 +538,83 @@ class Snapshots(detached.Test):
         self.assertEqual([run.out.text for run in runs], [f"run {i}\n" for i in range(3)])
         booted = [run for run in runs if "later runs begin" in run.err.text]
         self.assertEqual(len(booted), 1)
+
+    @property
+    def warm(self):
+        return self.host.cache / "warm"
+
+    def run_warm(self, *words, image=None):
+        """What it says on stderr."""
+        done = self.qvm(*self.WARM, *words, image or self.demo, "--", "echo", "runs", seconds=90)
+        self.assertEqual((done.returncode, done.stdout), (0, "runs\n"), done.stderr)
+        return done.stderr
+
+    def test_warm_is_made_anew_where_it_is_not_what_was_saved(self):
+        base = self.copy_of_demo("qcow2", "base.qcow2")
+        image = self.host.files / "top.qcow2"
+        self.tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image)
+        self.host.give(image)
+        run = ("--trust-backing",)
+        self.assertIn("booting", self.run_warm(*run, image=image))
+        kept, = self.warm.iterdir()
+        for change, why in (
+                (lambda: os.utime(base), f"'{base}' was changed since it was made"),
+                (lambda: (kept / "memory").unlink(), f"open '{kept}/memory': No such file or directory"),
+                (lambda: (kept / "state").write_bytes(bytes((kept / "state").stat().st_size)),
+                 f"'{kept}/state' is not what was written when it was made"),
+                (lambda: (kept / "manifest.json").write_text(""), f"'{kept}/manifest.json' .*")):
+            with self.subTest(why=why):
+                change()
+                self.assertRegex(self.run_warm(*run, image=image),
+                                 f"^qvm: --warm: {why}: it is made anew\nqvm: booting ")
+                self.assertEqual(self.run_warm(*run, image=image), "")
+        self.assertEqual(list(self.warm.iterdir()), [kept])
+        for path in (image, base):
+            path.unlink()
+
+    def test_warm_that_does_not_fit(self):
+        self.run_warm()
+        kept, = self.warm.iterdir()
+        manifest = json.loads((kept / "manifest.json").read_text())
+        manifest["machine"]["cpu"][0]["features"] = 1
+        (kept / "manifest.json").write_text(json.dumps(manifest))
+        self.assert_refused(self.qvm(*self.WARM, self.demo, "--", "true"),
+                            "--warm: its CPU had other features: CPUID .*", "--warm=refresh boots it anew")
+
+    def take_away_what_is_free(self):
+        """What others do for want of room."""
+        for lock in self.warm.glob("[!.]*/lock"):
+            try:
+                with open(lock, "r+") as file:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.parent.rename(self.warm / f".{lock.parent.name}.1")
+            except (BlockingIOError, FileNotFoundError):
+                pass
+
+    def test_warm_is_not_taken_away_before_it_is_used(self):
+        run = self.started(*self.WARM, "-q", self.demo, "--", "echo", "runs", stdin=subprocess.DEVNULL)
+        while run.process.poll() is None:
+            self.take_away_what_is_free()
+            time.sleep(0.001)
+        self.assertEqual((run.wait(), run.out.text), (0, "runs\n"), run.err.text)
+
+    def test_warm_is_ended(self):
+        """While it waits for the guest that is saved, which ends with it."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+            with self.subTest(signal=number):
+                run = self.started(*self.WARM, self.demo, "--", "true", stdin=subprocess.DEVNULL)
+                name = self.wait_until(lambda: self.succeed("ps", "-q")).strip()
+                # It does not hear that the guest is ready, before it ends.
+                run.signal(signal.SIGSTOP)
+                self.wait_until(lambda: self.inspect(name)["agent"], vm.BOOT)
+                time.sleep(0.2)  # a run that is left to itself would have been by now
+                run.signal(number)
+                run.signal(signal.SIGCONT)
+                run.process.wait(vm.SOON)
+                self.assertEqual(run.process.returncode, -number, run.err.text)
+                wait_for(lambda: self.ps() == [], vm.SOON)
+                self.qvm("gc")
+                self.assertEqual(list(self.warm.iterdir()), [])
 
     def test_warm_of_what_does_not_boot(self):
         done = self.qvm(*self.WARM, "--boot-timeout", "2s", self.hang, "--", "true")

@@ -38,6 +38,9 @@ TEST_CASE("a copy has the same contents, and holes for what is zero") {
     const File from{directory / "from", O_RDWR | O_CREAT};
     fill(from);
     const File to{directory / "to", O_RDWR | O_CREAT};
+    std::stop_source stopped;
+    stopped.request_stop();
+    CHECK_THROWS_AS(copy_sparse(from.fd(), to.fd(), stopped.get_token()), std::system_error);
     copy_sparse(from.fd(), to.fd());
     CHECK(read_file(directory / "to") == read_file(directory / "from"));
     CHECK(status_of(to).st_blocks * 512 < mib);

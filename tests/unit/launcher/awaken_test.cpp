@@ -85,11 +85,11 @@ TEST_CASE("a program tells it, one that waits if there is one, or else commands 
 }
 
 TEST_CASE("the hook has the last word, and its own exit status") {
-    const auto arguments = awaken_arguments(example, "echo $QVM_NAME; exit 3");
+    const auto arguments = awaken_arguments(example, "sleep 10 & echo $QVM_NAME; exit 3");
     CHECK(arguments.at("capture-output") == true);
     auto words = boost::json::value_to<std::vector<std::string>>(arguments.at("arg"));
     // Without what it does to this machine.
-    const auto hook = words.at(1).rfind("[ -z");
+    const auto hook = words.at(1).rfind("[ -n \"$2\" ]");
     REQUIRE(hook != std::string::npos);
     words.at(1).erase(0, hook);
     words.insert(words.begin(), "sh");

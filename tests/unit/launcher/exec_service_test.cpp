@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/base64.h"
 #include "launcher/qemu_command.h"
 #include "tests/unit/launcher/peer.h"
 #include "tests/unit/launcher/temporary.h"
@@ -164,6 +165,31 @@ TEST_CASE("a shell that waits has its command before the client has its streams"
         service.port_changed("exec-err-5", false);
         co_await until([&] { return guest.count("guest-exec-status") == 1; });
         CHECK(guest.count("guest-exec-status") == 1);
+    });
+}
+
+TEST_CASE("a guest is told its news with the first command that it takes") {
+    Machine machine;
+    auto& guest = machine.guest;
+    const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
+    machine.play([&](qmp::Client& monitor, qmp::Client& agent) -> awaitable<void> {
+        auto service = machine.serve(monitor, agent, ExecService::ReadyPorts{});
+        service.agent_is_up();
+        service.begin_with(news);
+        guest.refusals = {"guest-exec"};
+        for (int i = 1; i <= 3; ++i) {
+            auto client = service.connect();
+            REQUIRE(send_with_fds(client.get(), true_request, {}));
+            co_await until([&] { return guest.count("guest-exec") == i; });
+            REQUIRE(guest.last.at("execute") == "guest-exec");
+            const auto data = guest.last.at("arguments").at("input-data").as_string();
+            const auto script = from_base64(data);
+            CHECK((script.find(awaken_call(news)) != std::string::npos) == (i < 3));
+            co_await until([] { return false; });
+            for (const char* stream : stream_names)
+                service.port_changed(port_id(stream, static_cast<unsigned long>(i)), true);
+            co_await until([] { return false; });
+        }
     });
 }
 

@@ -129,17 +129,14 @@ TEST_CASE("the shell that runs it is told where, with what, and passes words on 
     const auto arguments =
         guest_exec_arguments({{"printf", "%s|", "a b", "$x", ""}, {"A=1 2"}, "/"}, 3, secret);
     CHECK(arguments.at("path") == "/bin/sh");
-    const auto& words = arguments.at("arg").get_array();
-    CHECK(words.at(0) == "-c");
-    std::string rest;
-    for (std::size_t i = 2; i < words.size(); ++i)
-        rest += std::string{words.at(i).get_string()} + ",";
-    CHECK(rest == "qvm,3,5ec4e7,,0,0,/,,A=1 2,--,printf,%s|,a b,$x,,");
+    CHECK(arguments.at("arg").get_array().size() == 2);  // ps(1) has nothing of the command
     // The agent reads 4096 bytes in one go.
     CHECK(boost::json::serialize(arguments).size() < 4000);
     // What is in a script is a shell's.
     const auto script = from_base64(arguments.at("input-data").get_string());
     CHECK(run_tool({"sh", "-n"}, script).err.empty());
+    CHECK(script.find("\ntag=3 secret=5ec4e7 terminal= rows=0 columns=0\n"
+                      "set -- / '' 'A=1 2' -- printf '%s|' 'a b' '$x' ''\n") != std::string::npos);
     for (const auto part : {guest_files::session_sh, guest_files::command_sh})
         CHECK(run_tool({"sh", "-n"}, std::string{part}).err.empty());
 }
@@ -155,7 +152,7 @@ TEST_CASE("a shell that waits becomes the command that it is told") {
     const auto arguments = guest_wait_arguments(0);
     auto script = from_base64(arguments.at("input-data").get_string());
     // Its session, with no ports but this process's.
-    const auto ports = script.find("tag=$1");
+    const auto ports = script.find("tag=0");
     REQUIRE(ports != std::string::npos);
     script.erase(ports);
     script += "export session command\nexec sh -c 'eval \"$session\"' 3>&2 6>\"$1\"";
@@ -179,7 +176,7 @@ TEST_CASE("a shell that waits becomes the command that it is told") {
 TEST_CASE("what cannot be run in a shell that waits says so, and why") {
     const auto wait = guest_wait_arguments(0);
     auto script = from_base64(wait.at("input-data").get_string());
-    script.erase(script.find("tag=$1"));
+    script.erase(script.find("tag=0"));
     script += "export session command\nexec sh -c 'eval \"$session\"' 3>&2 6>/dev/null";
     const auto run = [&](const GuestCommand& command) {
         return run_tool({"sh", "-c", script}, guest_request(command, secret));

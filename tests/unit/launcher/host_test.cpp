@@ -142,3 +142,21 @@ TEST_CASE("what the host cannot do is said, with the remedy") {
     CHECK(std::string{failure_of(big, able()).what()} ==
           "--memory: 8193 MiB is more than this host's 8192 MiB");
 }
+
+TEST_CASE("a CPU is known by what does not change while the host runs") {
+    const std::string cpu =
+        "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t\t: 85\nmicrocode\t: 0x1\n"
+        "cpu MHz\t\t: 2596.1\nflags\t\t: fpu vmx\nbogomips\t: 5192.2\n\n";
+    const std::string second = "processor\t: 1\nflags\t\t: fpu\n\n";
+    const auto with = [&](const std::string& old, const std::string& now) {
+        auto text = cpu;
+        return text.replace(text.find(old), old.size(), now);
+    };
+    const auto identity = cpu_identity(cpu);
+    CHECK(cpu_identity(cpu + second) == identity);
+    CHECK(cpu_identity(with("2596.1", "1200.0")) == identity);
+    CHECK(cpu_identity(with("5192.2", "5192.3")) == identity);
+    CHECK(cpu_identity(with("0x1", "0x2")) != identity);
+    CHECK(cpu_identity(with(" vmx", "")) != identity);
+    CHECK(cpu_identity("").empty());
+}

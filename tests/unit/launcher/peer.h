@@ -17,6 +17,7 @@
 #include <exception>
 #include <functional>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -68,8 +69,11 @@ struct Peer {
             answer["return"] = replies[command].front();
             replies[command].pop_front();
         }
+        if (refusals.erase(command) != 0)
+            answer = {{"error", {{"class", "GenericError"}, {"desc", "not now"}}}};
         if (const auto* id = request.if_contains("id")) answer["id"] = *id;
         commands.push_back(command);
+        last = request;
         say(before + boost::json::serialize(answer));
     }
 
@@ -84,9 +88,11 @@ struct Peer {
     boost::asio::posix::stream_descriptor socket;
     std::string input;
     std::vector<std::string> commands;
+    boost::json::object last;  ///< request
     std::vector<UniqueFd> given;
     std::map<std::string, std::vector<std::string>> events_before;  ///< an answer, by command
     std::map<std::string, std::deque<boost::json::value>> replies;  ///< in order; else {}
+    std::set<std::string> refusals;                                 ///< once
 };
 
 /// A QEMU's first words.

@@ -194,7 +194,13 @@ TEST_CASE("a draft is there as a whole, or not at all") {
 TEST_CASE("what a killed process left is swept, and what is worked on is not") {
     const Temporary directory;
     const auto store = directory.path / "snapshot";
+    fs::create_directories(store / ".new.new");
+    write(store / ".new.new" / "state", "of one that was killed");
     const SnapshotDraft draft{store, "new"};
+    CHECK(!fs::exists(draft.path() / "state"));
+    CHECK(failure_of([&] {
+              SnapshotDraft{store, "new"};
+          }) == "snapshot 'new': another process makes it");
     fs::create_directory(store / ".old.1");
     write(store / ".old.1" / "memory", "abc");
     write(store / ".old.1" / "lock", "");
@@ -233,7 +239,7 @@ TEST_CASE("one that is used stays, unless it is forced; then it goes with its us
 TEST_CASE("a shared draft goes with the last who uses it") {
     const Temporary directory;
     const auto store = directory.path / "snapshot";
-    std::optional<SnapshotDraft> draft{std::in_place, store, "fork"};
+    std::optional<SnapshotDraft> draft{std::in_place, store};
     const auto path = draft->path();
     write(path / "state", "abcd");
     draft->finish(Manifest{}, false);

@@ -4,6 +4,7 @@
 
 #include <catch2/catch.hpp>
 #include <fstream>
+#include <set>
 
 #include "launcher/failure.h"
 #include "temporary.h"
@@ -13,7 +14,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-const WarmFacts facts{.qvm = "1", .qemu = "7.2", .public_key = "ssh-ed25519 A"};
+const WarmFacts facts{.qvm = "1", .qemu = "7.2", .cpu = "max", .public_key = "ssh-ed25519 A"};
 
 }  // namespace
 
@@ -60,10 +61,33 @@ TEST_CASE("what the machine is made of does") {
     newer = facts;
     newer.firmware = "OVMF_CODE.fd";
     CHECK(warm_key(options, newer) != key);
+    newer = facts;
+    newer.cpu = "host";
+    CHECK(warm_key(options, newer) != key);
     std::ofstream{*options.vm.image} << "another";
     CHECK(warm_key(options, facts) != key);
     fs::remove(*options.vm.image);
     CHECK_THROWS_AS(warm_key(options, facts), Failure);
+}
+
+TEST_CASE("what runs that were killed left is removed, and nothing else") {
+    const Temporary directory;
+    const Directories directories{.run = {}, .data = {}, .cache = directory.path};
+    const auto warm = directories.warm();
+    const std::string key(64, 'a'), other(64, 'b');
+    fs::create_directories(warm / ('.' + key + ".7"));
+    std::ofstream{warm / ('.' + key + ".7") / "memory"} << "half";
+    const auto turn = try_lock_file(warm / (other + ".lock"));
+    for (const auto& name : {key + ".lock", std::string{"apt.lock"}}) std::ofstream{warm / name};
+    CHECK(sweep_warm(directories) == 1);
+    std::set<std::string> left;
+    for (const auto& entry : fs::directory_iterator{warm}) left.insert(entry.path().filename());
+    CHECK(left == std::set<std::string>{"apt.lock", other + ".lock"});
+}
+
+TEST_CASE("there may be nothing to remove") {
+    const Temporary directory;
+    CHECK(sweep_warm({.run = {}, .data = {}, .cache = directory.path}) == 0);
 }
 
 TEST_CASE("the machine that is saved waits for its agent, and ends by itself") {
