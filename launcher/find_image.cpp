@@ -22,7 +22,7 @@ Failure no_such_image(const ImageStore& store, const std::string& name, Architec
     const auto text =
         fmt::format("open image '{}': No such file or directory, and no image of that name", name);
     for (const auto other : all) {
-        if (const auto stored = fmt::format("{}-{}", name, to_string(other)); store.find(stored))
+        if (const auto stored = fmt::format("{}-{}", name, to_string(other)); store.has(stored))
             return Failure{text, fmt::format("there is '{}'", stored)};
         if (other != architecture && find_in_catalogues(name, other))
             return Failure{text, fmt::format("there is one for --arch {}", to_string(other))};

@@ -164,6 +164,23 @@ class Names(StoreTest):
         self.assert_refused(self.qvm("image", "pull", "nothing"), "pull 'nothing': the catalogue has no image",
                             "qvm image ls --catalogue")
         self.assertFalse(self.store.path.exists() and self.store.names())
+        with self.subTest("but one for another machine is"):
+            self.import_hang("ours-aarch64")
+            self.assert_refused(self.qvm("run", "ours"), "and no image of that name", "there is 'ours-aarch64'")
+
+    def test_what_machine_it_is_for(self):
+        self.succeed("image", "import", "--arch", "arm64", self.hang, "arm")
+        self.import_hang("any")
+        self.assertEqual([self.inspect(name)["architecture"] for name in ("arm", "any")], ["aarch64", None])
+        def program(*words):
+            done = self.qvm("run", "-q", "--dry-run", "--net", "none", *words)
+            return done.stdout.split("qemu:\n")[-1].split()[0] if done.returncode == 0 else done.stderr
+        self.assertEqual(program("any"), "qemu-system-x86_64")
+        if shutil.which("qemu-system-aarch64"):
+            for words in (["arm"], ["--arch", "aarch64", "any"]):
+                self.assertEqual(program(*words), "qemu-system-aarch64")
+        self.assertEqual(program("--arch", "amd64", "arm"),
+                         "qvm: image 'arm': is of aarch64, and there is none of x86_64\n")
 
     def test_all_else_is_looked_at_before_a_download(self):
         """What would be refused when the image is there is refused before it is."""

@@ -147,6 +147,7 @@ TEST_CASE("what is no disk is refused, with the reason") {
             // Whoever asked knows it by a name.
             CHECK_THAT(failure.what(), !Catch::Contains(disks.temporary.path.string()));
             CHECK_THAT(failure.what(), Catch::Matches("(?:.*)(?:" + why + ")(?:.*)"));
+            CHECK((name == "damaged") == !failure.hint().empty());  // qcow2 can be repaired
         }
     }
 }
