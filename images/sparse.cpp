@@ -24,10 +24,14 @@ constexpr off_t buffer_size = 1024 * 1024;
     throw std::system_error(errno, std::generic_category(), call);
 }
 
-off_t size_of(int fd) {
+struct stat status_of(int fd) {
     struct stat status {};
     if (::fstat(fd, &status) != 0) fail("stat");
-    return status.st_size;
+    return status;
+}
+
+off_t end_of(int fd) {
+    return status_of(fd).st_size;
 }
 
 bool is_zero(const char* bytes, std::size_t size) {
@@ -70,7 +74,7 @@ void write_all(int fd, const char* from, off_t size, off_t offset) {
 template <typename Take>
 void for_each_piece(int fd, Take take) {
     std::vector<char> buffer(buffer_size);
-    const off_t end = size_of(fd);
+    const off_t end = end_of(fd);
     off_t at = 0;
     for (off_t data = 0; (data = next_data(fd, at, end)) < end;) {
         const off_t hole = next_hole(fd, data, end);
@@ -103,10 +107,18 @@ void hash_pieces(int fd, Hash& hash, const BytesDone& done, Take take) {
         take(bytes, size, offset);
         add(bytes, size);
     });
-    add_zeros(size_of(fd));
+    add_zeros(end_of(fd));
 }
 
 }  // namespace
+
+std::uint64_t size_of(int fd) {
+    return static_cast<std::uint64_t>(end_of(fd));
+}
+
+std::uint64_t space_of(int fd) {
+    return static_cast<std::uint64_t>(status_of(fd).st_blocks) * 512;
+}
 
 std::uint64_t write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
     const auto size = static_cast<off_t>(bytes.size());
@@ -142,12 +154,12 @@ bool share_blocks(int from, int to) {
 
 void copy_sparse(int from, int to, const std::stop_token& stopped) {
     if (share_blocks(from, to)) return;
-    if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
+    if (::ftruncate(to, end_of(from)) != 0) fail("set the size");
     fill_sparse(from, to, stopped);
 }
 
 void copy_sparse(int from, int to, Hash& hash, const BytesDone& done) {
-    if (::ftruncate(to, size_of(from)) != 0) fail("set the size");
+    if (::ftruncate(to, end_of(from)) != 0) fail("set the size");
     hash_pieces(from, hash, done, [to](const char* bytes, off_t size, off_t offset) {
         write_sparse(to, {bytes, static_cast<std::size_t>(size)},
                      static_cast<std::uint64_t>(offset));

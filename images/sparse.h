@@ -13,6 +13,10 @@ namespace qvm::images {
 /// Told of a file's bytes how many are done.
 using BytesDone = std::function<void(std::uint64_t)>;
 
+/// Bytes of a file, and what it takes of them on disk. Throws std::system_error.
+std::uint64_t size_of(int fd);
+std::uint64_t space_of(int fd);
+
 /// Lets `to`, an empty file, have what is in `from`, and share its blocks (FICLONE,
 /// ioctl_ficlonerange(2)): where both are on one file system that can. Whether it does.
 bool share_blocks(int from, int to);

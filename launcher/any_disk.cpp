@@ -26,7 +26,7 @@ class Conversion {
         : path_(path), draft_(draft), directory_(directory), options_(options) {}
 
     AnyDisk run() {
-        auto file = open_unused("open image", path_, false);
+        auto file = open_unused(path_, false);
         if (images::is_packed(file.fd.get())) unpack(file.fd);
         const auto format = images::check_header(file.fd.get(), options_.trust_backing);
         if (format != "qcow2" && format != "raw") {
@@ -100,10 +100,10 @@ AnyDisk open_any_disk(const fs::path& path, int draft, const fs::path& directory
     try {
         return Conversion{path, draft, directory, options}.run();
     } catch (const images::Error& error) {
-        throw Failure(fmt::format("open image '{}': {}", path.string(), error.what()));
+        throw Failure(error.what());
     } catch (const std::system_error& error) {
         if (is_full(error.code().value())) throw;
-        throw Failure(fmt::format("open image '{}': {}", path.string(), error.code().message()));
+        throw Failure(error.code().message());
     }
 }
 

@@ -54,6 +54,10 @@ json::value or_null(const std::optional<std::string>& text) {
     return text ? json::value(*text) : json::value(nullptr);
 }
 
+Failure is_taken(const std::string& name) {
+    return Failure{fmt::format("--name '{}': a VM of that name exists", name), "qvm rm " + name};
+}
+
 }  // namespace
 
 void make_absolute(VmOptions& options) {
@@ -212,6 +216,10 @@ Definition DefinitionStore::read(const std::string& name) const {
     }
 }
 
+void DefinitionStore::check_free(const std::string& name) const {
+    if (exists(name)) throw is_taken(name);
+}
+
 void DefinitionStore::add(const Definition& definition) const {
     const auto target = path(definition.name);
     const auto what = fmt::format("create VM '{}'", definition.name);
@@ -232,10 +240,8 @@ void DefinitionStore::add(const Definition& definition) const {
         write_file(aside / definition_name, to_text(definition), true);
         // Neither an empty nor a full directory is replaced.
         if (::renameat2(AT_FDCWD, aside.c_str(), AT_FDCWD, target.c_str(), RENAME_NOREPLACE) != 0)
-            throw Failure(errno == EEXIST ? fmt::format("--name '{}': a VM of that name exists",
-                                                        definition.name)
-                                          : fmt::format("{}: {}", what, reason()),
-                          errno == EEXIST ? "qvm rm " + definition.name : std::string{});
+            throw errno == EEXIST ? is_taken(definition.name)
+                                  : Failure(fmt::format("{}: {}", what, reason()));
         sync_directory(directory_);
     } catch (...) {
         remove_directory(aside, files);

@@ -59,6 +59,8 @@ class DefinitionStore {
     [[nodiscard]] std::vector<std::string> names() const;
     /// Throws Failure where there is none of that name, or none that can be read.
     [[nodiscard]] Definition read(const std::string& name) const;
+    /// Throws Failure when the name is taken.
+    void check_free(const std::string& name) const;
     /// Keeps a definition, an empty overlay (where there is an image), and what its firmware and
     /// its TPM keep. Throws Failure when the name is taken, or when it cannot be written, and then
     /// nothing is left.

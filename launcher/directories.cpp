@@ -212,14 +212,19 @@ void write_file(const fs::path& path, const std::string& text, bool durable) {
         return Failure(fmt::format("{}: {}", what, why));
     };
     if (!fd) throw failed();
-    for (std::string_view rest = text; !rest.empty();) {
-        const auto size = ::write(fd.get(), rest.data(), rest.size());
-        if (size < 0 && errno == EINTR) continue;
-        if (size < 0) throw failed();
-        rest.remove_prefix(static_cast<std::size_t>(size));
-    }
+    if (!write_all(fd.get(), text)) throw failed();
     if (durable && ::fsync(fd.get()) != 0) throw failed();
     if (::rename(fresh.c_str(), path.c_str()) != 0) throw failed();
+}
+
+bool write_all(int fd, std::string_view bytes) {
+    while (!bytes.empty()) {
+        const auto size = ::write(fd, bytes.data(), bytes.size());
+        if (size < 0 && errno == EINTR) continue;
+        if (size < 0) return false;
+        bytes.remove_prefix(static_cast<std::size_t>(size));
+    }
+    return true;
 }
 
 void sync_directory(const fs::path& path) {

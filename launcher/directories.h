@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "netns/unique_fd.h"
@@ -55,6 +56,9 @@ std::optional<UniqueFd> try_lock_file(const std::filesystem::path& file);
 /// Replaces a file as a whole: who reads it sees the old text or the new one, also after a power
 /// cut where `durable`. Throws Failure.
 void write_file(const std::filesystem::path& path, const std::string& text, bool durable = false);
+
+/// Whether all was written to a descriptor, else errno says why not.
+[[nodiscard]] bool write_all(int fd, std::string_view bytes);
 
 /// Keeps what a directory has by now, also after a power cut.
 void sync_directory(const std::filesystem::path& path);

@@ -2,14 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <array>
 #include <system_error>
+#include <utility>
 
 #include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/failure.h"
 #include "launcher/machine.h"
-#include "launcher/output.h"
-#include "launcher/pull.h"
 
 namespace qvm {
 
@@ -17,28 +17,24 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// The image that a name stands for, if it is there; vm.image is its file then.
-bool take(const ImageStore& store, const std::string& name, VmOptions& vm) {
-    const auto record = store.find(name);
-    if (!record) return false;
-    const auto file = store.blob(record->digest);
-    if (!fs::exists(file))
-        throw Failure(fmt::format("image '{}': '{}' is gone", name, file.string()),
-                      "qvm image pull or import it again");
-    store.note_use(name);
-    vm.image_name = vm.image->string();
-    vm.image = file;
-    return true;
+/// Why there is none; and what there is, by that name, for another machine.
+Failure no_such_image(const ImageStore& store, const std::string& name, Architecture architecture) {
+    constexpr std::array all{Architecture::x86_64, Architecture::aarch64};
+    const auto text =
+        fmt::format("open image '{}': No such file or directory, and no image of that name", name);
+    for (const auto other : all) {
+        if (const auto stored = fmt::format("{}-{}", name, to_string(other)); store.has(stored))
+            return Failure{text, fmt::format("there is '{}'", stored)};
+        if (other != architecture && find_in_catalogues(name, other))
+            return Failure{text, fmt::format("there is one for --arch {}", to_string(other))};
+    }
+    return Failure{text, "qvm image ls, and qvm image ls --catalogue for those that can be pulled"};
 }
 
-Failure no_such_image(const std::string& name, const std::optional<ImageRecord>& other,
+Failure is_of_another(const std::string& name, const ImageRecord& record,
                       Architecture architecture) {
-    if (other)
-        return Failure{fmt::format("image '{}': is of {}, and there is none of {}", name,
-                                   other->architecture, to_string(architecture))};
-    return Failure{
-        fmt::format("open image '{}': No such file or directory, and no image of that name", name),
-        "qvm image ls, and qvm image ls --catalogue for those that can be pulled"};
+    return Failure{fmt::format("image '{}': is of {}, and there is none of {}", name,
+                               record.architecture, to_string(architecture))};
 }
 
 bool names_directory(const fs::path& path) {
@@ -64,51 +60,71 @@ bool is_for(const std::optional<ImageRecord>& record, std::optional<Architecture
                       record->architecture == to_string(*architecture));
 }
 
-}  // namespace
+/// What vm.image means: the image's name in the store, and what that stands for, or, where it is
+/// not there, how it can be. The name is empty for a path.
+struct Meaning {
+    std::string name{};
+    std::optional<ImageRecord> record{};
+    std::optional<images::CatalogueEntry> entry{};
+};
 
-UniqueFd find_image(VmOptions& vm, const Directories& directories, FindImage how) {
-    if (!names_image(vm)) return {};
+Meaning meaning_of(const VmOptions& vm, const ImageStore& store) {
     const auto name = vm.image->string();
-    const ImageStore store{directories.images()};
-    if (is_for(store.find(name), vm.arch)) {
-        auto lock = store.share();
-        if (take(store, name, vm)) return lock;
-    }
+    auto record = store.find(name);
+    if (is_for(record, vm.arch)) return {.name = name, .record = std::move(record)};
     const auto architecture = vm.arch.value_or(host_architecture());
     auto entry = find_in_catalogues(name, architecture);
     if (!entry && names_directory(*vm.image)) return {};
-    if (!entry) throw no_such_image(name, store.find(name), architecture);
+    if (!entry && record) throw is_of_another(name, *record, architecture);
+    if (!entry) throw no_such_image(store, name, architecture);
     entry->name = stored_name(entry->name, architecture, host_architecture());
-    const auto there = store.find(entry->name);
-    if (there && !is_for(there, architecture))
-        throw no_such_image(entry->name, there, architecture);
-    if (!there) {
-        if (!how.pull)
-            throw Failure(fmt::format("image '{}': is not here yet", name),
-                          "qvm image pull " + name);
-        if (!how.quiet) say(fmt::format("qvm: no image '{}' here: pulling it", name));
-        (void)pull(store, {.entry = *entry, .quiet = how.quiet});
-    }
+    record = store.find(entry->name);
+    if (record && !is_for(record, architecture))
+        throw is_of_another(entry->name, *record, architecture);
+    return {.name = entry->name, .record = std::move(record), .entry = std::move(entry)};
+}
+
+std::string pull_command(const VmOptions& vm) {
+    return fmt::format("qvm image pull {}{}",
+                       vm.arch ? fmt::format("--arch {} ", to_string(*vm.arch)) : "",
+                       vm.image->string());
+}
+
+}  // namespace
+
+UniqueFd find_image(VmOptions& vm, const Directories& directories, bool is_used) {
+    if (!names_image(vm)) return {};
+    const auto said = vm.image->string();
+    const ImageStore store{directories.images()};
     auto lock = store.share();
-    if (take(store, entry->name, vm)) return lock;
-    throw Failure(fmt::format("image '{}': was removed meanwhile", entry->name));
+    const auto [name, record, entry] = meaning_of(vm, store);
+    if (name.empty()) return {};
+    if (!record) throw Failure(fmt::format("image '{}': is not here yet", said), pull_command(vm));
+    vm.image_name = said;
+    vm.image = store.blob(record->digest);
+    if (!fs::exists(*vm.image))
+        throw Failure(fmt::format("image '{}': its file is gone", said),
+                      "qvm image pull or import it again");
+    if (!vm.arch && !record->architecture.empty())
+        vm.arch = naming(fmt::format("image '{}': '{}'", said, record->architecture),
+                         [&] { return parse_architecture(record->architecture); });
+    if (is_used) store.note_use(name);
+    return lock;
+}
+
+std::optional<images::CatalogueEntry> missing_image(const VmOptions& vm,
+                                                    const Directories& directories) {
+    if (!names_image(vm)) return std::nullopt;
+    const auto [name, record, entry] = meaning_of(vm, ImageStore{directories.images()});
+    return record ? std::nullopt : entry;
 }
 
 std::string name_in_store(const ImageStore& store, const std::string& name) {
-    if (store.find(name)) return name;
+    if (store.has(name)) return name;
     const auto entry = find_in_catalogues(name, host_architecture());
-    if (entry && store.find(entry->name)) return entry->name;
+    if (entry && store.has(entry->name)) return entry->name;
     (void)store.read(name);
     return name;
-}
-
-std::optional<Architecture> known_architecture(const VmOptions& vm,
-                                               const Directories& directories) {
-    if (!names_image(vm)) return std::nullopt;
-    // By a name of the catalogue one means the host's.
-    const auto record = ImageStore{directories.images()}.find(vm.image->string());
-    if (!record || record->architecture.empty()) return std::nullopt;
-    return parse_architecture(record->architecture);
 }
 
 }  // namespace qvm

@@ -155,22 +155,25 @@ std::vector<fs::path> descriptor_files(const std::vector<fs::path>& directories)
     return files;
 }
 
-std::optional<Firmware> find_firmware(Architecture architecture, bool secure_boot) {
+std::optional<Firmware> find_firmware(Architecture architecture, bool secure_boot,
+                                      const std::vector<fs::path>& directories) {
     std::vector<FirmwareDescriptor> descriptors;
-    for (const auto& file : descriptor_files(descriptor_directories())) {
-        const auto text = read_file(file);
-        const auto step = fmt::format("read '{}': ", file.string());
-        if (!text) throw Failure(step + reason());
-        try {
-            auto descriptor = parse_descriptor(*text);
-            // Debian 12 has one of a file that it has not.
-            if (descriptor && exists(descriptor->firmware))
-                descriptors.push_back(std::move(*descriptor));
+    std::optional<Failure> broken;
+    for (const auto& file : descriptor_files(directories)) try {
+            naming(fmt::format("read '{}'", file.string()), [&] {
+                const auto text = read_file(file);
+                if (!text) throw Failure(reason());
+                auto descriptor = parse_descriptor(*text);
+                // Debian 12 has one of a file that it has not.
+                if (descriptor && exists(descriptor->firmware))
+                    descriptors.push_back(std::move(*descriptor));
+            });
         } catch (const Failure& failure) {
-            throw Failure(step + failure.what());
+            broken = failure;
         }
-    }
-    return choose_firmware(descriptors, architecture, secure_boot);
+    auto chosen = choose_firmware(descriptors, architecture, secure_boot);
+    if (!chosen && broken) throw Failure{*broken};  // which may be the one
+    return chosen;
 }
 
 UniqueFd open_code(const Firmware& firmware) {

@@ -57,8 +57,11 @@ std::vector<std::filesystem::path> descriptor_directories();
 std::vector<std::filesystem::path> descriptor_files(
     const std::vector<std::filesystem::path>& directories);
 
-/// What this host has; nothing where none fits. Throws Failure for a descriptor that is none.
-std::optional<Firmware> find_firmware(Architecture architecture, bool secure_boot);
+/// What this host has; nothing where none fits. Throws Failure where none does and a descriptor
+/// cannot be read.
+std::optional<Firmware> find_firmware(
+    Architecture architecture, bool secure_boot,
+    const std::vector<std::filesystem::path>& directories = descriptor_directories());
 
 /// Opens its code for reading. Throws Failure.
 UniqueFd open_code(const Firmware& firmware);

@@ -23,6 +23,7 @@
 #include "launcher/output.h"
 #include "launcher/progress.h"
 #include "launcher/pull.h"
+#include "launcher/snapshot.h"
 #include "launcher/table.h"
 
 namespace qvm {
@@ -38,115 +39,152 @@ ImageStore open_store(const Directories& directories) {
     return ImageStore{directories.images()};
 }
 
-/// What the image's only name cannot be taken away for; empty where it can.
-std::vector<ImageUser> in_the_way(const ImageUsers& users, const std::string& digest, bool force) {
-    const auto found = users.find(digest);
-    if (found == users.end()) return {};
-    auto those = found->second;
-    if (force) std::erase_if(those, [](const auto& user) { return !user.needs_it(); });
-    return those;
+Failure in_use(const std::string& image, const std::vector<ImageUser>& users) {
+    const bool needed =
+        std::any_of(users.begin(), users.end(), [](const auto& user) { return user.needs_it(); });
+    return Failure{
+        fmt::format("image '{}': is in use by {}", image, joined(names_of(users))),
+        needed ? "those are of no use without it: remove them first"
+               : fmt::format("qvm image rm -f {}: those that run keep it to their end", image)};
 }
 
-std::size_t count_names(const ImageStore& store, const std::string& digest) {
-    std::size_t count = 0;
-    for (const auto& name : store.names())
-        if (const auto record = store.find(name); record && record->digest == digest) ++count;
-    return count;
+Failure unreadable(const std::string& what, const ImageUser& user) {
+    const auto remedy = user.kind == ImageUser::Kind::running    ? "stop"
+                        : user.kind == ImageUser::Kind::snapshot ? "snapshot rm"
+                                                                 : "rm";
+    return Failure{fmt::format("{}: nobody can tell which images {} uses: {}", what,
+                               to_string(user), user.unreadable),
+                   fmt::format("qvm {} {}", remedy, user.name)};
 }
 
-/// Of an image that there is; nothing where its record cannot be read.
-std::optional<std::string> digest_of(const ImageStore& store, const std::string& name) {
-    const auto names = store.names();
-    if (!std::binary_search(names.begin(), names.end(), name)) return store.read(name).digest;
-    try {
-        return store.read(name).digest;
-    } catch (const Failure&) {
-        return std::nullopt;
-    }
-}
-
-void remove_image(const ImageStore& store, const std::string& name, const ImageUsers& users,
-                  bool force) {
-    const auto known = digest_of(store, name);
-    if (!known) return store.remove_name(name);
-    const auto& digest = *known;
-    const bool last = count_names(store, digest) == 1;
-    const auto those = last ? in_the_way(users, digest, force) : std::vector<ImageUser>{};
-    if (!those.empty()) {
-        const bool needed = std::any_of(those.begin(), those.end(),
-                                        [](const auto& user) { return user.needs_it(); });
-        throw Failure(
-            fmt::format("image '{}': is in use by {}", name, joined(names_of(those))),
-            needed ? "those are of no use without it: remove them first"
-                   : fmt::format("qvm image rm -f {}: those that run keep it to their end", name));
-    }
-    store.remove_name(name);
-    if (last) store.remove_blob(digest);
-}
-
-/// What prune does, and says.
-class Pruning {
+/// What takes images away; the store is its alone.
+class Removal {
   public:
-    explicit Pruning(const Directories& directories)
+    explicit Removal(const Directories& directories)
         : store_(open_store(directories)),
+          warm_(directories.warm()),
           lock_(store_.lock()),
-          users_(image_users(directories, store_, Unreadable::is_an_error)) {}
+          users_(image_users(directories, store_)) {}
 
-    void remove_names(std::chrono::file_clock::time_point before) {
-        for (const auto& name : store_.names()) {
-            const auto record = store_.find(name);
-            if (!record || users_.contains(record->digest) || store_.last_use(name) >= before)
+    [[nodiscard]] int exit_status() const noexcept { return exit_status_; }
+
+    void remove(const std::vector<std::string>& texts, bool force) {
+        for (const auto& text : texts) try {
+                if (const auto digest = digest_of(text))
+                    remove_digest(text, *digest, force);
+                else
+                    remove_name(name_in_store(store_, text), force);
+                print(text + "\n");
+            } catch (const Failure& failure) {
+                exit_status_ = say_failure(failure);
+            }
+    }
+
+    void prune_names(std::chrono::file_clock::time_point before) {
+        for (const auto& [name, record] : store_.records().known) {
+            if (!users_.in_the_way(record.digest, false).empty() || store_.last_use(name) >= before)
                 continue;
             store_.remove_name(name);
             print(fmt::format("image '{}'\n", name));
         }
     }
-    void remove_blobs() {
-        for (const auto& digest : store_.nameless()) {
-            if (users_.contains(digest)) continue;
+    void prune_blobs() {
+        const auto records = store_.records();
+        for (const auto& [name, failure] : records.broken) exit_status_ = say_failure(failure);
+        for (const auto& user : users_.in_the_way({}, false))
+            exit_status_ = say_failure(unreadable("image prune", user));
+        if (!records.broken.empty()) return;  // of which image they are the names
+        for (const auto& digest : store_.digests()) {
+            if (!records.names_of(digest).empty() || !users_.in_the_way(digest, false).empty())
+                continue;
             const auto space = store_.space_of(digest);
-            store_.remove_blob(digest);
+            remove_blob(digest);
             print(fmt::format("{} of sha256:{}\n", size_text(space), digest));
         }
     }
-    void remove_downloads(std::chrono::file_clock::time_point before) {
+    void prune_downloads(std::chrono::file_clock::time_point before) {
         if (const auto count = store_.remove_downloads(before); count > 0)
             print(fmt::format("{} downloads\n", count));
     }
 
   private:
+    /// Where it is one, or begins as one does, and is no name.
+    [[nodiscard]] std::optional<std::string> digest_of(const std::string& text) const {
+        constexpr std::string_view prefix = "sha256:";
+        if (!text.starts_with(prefix) || store_.has(text)) return std::nullopt;
+        auto digests = store_.digests();
+        std::erase_if(digests, [&](const auto& digest) {
+            return !digest.starts_with(std::string_view{text}.substr(prefix.size()));
+        });
+        if (digests.size() == 1) return digests.front();
+        throw Failure(fmt::format("image '{}': {}", text,
+                                  digests.empty() ? "there is none" : "there are several"),
+                      "qvm image ls");
+    }
+
+    void remove_digest(const std::string& text, const std::string& digest, bool force) {
+        const auto names = store_.records().names_of(digest);
+        if (names.size() > 1 && !force)
+            throw Failure(fmt::format("image '{}': has several names: {}", text, joined(names)),
+                          fmt::format("qvm image rm -f {}; or those names", text));
+        check_unused(text, digest, force);
+        for (const auto& name : names) store_.remove_name(name);
+        remove_blob(digest);
+    }
+
+    void remove_name(const std::string& name, bool force) {
+        const auto records = store_.records();
+        const auto record = records.known.find(name);
+        const bool last = record != records.known.end() && records.broken.empty() &&
+                          records.names_of(record->second.digest).size() == 1;
+        if (last) check_unused(name, record->second.digest, force);
+        store_.remove_name(name);
+        if (last) remove_blob(record->second.digest);
+    }
+
+    void check_unused(const std::string& image, const std::string& digest, bool force) const {
+        const auto those = users_.in_the_way(digest, force);
+        for (const auto& user : those)
+            if (!user.unreadable.empty()) throw unreadable(fmt::format("image '{}'", image), user);
+        if (!those.empty()) throw in_use(image, those);
+    }
+
+    /// With the warm starts from it, which nothing can begin with any more.
+    void remove_blob(const std::string& digest) const {
+        store_.remove_blob(digest);
+        for (const auto& user : users_.of(digest)) try {
+                if (user.kind == ImageUser::Kind::warm) (void)warm_.remove(user.name, false);
+            } catch (const Failure&) {
+                // Another was faster; or it goes when there are too many.
+            }
+    }
+
     ImageStore store_;
+    SnapshotStore warm_;
     UniqueFd lock_;
     ImageUsers users_;
+    int exit_status_ = status::ok;
 };
 
-/// Why an image is not what it was; empty where it is.
-std::string damage_of(const ImageStore& store, const std::string& digest) {
-    const auto file = store.blob(digest);
-    if (!fs::exists(file)) return fmt::format("'{}' is gone", file.string());
-    if (!store.is_whole(digest)) return fmt::format("'{}' has become another file", file.string());
-    return {};
-}
-
 /// What is copied is compared with what it has to be; what is shared is what the store has.
-void export_image(const ImageStore& store, const std::string& digest, const fs::path& file) {
-    const auto blob = store.blob(digest);
-    const UniqueFd image{::open(blob.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (!image) throw std::system_error(errno, std::generic_category());
+void export_image(const ImageStore& store, const std::string& name, const fs::path& file) {
+    const auto digest = store.read(name).digest;
+    const UniqueFd image{::open(store.blob(digest).c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!image) throw Failure(fmt::format("image '{}': {}", name, reason()));
     const Interruption interruption;
     const images::ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
         check_space(copy.path().parent_path(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
-        meter.begin(0, fs::file_size(blob));
+        meter.begin(0, images::size_of(image.get()));
         images::Hash hash{images::HashKind::sha256};
         images::copy_sparse(image.get(), copy.fd(), hash, [&](std::uint64_t done) {
             interruption.check();
             meter.update(done);
         });
         if (hash.finish().hex != digest)
-            throw Failure(fmt::format("'{}' has become another file", blob.string()),
-                          "qvm image verify");
+            throw Failure(fmt::format("image '{}': its file has become another", name),
+                          "qvm image pull or import it again");
     }
     copy.keep();
 }
@@ -191,67 +229,60 @@ int image_tag(const ImageTagOptions& options) {
     const auto store = open_store(find_directories());
     const auto name = name_in_store(store, options.image);
     if (!store.give_name(options.name, store.read(name)))
-        throw Failure(fmt::format("image '{}': is gone", name), "qvm image verify");
+        throw Failure(fmt::format("image '{}': its file is gone", name),
+                      "qvm image pull or import it again");
     print(options.name + "\n");
     return status::ok;
 }
 
 int image_export(const ImageExportOptions& options) {
     const auto store = open_store(find_directories());
-    const auto digest = store.read(name_in_store(store, options.image)).digest;
-    try {
-        export_image(store, digest, options.file);
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()),
-                      failure.hint(), failure.exit_status());
-    } catch (const images::Error& error) {
-        throw Failure(fmt::format("export '{}': {}", options.file.string(), error.what()));
-    } catch (const std::system_error& error) {
-        throw Failure(
-            fmt::format("export '{}': {}", options.file.string(), error.code().message()));
-    }
+    const auto name = name_in_store(store, options.image);
+    naming(fmt::format("export '{}'", options.file.string()),
+           [&] { export_image(store, name, options.file); });
     return status::ok;
 }
 
 int image_rm(const ImageRmOptions& options) {
-    const auto directories = find_directories();
-    const auto store = open_store(directories);
-    const auto lock = store.lock();
-    const auto users = image_users(directories, store, Unreadable::is_an_error);
-    for (const auto& name : options.names) {
-        remove_image(store, name, users, options.force);
-        print(name + "\n");
-    }
-    return status::ok;
+    Removal removal{find_directories()};
+    removal.remove(options.names, options.force);
+    return removal.exit_status();
 }
 
 int image_prune(const ImagePruneOptions& options) {
     const auto now = std::chrono::file_clock::now();
-    Pruning pruning{find_directories()};
-    if (options.older_than) pruning.remove_names(now - *options.older_than);
-    pruning.remove_blobs();
-    pruning.remove_downloads(
+    Removal removal{find_directories()};
+    if (options.older_than) removal.prune_names(now - *options.older_than);
+    removal.prune_blobs();
+    removal.prune_downloads(
         now - options.older_than.value_or(std::chrono::milliseconds{download_patience}));
-    return status::ok;
+    return removal.exit_status();
 }
 
 int image_verify(const ImageVerifyOptions& options) {
     const auto store = open_store(find_directories());
+    const auto records = store.records();
     std::map<std::string, std::vector<std::string>> names;  // by digest
-    if (options.names.empty())
+    int exit_status = status::ok;
+    if (options.names.empty()) {
         for (const auto& digest : store.digests()) names[digest];
-    for (const auto& text : options.names.empty() ? store.names() : options.names) {
-        const auto name = options.names.empty() ? text : name_in_store(store, text);
-        if (const auto record = store.find(name)) names[record->digest].push_back(name);
+        for (const auto& [name, record] : records.known) names[record.digest].push_back(name);
+        for (const auto& [name, failure] : records.broken) exit_status = say_failure(failure);
     }
+    for (const auto& text : options.names) try {
+            const auto name = name_in_store(store, text);
+            names[store.read(name).digest].push_back(name);
+        } catch (const Failure& failure) {
+            exit_status = say_failure(failure);
+        }
     bool damaged = false;
     for (const auto& [digest, those] : names) {
-        const auto damage = damage_of(store, digest);
+        const auto damage = store.damage_of(digest);
         const auto title = those.empty() ? "sha256:" + digest : joined(those);
         print(fmt::format("{}: {}\n", title, damage.empty() ? "ok" : damage));
         damaged = damaged || !damage.empty();
     }
-    if (!damaged) return status::ok;
+    if (!damaged) return exit_status;
     throw Failure("image verify: not all images are what they were",
                   "qvm image pull or import those again");
 }

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
 
 #include <system_error>
 #include <utility>
@@ -17,22 +16,6 @@ namespace qvm {
 namespace fs = std::filesystem;
 
 namespace {
-
-std::uint64_t size_of(int fd) {
-    struct stat status {};
-    return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_size) : 0;
-}
-
-/// What a file takes on disk.
-std::uint64_t space_of(int fd) {
-    struct stat status {};
-    return ::fstat(fd, &status) == 0 ? static_cast<std::uint64_t>(status.st_blocks) * 512 : 0;
-}
-
-/// How open_any_disk() begins where the file itself is at fault.
-std::string of_file(const fs::path& path) {
-    return fmt::format("open image '{}': ", path.string());
-}
 
 /// The draft is what it becomes where it has to be unpacked or converted.
 AnyDisk open_disk(const fs::path& path, const ImageDraft& draft, bool trust_backing,
@@ -52,38 +35,40 @@ ImageRecord record_of(const ImageFile& image, std::string digest) {
     return {.digest = std::move(digest),
             .format = image.facts.format,
             .virtual_size = image.facts.virtual_size,
-            .size = size_of(image.fd.get()),
+            .size = images::size_of(image.fd.get()),
             .created = timestamp()};
 }
 
 /// Puts a copy of an image into the draft, unless it is there, and gives the hash all of it.
 void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
           ProgressMeter& meter) {
-    meter.begin(0, size_of(image));
+    meter.begin(0, images::size_of(image));
     const auto tell = [&](std::uint64_t done) { meter.update(done); };
     if (is_draft || images::share_blocks(image, draft.fd()))
         return images::hash_file(draft.fd(), hash, tell);
-    check_space(draft.path().parent_path(), space_of(image), more_room);
+    check_space(draft.path().parent_path(), images::space_of(image), more_room);
     images::copy_sparse(image, draft.fd(), hash, tell);
 }
 
-/// What the host could not do, of which no file is to blame: the reason alone.
-Failure failure_of(const ImageStore& store, const std::system_error& error) {
-    const auto why = error.code().message();
-    if (!is_full(error.code().value())) return Failure{why};
-    return Failure{fmt::format("write to '{}': {}", store.drafts().string(), why), more_room};
+/// Makes an image in a draft; what the host could not do, of which no file
+/// is to blame, is said by the reason alone.
+template <typename Work>
+NewImage in_draft(const ImageStore& store, const Work& work) {
+    try {
+        return work(ImageDraft{store.drafts()});
+    } catch (const std::system_error& error) {
+        const auto why = error.code().message();
+        if (!is_full(error.code().value())) throw Failure(why);
+        throw Failure(fmt::format("write to '{}': {}", store.drafts().string(), why), more_room);
+    }
 }
 
 }  // namespace
 
 NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust_backing) {
     const auto what = fmt::format("import '{}'", path.string());
-    ProgressMeter meter{what, ProgressMeter::On::terminal};
-    const auto failed = [&](const Failure& failure) {
-        return Failure{fmt::format("{}: {}", what, failure.what()), failure.hint()};
-    };
-    ImageDraft draft{store.drafts()};
-    try {
+    const auto copy_it = [&](ImageDraft draft) -> NewImage {
+        ProgressMeter meter{what, ProgressMeter::On::terminal};
         const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
         images::Hash hash{images::HashKind::sha256};
         copy(image.fd.get(), draft, is_draft, hash, meter);
@@ -92,19 +77,22 @@ NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust
         if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
             throw Failure("it was written to meanwhile");
         return {std::move(draft), record_of(image, hash.finish().hex)};
-    } catch (const std::system_error& error) {
-        throw failed(failure_of(store, error));
-    } catch (const Failure& failure) {
-        if (std::string_view{failure.what()}.starts_with(of_file(path))) throw;
-        throw failed(failure);
-    }
+    };
+    return naming(what, [&] { return in_draft(store, copy_it); });
 }
 
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
                            ProgressMeter& meter) {
-    try {
-        ImageDraft draft{store.drafts()};
-        const auto [image, is_draft] = open_disk(download.path(), draft, false, meter);
+    const auto open = [&](const ImageDraft& draft) {
+        try {
+            return open_disk(download.path(), draft, false, meter);
+        } catch (const Failure&) {
+            download.discard();  // it is what nobody can use
+            throw;
+        }
+    };
+    return in_draft(store, [&](ImageDraft draft) -> NewImage {
+        const auto [image, is_draft] = open(draft);
         if (!is_draft) {
             auto record = record_of(image, std::move(digest));
             return {download.finish(), std::move(record)};
@@ -113,17 +101,7 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
         copy(image.fd.get(), draft, true, hash, meter);
         download.discard();
         return {std::move(draft), record_of(image, hash.finish().hex)};
-    } catch (const std::system_error& error) {
-        throw failure_of(store, error);
-    } catch (const Failure& failure) {
-        const auto prefix = of_file(download.path());
-        std::string why = failure.what();
-        if (!why.starts_with(prefix)) throw;
-        download.discard();
-        // By the path that is ours alone the user does not know it.
-        why.erase(0, prefix.size());
-        throw Failure(why, failure.hint());
-    }
+    });
 }
 
 }  // namespace qvm

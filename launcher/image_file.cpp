@@ -26,20 +26,14 @@ namespace {
 constexpr std::chrono::milliseconds dying_pause{20};
 constexpr int dying_tries = 100;
 
-std::string reason(int error) {
-    return std::generic_category().message(error);
-}
-
-UniqueFd open_file(const std::string& what, const fs::path& path, int access) {
+/// Failures of these are the reason alone; naming() says of what.
+UniqueFd open_file(const fs::path& path, int access) {
     // Not to wait for the other end of a pipe.
     UniqueFd fd{::open(path.c_str(), access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
     struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0)
-        throw Failure(fmt::format("{} '{}': {}", what, path.string(), reason(errno)));
-    if (S_ISDIR(status.st_mode))
-        throw Failure(fmt::format("{} '{}': is a directory", what, path.string()));
-    if (!S_ISREG(status.st_mode))
-        throw Failure(fmt::format("{} '{}': is not a regular file", what, path.string()));
+    if (!fd || ::fstat(fd.get(), &status) != 0) throw Failure(reason());
+    if (S_ISDIR(status.st_mode)) throw Failure("is a directory");
+    if (!S_ISREG(status.st_mode)) throw Failure("is not a regular file");
     return fd;
 }
 
@@ -59,9 +53,7 @@ bool is_in_use(int fd, bool writes) {
 
 void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
     try {
-        images::write_overlay(fd, virtual_size);
-    } catch (const std::system_error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.code().message()));
+        naming(what, [&] { images::write_overlay(fd, virtual_size); });
     } catch (const images::Error& error) {
         throw Failure(fmt::format("{}: {}", what, error.what()));
     }
@@ -69,8 +61,7 @@ void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
 
 /// Finds out what disk an open file holds, and calls `check` with what qemu-img says of it.
 template <typename Check>
-void examine(ImageFile& image, const std::string& what, const fs::path& path, bool trust_backing,
-             Check check) {
+void examine(ImageFile& image, bool trust_backing, Check check) {
     try {
         const auto format = images::check_header(image.fd.get(), trust_backing);
         images::check_format(format);
@@ -80,42 +71,42 @@ void examine(ImageFile& image, const std::string& what, const fs::path& path, bo
         image.facts = {.format = info.format, .virtual_size = info.virtual_size};
         image.known.front().format = info.format;
     } catch (const images::Error& error) {
-        throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.what()));
-    } catch (const std::system_error& error) {
-        throw Failure(fmt::format("{} '{}': {}", what, path.string(), error.code().message()));
+        throw Failure(error.what());
     }
 }
 
 template <typename Check>
-ImageFile open_disk(const std::string& what, const fs::path& path, bool writes, bool trust_backing,
-                    Check check) {
-    auto image = open_unused(what, path, writes);
-    examine(image, what, path, trust_backing, check);
+ImageFile open_disk(const fs::path& path, bool writes, bool trust_backing, Check check) {
+    auto image = open_unused(path, writes);
+    examine(image, trust_backing, check);
     return image;
+}
+
+std::string named(const std::string& what, const fs::path& path) {
+    return fmt::format("{} '{}'", what, path.string());
 }
 
 /// Opens what `image`, at `path`, says is beneath it. A format that an image notes is taken at its
 /// word: a guest may have written a qcow2 header into the raw disk that is meant.
 void open_backing(ImageFile& image, const fs::path& path, std::string name, std::string format) {
     constexpr std::size_t most_backing = 100;
-    const std::string what = "open backing file";
     for (auto below = path; !name.empty();) {
         if (image.backing.size() == most_backing)
-            throw Failure(fmt::format("open image '{}': there are more than {} files beneath it",
-                                      path.string(), most_backing));
+            throw Failure(fmt::format("there are more than {} files beneath it", most_backing));
         below = below.parent_path() / std::exchange(name, {});
-        ImageFile opened;
-        if (format == "raw") {
-            opened = open_unused(what, below, false);
-            opened.facts.format = opened.known.front().format = format;
-        } else {
-            opened = open_disk(what, below, false, true, [&](int, const images::ImageInfo& info) {
+        auto opened = naming(named("open backing file", below), [&] {
+            if (format == "raw") {
+                auto raw = open_unused(below, false);
+                raw.facts.format = raw.known.front().format = format;
+                return raw;
+            }
+            return open_disk(below, false, true, [&](int, const images::ImageInfo& info) {
                 if (!format.empty() && info.format != format)
                     throw images::Error("is no " + format);
                 name = info.backing_file;
                 format = info.backing_format;
             });
-        }
+        });
         image.facts.backing.push_back(opened.facts.format);
         image.known.push_back(std::move(opened.known.front()));
         image.backing.push_back(std::move(opened.fd));
@@ -134,12 +125,12 @@ UniqueFd open_unnamed(const fs::path& directory) {
     return fd;
 }
 
-ImageFile open_unused(const std::string& what, const fs::path& path, bool writes) {
+ImageFile open_unused(const fs::path& path, bool writes) {
     ImageFile image;
-    image.fd = open_file(what, path, writes ? O_RDWR : O_RDONLY);
+    image.fd = open_file(path, writes ? O_RDWR : O_RDONLY);
     if (is_in_use(image.fd.get(), writes))
-        throw Failure(fmt::format("{} '{}': is in use by another process that {}", what,
-                                  path.string(), writes ? "has it open" : "writes to it"));
+        throw Failure(fmt::format("is in use by another process that {}",
+                                  writes ? "has it open" : "writes to it"));
     image.known.push_back(known_file(path, {}, image.fd.get()));
     return image;
 }
@@ -147,7 +138,7 @@ ImageFile open_unused(const std::string& what, const fs::path& path, bool writes
 KnownFile known_file(const fs::path& path, std::string format, int fd) {
     struct stat status {};
     if (::fstat(fd, &status) != 0)
-        throw Failure(fmt::format("look at '{}': {}", path.string(), reason(errno)));
+        throw Failure(fmt::format("look at '{}': {}", path.string(), reason()));
     constexpr std::uint64_t ns = 1'000'000'000;
     return {.path = fs::absolute(path),
             .format = std::move(format),
@@ -162,13 +153,16 @@ bool is_unchanged(const KnownFile& was, const KnownFile& now) {
     return was.modified == now.modified;
 }
 
-ImageFile open_image(const fs::path& path, bool persist, bool has_kernel, bool trust_backing) {
-    return as_image(open_unused("open image", path, persist), path, has_kernel, trust_backing);
+ImageFile open_image(const VmOptions& vm, bool persist) {
+    return naming(named("open image", vm.image_text()), [&] {
+        return as_image(open_unused(*vm.image, persist), *vm.image, vm.kernel.has_value(),
+                        vm.trust_backing);
+    });
 }
 
 ImageFile as_image(ImageFile file, const fs::path& path, bool has_kernel, bool trust_backing) {
     std::string name, format;
-    examine(file, "open image", path, trust_backing, [&](int fd, const images::ImageInfo& info) {
+    examine(file, trust_backing, [&](int fd, const images::ImageInfo& info) {
         images::check_contents(fd, info, has_kernel);
         name = info.backing_file;
         format = info.backing_format;
@@ -178,19 +172,20 @@ ImageFile as_image(ImageFile file, const fs::path& path, bool has_kernel, bool t
 }
 
 ImageFile open_drive(const DriveOption& drive) {
-    const std::string what = "--drive";
-    // Whatever a guest wrote into a raw disk, its owner can open it as one.
-    if (drive.format == "raw") {
-        auto image = open_unused(what, drive.file, !drive.read_only);
-        image.facts.format = image.known.front().format = drive.format;
-        return image;
-    }
-    return open_disk(what, drive.file, !drive.read_only, false,
-                     [&](int fd, const images::ImageInfo& info) {
-                         images::check_contents(fd, info, true);
-                         if (!drive.format.empty() && info.format != drive.format)
-                             throw images::Error("is no " + drive.format);
-                     });
+    return naming(named("--drive", drive.file), [&] {
+        // Whatever a guest wrote into a raw disk, its owner can open it as one.
+        if (drive.format == "raw") {
+            auto image = open_unused(drive.file, !drive.read_only);
+            image.facts.format = image.known.front().format = drive.format;
+            return image;
+        }
+        return open_disk(drive.file, !drive.read_only, false,
+                         [&](int fd, const images::ImageInfo& info) {
+                             images::check_contents(fd, info, true);
+                             if (!drive.format.empty() && info.format != drive.format)
+                                 throw images::Error("is no " + drive.format);
+                         });
+    });
 }
 
 std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t image_size) {
@@ -206,7 +201,7 @@ std::uint64_t disk_size(std::optional<std::uint64_t> wanted_mib, std::uint64_t i
 UniqueFd make_overlay(const fs::path& directory, std::uint64_t virtual_size) {
     auto overlay = open_unnamed(directory);
     const auto what = fmt::format("create overlay in '{}'", directory.string());
-    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason()));
     fill_overlay(what, overlay.get(), virtual_size);
     return overlay;
 }
@@ -214,24 +209,23 @@ UniqueFd make_overlay(const fs::path& directory, std::uint64_t virtual_size) {
 void make_named_overlay(const fs::path& path, std::uint64_t virtual_size) {
     const auto what = fmt::format("create overlay '{}'", path.string());
     const UniqueFd overlay{::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
-    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+    if (!overlay) throw Failure(fmt::format("{}: {}", what, reason()));
     fill_overlay(what, overlay.get(), virtual_size);
-    if (::fsync(overlay.get()) != 0) throw Failure(fmt::format("{}: {}", what, reason(errno)));
+    if (::fsync(overlay.get()) != 0) throw Failure(fmt::format("{}: {}", what, reason()));
 }
 
 UniqueFd open_own(const std::string& what, const fs::path& path) {
-    auto fd = open_file("open " + what, path, O_RDWR);
+    const auto name = named("open " + what, path);
+    auto fd = naming(name, [&] { return open_file(path, O_RDWR); });
     // The QEMU of a supervisor that was killed is gone a moment after it.
     for (int tries = 0; tries < dying_tries && is_in_use(fd.get(), true); ++tries)
         std::this_thread::sleep_for(dying_pause);
-    if (is_in_use(fd.get(), true))
-        throw Failure(
-            fmt::format("open {} '{}': is in use by another process", what, path.string()));
+    if (is_in_use(fd.get(), true)) throw Failure(name + ": is in use by another process");
     return fd;
 }
 
 void check_readable_file(const std::string& option, const fs::path& path) {
-    (void)open_file(option, path, O_RDONLY);
+    naming(named(option, path), [&] { (void)open_file(path, O_RDONLY); });
 }
 
 }  // namespace qvm

@@ -32,17 +32,16 @@ struct ImageFile {
     std::vector<KnownFile> known{};   ///< it, and those beneath
 };
 
-/// Opens an image and probes it with qemu-img; `has_kernel` when nothing boots from it. With
-/// `trust_backing` the files that it names as beneath it are opened, too. Throws Failure that names
-/// the path as the user did.
-ImageFile open_image(const std::filesystem::path& path, bool persist, bool has_kernel,
-                     bool trust_backing);
+/// Opens a VM's image and probes it with qemu-img, and, where they are trusted, the files that it
+/// names as beneath it. Throws Failure that names it as the user did.
+ImageFile open_image(const VmOptions& vm, bool persist);
 
 /// Opens a file that no other process writes to, or, where it `writes`, has open at all. What it
-/// holds is not looked at. Throws Failure, which begins with `what`.
-ImageFile open_unused(const std::string& what, const std::filesystem::path& path, bool writes);
+/// holds is not looked at. Throws Failure with the reason alone.
+ImageFile open_unused(const std::filesystem::path& path, bool writes);
 
-/// An image that is open already, probed as open_image() does. Throws Failure likewise.
+/// A file that is open already, probed as open_image() does; `has_kernel` when nothing boots from
+/// it. Throws Failure with the reason alone, and std::system_error.
 ImageFile as_image(ImageFile file, const std::filesystem::path& path, bool has_kernel,
                    bool trust_backing);
 

@@ -39,7 +39,9 @@ json::value or_null(const std::string& text) {
 json::object describe(const ImageStore& store, const std::string& name, const ImageRecord& record,
                       const ImageUsers& users) {
     const auto file = store.blob(record.digest);
-    const auto found = users.find(record.digest);
+    if (!fs::exists(file))
+        throw Failure(fmt::format("image '{}': its file is gone", name),
+                      fmt::format("qvm image rm {}; or pull or import it again", name));
     json::value checked = nullptr;
     if (!record.checksum.empty())
         checked = json::object{{"checksum", record.checksum},
@@ -56,8 +58,7 @@ json::object describe(const ImageStore& store, const std::string& name, const Im
             {"checked", std::move(checked)},
             {"created", record.created},
             {"last_used", time_text(store.last_use(name))},
-            {"used_by", json::value_from(found == users.end() ? std::vector<std::string>{}
-                                                              : names_of(found->second))},
+            {"used_by", json::value_from(names_of(users.of(record.digest)))},
             {"path", file.string()}};
 }
 
@@ -144,36 +145,39 @@ int image_ls(const ImageLsOptions& options) {
         for (const auto& name : store.names()) print(name + "\n");
         return status::ok;
     }
-    const auto users = image_users(directories, store, Unreadable::is_passed_over);
+    const auto users = image_users(directories, store);
+    const auto records = store.records();
     json::array array;
-    bool broken = false;
-    for (const auto& name : store.names()) try {
-            if (const auto record = store.find(name))
-                array.push_back(describe(store, name, *record, users));
+    int exit_status = status::ok;
+    for (const auto& [name, failure] : records.broken) exit_status = say_failure(failure);
+    for (const auto& [name, record] : records.known) try {
+            array.push_back(describe(store, name, record, users));
         } catch (const Failure& failure) {
-            say(fmt::format("qvm: {}", failure.what()));  // one must not hide the others
-            broken = true;
+            exit_status = say_failure(failure);  // one must not hide the others
         }
-    if (!broken)
-        for (const auto& digest : store.nameless()) array.push_back(describe(store, digest, users));
+    for (const auto& digest : store.digests())
+        if (records.names_of(digest).empty()) array.push_back(describe(store, digest, users));
     if (options.json)
         print(json::serialize(array) + "\n");
     else
         print_table(array);
-    return status::ok;
+    return exit_status;
 }
 
 int image_inspect(const ImageInspectOptions& options) {
     const auto directories = find_directories();
     const ImageStore store{directories.images()};
-    const auto users = image_users(directories, store, Unreadable::is_passed_over);
+    const auto users = image_users(directories, store);
     json::array array;
-    for (const auto& text : options.names) {
-        const auto name = name_in_store(store, text);
-        array.push_back(describe(store, name, store.read(name), users));
-    }
-    print(pretty(array) + "\n");
-    return status::ok;
+    int exit_status = status::ok;
+    for (const auto& text : options.names) try {
+            const auto name = name_in_store(store, text);
+            array.push_back(describe(store, name, store.read(name), users));
+        } catch (const Failure& failure) {
+            exit_status = say_failure(failure);
+        }
+    if (!array.empty()) print(pretty(array) + "\n");
+    return exit_status;
 }
 
 }  // namespace qvm

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -10,7 +11,6 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
-#include <set>
 #include <system_error>
 #include <utility>
 
@@ -51,17 +51,6 @@ bool try_flock(int fd) {
     return ::flock(fd, LOCK_EX | LOCK_NB) == 0;
 }
 
-/// Whether all was written, else errno says why not.
-bool write_all(int fd, std::string_view bytes) {
-    while (!bytes.empty()) {
-        const auto size = ::write(fd, bytes.data(), bytes.size());
-        if (size < 0 && errno == EINTR) continue;
-        if (size < 0) return false;
-        bytes.remove_prefix(static_cast<std::size_t>(size));
-    }
-    return true;
-}
-
 Failure cannot_write(const fs::path& path) {
     const bool full = is_full(errno);
     return Failure{fmt::format("write '{}': {}", path.string(), reason()), full ? more_room : ""};
@@ -90,16 +79,16 @@ std::string boot_id() {
     return read_file("/proc/sys/kernel/random/boot_id").value_or("");
 }
 
-UniqueFd take_lock(const fs::path& directory, int operation) {
-    make_private_directory(directory);
-    const auto file = directory / "lock";
-    UniqueFd fd{::open(file.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
-    int failed = -1;
-    if (fd) do
-            failed = ::flock(fd.get(), operation);
-        while (failed != 0 && errno == EINTR);
-    if (failed != 0) throw Failure(fmt::format("lock '{}': {}", file.string(), reason()));
+/// -1 where it cannot be had, and errno says why.
+UniqueFd take_lock(const fs::path& file, int access, int operation) {
+    UniqueFd fd{::open(file.c_str(), access | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
+    while (fd && ::flock(fd.get(), operation) != 0)
+        if (errno != EINTR) fd.reset();
     return fd;
+}
+
+Failure cannot_lock(const fs::path& file) {
+    return Failure{fmt::format("lock '{}': {}", file.string(), reason())};
 }
 
 }  // namespace
@@ -169,11 +158,21 @@ void ImageDraft::sync() const {
 }
 
 void ImageDraft::move_to(const fs::path& target) {
+    (void)rename_to(target, 0);
+}
+
+bool ImageDraft::move_to_new(const fs::path& target) {
+    return rename_to(target, RENAME_NOREPLACE);
+}
+
+bool ImageDraft::rename_to(const fs::path& target, unsigned flags) {
     sync();
-    if (::rename(path_.c_str(), target.c_str()) != 0)
-        throw Failure(fmt::format("make '{}': {}", target.string(), reason()));
+    const int failed = ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target.c_str(), flags);
+    if (failed != 0 && errno == EEXIST) return false;
+    if (failed != 0) throw Failure(fmt::format("make '{}': {}", target.string(), reason()));
     path_.clear();
     sync_directory(target.parent_path());
+    return true;
 }
 
 // --- what there is of a download ---------------------------------------------------------------
@@ -256,9 +255,8 @@ bool Download::remove_old(const fs::path& directory, const std::string& key, Tim
 // --- the store ---------------------------------------------------------------------------------
 
 std::uint64_t ImageStore::space_of(const std::string& digest) const {
-    struct stat status {};
-    ::stat(blob(digest).c_str(), &status);
-    return static_cast<std::uint64_t>(status.st_blocks) * 512;
+    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    return fd ? images::space_of(fd.get()) : 0;
 }
 
 std::vector<std::string> ImageStore::names() const {
@@ -273,24 +271,37 @@ std::vector<std::string> ImageStore::digests() const {
     return names;
 }
 
-std::vector<std::string> ImageStore::nameless() const {
-    std::set<std::string> named;
-    for (const auto& name : names())
-        if (const auto record = find(name)) named.insert(record->digest);
-    auto found = digests();
-    std::erase_if(found, [&](const auto& digest) { return named.contains(digest); });
-    return found;
+ImageRecords ImageStore::records() const {
+    ImageRecords records;
+    for (const auto& name : names()) try {
+            if (auto record = find(name)) records.known[name] = std::move(*record);
+        } catch (const Failure& failure) {
+            records.broken.emplace(name, failure);
+        }
+    return records;
+}
+
+std::vector<std::string> ImageRecords::names_of(const std::string& digest) const {
+    std::vector<std::string> names;
+    for (const auto& [name, record] : known)
+        if (record.digest == digest) names.push_back(name);
+    return names;
+}
+
+bool ImageStore::has(const std::string& name) const {
+    std::error_code ignored;
+    return images::is_image_name(name) && fs::exists(record_of(name), ignored);
 }
 
 std::optional<ImageRecord> ImageStore::find(const std::string& name) const {
-    const auto file = record_of(name);
-    const auto text = read_file(file);
+    if (!images::is_image_name(name)) return std::nullopt;
+    const auto text = read_file(record_of(name));
     if (!text && errno == ENOENT) return std::nullopt;
-    if (!text) throw Failure(fmt::format("image '{}': '{}': {}", name, file.string(), reason()));
     try {
+        if (!text) throw Failure("cannot be read: " + reason());
         return parse_image_record(*text);
     } catch (const Failure& failure) {
-        throw Failure(fmt::format("image '{}': '{}' {}", name, file.string(), failure.what()),
+        throw Failure(fmt::format("image '{}': its record {}", name, failure.what()),
                       "qvm image rm " + name);
     }
 }
@@ -301,15 +312,10 @@ ImageRecord ImageStore::read(const std::string& name) const {
 }
 
 std::optional<ImageRecord> ImageStore::find_checked(const std::string& checksum) const {
-    for (const auto& name : names()) try {
-            const auto record = find(name);
-            if (record &&
-                (record->checksum == checksum || "sha256:" + record->digest == checksum) &&
-                fs::exists(blob(record->digest)))
-                return record;
-        } catch (const Failure&) {
-            // One that cannot be read is not what is looked for.
-        }
+    for (const auto& [name, record] : records().known)
+        if ((record.checksum == checksum || "sha256:" + record.digest == checksum) &&
+            fs::exists(blob(record.digest)))
+            return record;
     return std::nullopt;
 }
 
@@ -317,11 +323,15 @@ void ImageStore::add(ImageDraft draft, const std::string& name, const ImageRecor
     make_private_directory(blobs());
     if (::fchmod(draft.fd(), 0444) != 0) throw cannot_write(draft.path());
     draft.sync();  // which takes its time, while nobody need wait
-    const auto lock = share();
+    auto lock = share();
     // One that is there stays, since VMs know it by its inode and its times; but not if it has
-    // become another.
+    // become another, and nobody else has replaced it.
     const auto target = blob(record.digest);
-    if (!fs::exists(target) || !is_whole(record.digest)) draft.move_to(target);
+    if (!draft.move_to_new(target) && !is_whole(record.digest)) {
+        lock.reset();
+        lock = this->lock();
+        if (!is_whole(record.digest)) draft.move_to(target);
+    }
     write_record(name, record);
 }
 
@@ -359,25 +369,31 @@ void ImageStore::remove_blob(const std::string& digest) const {
 }
 
 UniqueFd ImageStore::share() const {
-    return take_lock(directory_, LOCK_SH);
+    auto fd = take_lock(lock_file(), O_RDONLY, LOCK_SH);
+    // There is nothing in it, or it is somebody else's, who is not held up by us.
+    const bool cannot_be = errno == ENOENT || errno == EACCES || errno == EROFS;
+    if (!fd && !cannot_be) throw cannot_lock(lock_file());
+    return fd;
 }
 
 UniqueFd ImageStore::lock() const {
-    return take_lock(directory_, LOCK_EX);
+    make_private_directory(directory_);
+    auto fd = take_lock(lock_file(), O_RDWR, LOCK_EX);
+    if (!fd) throw cannot_lock(lock_file());
+    return fd;
 }
 
-bool ImageStore::is_whole(const std::string& digest) const {
-    const auto path = blob(digest);
-    const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
-    if (!fd) throw Failure(fmt::format("open '{}': {}", path.string(), reason()));
+std::string ImageStore::damage_of(const std::string& digest) const {
+    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    if (!fd) return errno == ENOENT ? "its file is gone" : "its file cannot be read: " + reason();
     try {
         ProgressMeter meter{"reading " + digest.substr(0, 12), ProgressMeter::On::terminal};
-        meter.begin(0, fs::file_size(path));
+        meter.begin(0, images::size_of(fd.get()));
         images::Hash hash{images::HashKind::sha256};
         images::hash_file(fd.get(), hash, [&](std::uint64_t done) { meter.update(done); });
-        return hash.finish().hex == digest;
+        return hash.finish().hex == digest ? "" : "its file has become another";
     } catch (const std::system_error& error) {
-        throw Failure(fmt::format("read '{}': {}", path.string(), error.code().message()));
+        return "its file cannot be read: " + error.code().message();
     }
 }
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -13,6 +14,7 @@
 #include "images/hash.h"
 #include "images/transfer.h"
 #include "launcher/directories.h"
+#include "launcher/failure.h"
 #include "netns/unique_fd.h"
 
 /// Images that qvm keeps: files named after what is in them, and names that stand for them.
@@ -67,8 +69,12 @@ class ImageDraft {
     void sync() const;
     /// Puts it in its place, on disk when it returns, instead of what is there. Throws Failure.
     void move_to(const std::filesystem::path& target);
+    /// The same where there is nothing; else false, and it stays a draft.
+    [[nodiscard]] bool move_to_new(const std::filesystem::path& target);
 
   private:
+    bool rename_to(const std::filesystem::path& target, unsigned flags);
+
     std::filesystem::path path_;  ///< empty once it is in its place
     UniqueFd fd_;
 };
@@ -112,6 +118,15 @@ class Download {
     images::Partial partial_;
 };
 
+/// What all names stand for.
+struct ImageRecords {
+    std::map<std::string, ImageRecord> known;  ///< by name
+    std::map<std::string, Failure> broken;     ///< why one cannot be read; it may be of any image
+
+    /// The names of an image.
+    [[nodiscard]] std::vector<std::string> names_of(const std::string& digest) const;
+};
+
 class ImageStore {
   public:
     explicit ImageStore(std::filesystem::path directory) : directory_(std::move(directory)) {}
@@ -129,8 +144,8 @@ class ImageStore {
     /// All names, and the digests of all blobs, sorted.
     [[nodiscard]] std::vector<std::string> names() const;
     [[nodiscard]] std::vector<std::string> digests() const;
-    /// Digests of blobs that no name stands for. Throws Failure where a name cannot be read.
-    [[nodiscard]] std::vector<std::string> nameless() const;
+    [[nodiscard]] ImageRecords records() const;
+    [[nodiscard]] bool has(const std::string& name) const;
     /// What that name stands for; nothing where there is none. Throws Failure where it cannot be
     /// read.
     [[nodiscard]] std::optional<ImageRecord> find(const std::string& name) const;
@@ -153,13 +168,16 @@ class ImageStore {
     void remove_blob(const std::string& digest) const;
 
     /// The store's lock, until it is closed: no image is removed; or, nobody begins to use or to
-    /// add one. Throws Failure.
+    /// add one. Of a store that this process cannot write to nothing may be shared. Throws Failure.
     [[nodiscard]] UniqueFd share() const;
     [[nodiscard]] UniqueFd lock() const;
 
-    /// Whether a blob is what its name says; on a terminal it is shown how far that is. Throws
-    /// Failure where it cannot be read.
-    [[nodiscard]] bool is_whole(const std::string& digest) const;
+    /// What is wrong with a blob ("is gone"); empty where it is what its name says. On a terminal
+    /// it is shown how far that is.
+    [[nodiscard]] std::string damage_of(const std::string& digest) const;
+    [[nodiscard]] bool is_whole(const std::string& digest) const {
+        return damage_of(digest).empty();
+    }
 
     /// Removes drafts that nobody is at work on any more; how many.
     [[nodiscard]] std::size_t sweep() const;
@@ -170,6 +188,7 @@ class ImageStore {
     [[nodiscard]] std::filesystem::path record_of(const std::string& name) const {
         return directory_ / "name" / name;
     }
+    [[nodiscard]] std::filesystem::path lock_file() const { return directory_ / "lock"; }
     void write_record(const std::string& name, const ImageRecord& record) const;
 
     std::filesystem::path directory_;

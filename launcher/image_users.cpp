@@ -34,37 +34,49 @@ class Users {
             if (const auto inode = inode_of(store.blob(digest))) digests_[*inode] = digest;
     }
 
-    void add(const fs::path& file, const ImageUser& user) {
-        const auto inode = inode_of(file);
-        const auto digest = inode ? digests_.find(*inode) : digests_.end();
-        if (digest != digests_.end()) users_[digest->second].push_back(user);
-    }
-    void add(const VmOptions& vm, const ImageUser& user) {
-        if (vm.image) add(*vm.image, user);
-        for (const auto& drive : vm.drives) add(drive.file, user);
+    /// A user, of which `files` calls its argument with each file; or throws Failure.
+    template <typename Files>
+    void add(ImageUser user, const Files& files) {
+        try {
+            files([&](const fs::path& file) { add(file, user); });
+        } catch (const Failure& failure) {
+            user.unreadable = failure.what();
+            users_.unreadable.push_back(std::move(user));
+        }
     }
 
     ImageUsers take() { return std::move(users_); }
 
   private:
+    void add(const fs::path& file, const ImageUser& user) {
+        const auto inode = inode_of(file);
+        const auto digest = inode ? digests_.find(*inode) : digests_.end();
+        if (digest != digests_.end()) users_.known[digest->second].push_back(user);
+    }
+
     std::map<Inode, std::string> digests_;
     ImageUsers users_;
 };
 
-void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Unreadable unreadable,
-                   Users& users) {
-    for (const auto& name : store.names()) {
-        const auto text = read_file(store.path(name) / snapshot_files::manifest);
-        if (!text) continue;  // it is being removed
-        try {
-            const auto manifest = parse_manifest(parse_object(*text));
-            for (const auto* files : {&manifest.image, &manifest.others})
-                for (const auto& file : *files) users.add(file.path, {kind, name});
-        } catch (const Failure& failure) {
-            if (unreadable == Unreadable::is_an_error)
-                throw Failure(fmt::format("snapshot '{}': its manifest {}", name, failure.what()));
-        }
-    }
+template <typename Add>
+void files_of(const VmOptions& vm, const Add& add) {
+    if (vm.image) add(*vm.image);
+    for (const auto& drive : vm.drives) add(drive.file);
+}
+
+void add_snapshots(const SnapshotStore& store, ImageUser::Kind kind, Users& users) {
+    for (const auto& name : store.names())
+        users.add({kind, name}, [&](const auto& add) {
+            const auto file = store.path(name) / snapshot_files::manifest;
+            const auto text = read_file(file);
+            if (!text && errno == ENOENT) return;  // it is being removed
+            naming(fmt::format("read '{}'", file.string()), [&] {
+                if (!text) throw Failure(reason());
+                const auto manifest = parse_manifest(parse_object(*text));
+                for (const auto* files : {&manifest.image, &manifest.others})
+                    for (const auto& known : *files) add(known.path);
+            });
+        });
 }
 
 }  // namespace
@@ -88,23 +100,38 @@ std::vector<std::string> names_of(const std::vector<ImageUser>& users) {
     return {names.begin(), names.end()};
 }
 
-ImageUsers image_users(const Directories& directories, const ImageStore& store,
-                       Unreadable unreadable) {
+std::vector<ImageUser> ImageUsers::of(const std::string& digest) const {
+    const auto found = known.find(digest);
+    return found == known.end() ? std::vector<ImageUser>{} : found->second;
+}
+
+std::vector<ImageUser> ImageUsers::in_the_way(const std::string& digest, bool force) const {
+    auto those = of(digest);
+    those.insert(those.end(), unreadable.begin(), unreadable.end());
+    std::erase_if(those, [&](const auto& user) {
+        return user.kind == ImageUser::Kind::warm || (force && !user.needs_it());
+    });
+    return those;
+}
+
+ImageUsers image_users(const Directories& directories, const ImageStore& store) {
     using Kind = ImageUser::Kind;
     Users users{store};
     const DefinitionStore definitions{directories};
     // Those that run come first: what one of them leaves when it ends meanwhile is seen then.
     for (const auto& vm : read_vms(directories.run))
-        if (const auto* spec = vm.json().if_contains("spec"); spec != nullptr && spec->is_object())
-            users.add(vm_options_from(spec->get_object()), {Kind::running, vm.text("name")});
-    for (const auto& name : definitions.names()) try {
-            users.add(definitions.read(name).vm, {Kind::created, name});
-        } catch (const Failure&) {
-            if (unreadable == Unreadable::is_an_error) throw;
-        }
-    add_snapshots(SnapshotStore{directories.snapshots()}, Kind::snapshot, unreadable, users);
+        users.add({Kind::running, vm.text("name")}, [&](const auto& add) {
+            const auto* spec = vm.json().if_contains("spec");
+            if (spec == nullptr || !spec->is_object()) throw Failure("its state has no 'spec'");
+            files_of(vm_options_from(spec->get_object()), add);
+        });
+    for (const auto& name : definitions.names())
+        users.add({Kind::created, name}, [&](const auto& add) {
+            if (definitions.exists(name)) files_of(definitions.read(name).vm, add);
+        });
+    add_snapshots(SnapshotStore{directories.snapshots()}, Kind::snapshot, users);
     // Of a warm start nothing is lost that is not made again.
-    add_snapshots(SnapshotStore{directories.warm()}, Kind::warm, Unreadable::is_passed_over, users);
+    add_snapshots(SnapshotStore{directories.warm()}, Kind::warm, users);
     return users.take();
 }
 

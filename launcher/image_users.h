@@ -19,6 +19,7 @@ struct ImageUser {
     };
     Kind kind = Kind::running;
     std::string name;
+    std::string unreadable{};  ///< why nobody knows what it uses; empty where one does
 
     /// Whether it is lost with its image.
     [[nodiscard]] bool needs_it() const { return kind == Kind::created || kind == Kind::snapshot; }
@@ -27,14 +28,19 @@ std::string to_string(const ImageUser& user);
 /// Each once, whatever it does with the image. Pure.
 std::vector<std::string> names_of(const std::vector<ImageUser>& users);
 
-using ImageUsers = std::map<std::string, std::vector<ImageUser>>;  ///< by digest
+struct ImageUsers {
+    std::map<std::string, std::vector<ImageUser>> known;  ///< by digest
+    std::vector<ImageUser> unreadable;                    ///< who may use any
 
-/// A VM or a snapshot of which one cannot read what it uses: an error for who would remove images.
-enum class Unreadable { is_an_error, is_passed_over };
+    /// Those that are known to use an image. Pure.
+    [[nodiscard]] std::vector<ImageUser> of(const std::string& digest) const;
+    /// Those that it cannot be removed for; with `force` only those that are lost with it. What is
+    /// kept for --warm holds nothing. Pure.
+    [[nodiscard]] std::vector<ImageUser> in_the_way(const std::string& digest, bool force) const;
+};
 
 /// With the store's lock held alone it stays true: who begins to use an image shares it.
 /// Throws Failure.
-ImageUsers image_users(const Directories& directories, const ImageStore& store,
-                       Unreadable unreadable);
+ImageUsers image_users(const Directories& directories, const ImageStore& store);
 
 }  // namespace qvm

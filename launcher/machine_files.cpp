@@ -104,9 +104,10 @@ void MachineFiles::check_outside_files() const {
     if (run_.image) known.insert(known.end(), run_.image->known.begin(), run_.image->known.end());
     for (const auto& file : known) {
         const UniqueFd fd{::open(file.path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-        if (!fd || !is_unchanged(file, known_file(file.path, {}, fd.get())))
-            throw Failure(
-                fmt::format("'{}' is another than when the VM was started", file.path.string()));
+        if (fd && is_unchanged(file, known_file(file.path, {}, fd.get()))) continue;
+        const auto& vm = run_.options.vm;
+        const auto name = vm.image == file.path ? vm.image_text() : file.path.string();
+        throw Failure(fmt::format("'{}' is another than when the VM was started", name));
     }
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <system_error>
 
+#include "launcher/directories.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -16,13 +17,7 @@ MemoryFile::MemoryFile(std::string_view bytes) : fd_(::memfd_create("qvm", MFD_C
     const auto failure = [] {
         return Failure("make a file in memory: " + std::generic_category().message(errno));
     };
-    if (!fd_) throw failure();
-    while (!bytes.empty()) {
-        const auto size = ::write(fd_.get(), bytes.data(), bytes.size());
-        if (size < 0 && errno == EINTR) continue;
-        if (size < 0) throw failure();
-        bytes.remove_prefix(static_cast<std::size_t>(size));
-    }
+    if (!fd_ || !write_all(fd_.get(), bytes)) throw failure();
 }
 
 UniqueFd MemoryFile::open_for_reading() const {

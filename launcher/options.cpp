@@ -694,13 +694,14 @@ class Parser {
         auto& rm = add(
             "rm", "Remove images",
             [this](auto*) {
-                image_rm_.names = image_names();
+                image_rm_.names = image_names(parse_image_reference);
                 return image_rm_;
             },
             image);
-        rm.add_option("NAME", names_, "The images")->required();
+        rm.add_option("NAME", names_, "The images, or their digests (sha256:...)")->required();
         rm.add_flag("-f,--force", image_rm_.force,
-                    "Also those of VMs that run, which keep them to their end");
+                    "Also those of VMs that run, which keep them to their end, and by a digest all "
+                    "names");
         auto& prune = add(
             "prune", "Remove images without a name, and downloads that nobody goes on with",
             [this](auto* app) {
@@ -796,9 +797,10 @@ class Parser {
         return value_of("image", name_, parse_image_name);
     }
 
-    [[nodiscard]] std::vector<std::string> image_names() const {
+    [[nodiscard]] std::vector<std::string> image_names(
+        std::string (*parse)(std::string_view) = parse_image_name) const {
         std::vector<std::string> names;
-        for (const auto& text : names_) names.push_back(value_of("image", text, parse_image_name));
+        for (const auto& text : names_) names.push_back(value_of("image", text, parse));
         return names;
     }
 

@@ -37,13 +37,17 @@ void say(std::string_view line) noexcept {
     }
 }
 
+int say_failure(const Failure& failure) noexcept {
+    say(std::string{"qvm: "} + failure.what());
+    if (!failure.hint().empty()) say("hint: " + failure.hint());
+    return failure.exit_status();
+}
+
 int say_failure() noexcept {
     try {
         throw;
     } catch (const Failure& failure) {
-        say(std::string{"qvm: "} + failure.what());
-        if (!failure.hint().empty()) say("hint: " + failure.hint());
-        return failure.exit_status();
+        return say_failure(failure);
     } catch (const std::bad_alloc&) {
         say("qvm: out of memory");
         return status::failed;

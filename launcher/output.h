@@ -13,6 +13,11 @@ std::string printable(std::string_view text);
 /// nowhere to say so.
 void say(std::string_view line) noexcept;
 
+class Failure;
+
+/// What fails, and the hint. The exit status.
+int say_failure(const Failure& failure) noexcept;
+
 /// What a command that threw says; to be called where that is caught. The exit status.
 int say_failure() noexcept;
 

@@ -19,6 +19,7 @@
 #include <system_error>
 
 #include "images/error.h"
+#include "launcher/failure.h"
 #include "launcher/host.h"
 #include "launcher/process.h"
 
@@ -180,7 +181,8 @@ void check_clusters(int fd, const std::string& format) {
         case cannot:
             return;
         case damaged:
-            throw images::Error("damaged image: qemu-img check finds errors");
+            throw Failure("damaged image: qemu-img check finds errors",
+                          format == "qcow2" ? "qemu-img check -r all FILE, on a copy" : "");
         default:
             throw images::Error(images::probe_failure(result.err));
     }

@@ -20,6 +20,7 @@
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
 #include "launcher/privilege.h"
+#include "launcher/pull.h"
 #include "launcher/readiness.h"
 #include "launcher/ssh_key.h"
 #include "launcher/supervisor.h"
@@ -231,13 +232,12 @@ void open_disk(PreparedRun& prepared, const std::optional<Definition>& definitio
     const auto& vm = prepared.options.vm;
     if (!vm.image) return;
     if (prepared.options.persist) refuse_stored(*vm.image, prepared);
-    prepared.image =
-        open_image(*vm.image, prepared.options.persist, vm.kernel.has_value(), vm.trust_backing);
+    prepared.image = open_image(vm, prepared.options.persist);
     if (!definition) return;
     if (prepared.image->facts.virtual_size != definition->virtual_size)
         throw Failure(fmt::format("open image '{}': it has {} bytes, and had {} when VM '{}' was "
                                   "created",
-                                  vm.image->string(), prepared.image->facts.virtual_size,
+                                  vm.image_text(), prepared.image->facts.virtual_size,
                                   definition->virtual_size, definition->name),
                       "the VM's own disk is of no use without that image");
     if (definition->image_modified != 0 &&
@@ -245,7 +245,7 @@ void open_disk(PreparedRun& prepared, const std::optional<Definition>& definitio
         warn(prepared.options,
              fmt::format("image '{}' was written to since VM '{}' was created: what the VM's own "
                          "disk says no longer fits it",
-                         vm.image->string(), definition->name));
+                         vm.image_text(), definition->name));
     prepared.overlay =
         open_own("overlay", DefinitionStore{prepared.directories}.path(definition->name) /
                                 DefinitionStore::overlay_name);
@@ -353,11 +353,15 @@ void add_seed(PreparedRun& prepared, const std::string& id) {
     prepared.drives.push_back({.fd = seed.open_for_reading(), .facts = {}});
 }
 
+/// Whether a VM's image is there, or has to be pulled first.
+enum class ImageIs { here, to_come };
+
 /// Checks all input and decides everything; creates nothing but the VM's directory. A VM that was
 /// created is known by its name alone: the options of a definition are read here. `snapshot` is the
 /// one that the options name, where it is open already.
 PreparedRun prepare(const RunOptions& options, bool created,
-                    std::optional<Snapshot> snapshot = std::nullopt) {
+                    std::optional<Snapshot> snapshot = std::nullopt,
+                    ImageIs image = ImageIs::here) {
     PreparedRun prepared;
     prepared.options = options;
     prepared.directories = find_directories();
@@ -374,7 +378,8 @@ PreparedRun prepare(const RunOptions& options, bool created,
     if (vm.snapshot && !snapshot)
         snapshot.emplace(open_snapshot(*vm.snapshot, prepared.directories));
     if (snapshot) begin_with(std::move(*snapshot), prepared);
-    if (!vm.arch) vm.arch = known_architecture(vm, prepared.directories);
+    UniqueFd image_lock;
+    if (image == ImageIs::here) image_lock = find_image(vm, prepared.directories, !options.dry_run);
     settle_machine(vm, host_architecture());
     check_wait_for(prepared.options);
     const auto host = read_host_facts();
@@ -394,17 +399,13 @@ PreparedRun prepare(const RunOptions& options, bool created,
         if (options.timings_file) check_writable("--timings", *options.timings_file);
         if (options.result_file) check_writable("--result", *options.result_file);
     }
-
-    auto image_lock = find_image(
-        vm, prepared.directories,
-        {.pull = !options.dry_run && !options.persist, .quiet = options.verbosity.quiet});
     const auto id = options.name ? random_id() : free_id(vm, prepared.directories);
     const auto name = options.name.value_or(id_name(vm, id));
     prepared.id = id;
     if (prepared.snapshot) {
         open_disks_of_snapshot(prepared);
     } else {
-        open_disk(prepared, definition);
+        if (image == ImageIs::here) open_disk(prepared, definition);
         image_lock.reset();
         open_drives(prepared);
         note_others(firmware, prepared);
@@ -433,6 +434,26 @@ PreparedRun prepare(const RunOptions& options, bool created,
         add_seed(prepared, id);
     prepared.why_not_kvm = accel.why_not_kvm;
     return prepared;
+}
+
+void pull_image(const images::CatalogueEntry& entry, const VmOptions& vm,
+                const Directories& directories, bool quiet) {
+    if (!quiet) say(fmt::format("qvm: no image '{}' here: pulling it", vm.image->string()));
+    (void)pull(ImageStore{directories.images()}, {.entry = entry, .quiet = quiet});
+}
+
+/// Pulls the image that a run means and that is not here, once all that can be refused without it
+/// would not be.
+void pull_missing(const RunOptions& options) {
+    if (options.dry_run || options.persist) return;
+    const auto directories = find_directories();
+    const auto missing = missing_image(options.vm, directories);
+    if (!missing) return;
+    if (options.warm != RunOptions::Warm::off) (void)warm_machine(options);
+    auto quiet = options;
+    quiet.verbosity.quiet = true;  // what is said is said once
+    (void)prepare(quiet, false, std::nullopt, ImageIs::to_come);
+    pull_image(*missing, options.vm, directories, options.verbosity.quiet);
 }
 
 void write_timings(const RunOptions& options, const Timings& timings) {
@@ -569,6 +590,7 @@ int run_audited(const RunOptions& options, Timings& timings) {
     RunResult result;
     try {
         Background stays;
+        pull_missing(options);
         auto prepared = prepare(options, false);
         audit.expect(prepared.plan);
         result = run_vm(options, std::move(prepared), timings, stays);
@@ -597,6 +619,7 @@ int run(const RunOptions& options, bool created, Timings& timings) {
         if (const auto status = background.fork()) return *status;
     RunResult result;
     try {
+        pull_missing(options);
         result = options.warm == RunOptions::Warm::off
                      ? run_vm(options, prepare(options, created), timings, background)
                      : run_warm(options, timings, background);
@@ -608,6 +631,42 @@ int run(const RunOptions& options, bool created, Timings& timings) {
     }
     return finish(options, result, timings);
 }
+
+/// The definition of a VM with these options, which are checked.
+Definition define(const std::optional<std::string>& name, VmOptions vm,
+                  const Directories& directories, ImageIs image) {
+    settle_machine(vm, host_architecture());
+    check_host(vm, read_host_facts(), true);
+    if (vm.firmware->kind == FirmwareOption::Kind::file)
+        check_readable_file("--firmware", vm.firmware->file);
+    if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
+    if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
+    for (const auto& file : vm.ssh_keys) (void)read_public_keys(file);
+    if (vm.user_data) (void)read_user_data(*vm.user_data);
+    for (const auto& drive : vm.drives) (void)open_drive(drive);
+    for (const auto& volume : vm.volumes) (void)resolve_volume(volume);
+    if (vm.qemu_user) (void)as_account(*vm.qemu_user, has_capabilities());
+    Definition definition;
+    definition.firmware = choose_firmware(vm);
+    definition.name = name ? *name : id_name(vm, free_id(vm, directories));
+    definition.created = timestamp();
+    if (vm.image && image == ImageIs::here) {
+        const auto opened = open_image(vm, false);
+        definition.virtual_size = opened.facts.virtual_size;
+        definition.image_modified = opened.known.front().modified;
+    }
+    make_absolute(vm);
+    definition.vm = std::move(vm);
+    return definition;
+}
+
+/// A name that no other VM begins with meanwhile: a throw-away one may have it just now.
+struct Reservation {
+    BlockedSignals blocked;  ///< nothing is left half made by one
+    VmDirectory directory;
+
+    Reservation(const std::filesystem::path& run, const std::string& name) : directory(run, name) {}
+};
 
 }  // namespace
 
@@ -631,34 +690,16 @@ int start(const StartOptions& options, Timings& timings) {
 
 int create(const CreateOptions& options) {
     const auto directories = find_directories();
-    Definition definition;
-    definition.vm = options.vm;
-    auto& vm = definition.vm;
-    if (!vm.arch) vm.arch = known_architecture(vm, directories);
-    settle_machine(vm, host_architecture());
-    check_host(vm, read_host_facts(), true);
-    if (vm.firmware->kind == FirmwareOption::Kind::file)
-        check_readable_file("--firmware", vm.firmware->file);
-    if (vm.kernel) check_readable_file("--kernel", *vm.kernel);
-    if (vm.initrd) check_readable_file("--initrd", *vm.initrd);
-    for (const auto& file : vm.ssh_keys) (void)read_public_keys(file);
-    if (vm.user_data) (void)read_user_data(*vm.user_data);
-    for (const auto& drive : vm.drives) (void)open_drive(drive);
-    for (const auto& volume : vm.volumes) (void)resolve_volume(volume);
-    if (vm.qemu_user) (void)as_account(*vm.qemu_user, has_capabilities());
-    definition.firmware = choose_firmware(vm);
-    const auto image_lock = find_image(vm, directories, {});
-    make_absolute(vm);
-    if (vm.image) {
-        const auto image = open_image(*vm.image, false, vm.kernel.has_value(), vm.trust_backing);
-        definition.virtual_size = image.facts.virtual_size;
-        definition.image_modified = image.known.front().modified;
+    auto vm = options.vm;
+    if (const auto missing = missing_image(vm, directories)) {
+        const auto name = define(options.name, vm, directories, ImageIs::to_come).name;
+        DefinitionStore{directories}.check_free(name);
+        (void)Reservation{directories.run, name};
+        pull_image(*missing, vm, directories, false);
     }
-    definition.name = options.name ? *options.name : id_name(vm, free_id(vm, directories));
-    definition.created = timestamp();
-    const BlockedSignals blocked;  // nothing is left half made by one
-    // A throw-away VM may have the name just now.
-    const VmDirectory reserved{directories.run, definition.name};
+    const auto image_lock = find_image(vm, directories, true);
+    const auto definition = define(options.name, std::move(vm), directories, ImageIs::here);
+    const Reservation reserved{directories.run, definition.name};
     DefinitionStore{directories}.add(definition);
     announce(directories, "created", definition.name);
     print(definition.name + "\n");

@@ -131,15 +131,15 @@ void check_files(const fs::path& directory, const Manifest& manifest) {
 /// from now on by what this file system says of them.
 void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
     if (image && !manifest.image.empty()) {
-        const auto here =
-            open_image(*image, false, manifest.vm.kernel.has_value(), manifest.vm.trust_backing);
+        manifest.vm.image = image;
+        manifest.vm.image_name.reset();
+        const auto here = open_image(manifest.vm, false);
         if (here.known.size() != manifest.image.size())
             throw Failure(fmt::format("it needs a chain of {} images, and '{}' is one of {}",
                                       manifest.image.size(), image->string(), here.known.size()));
         for (std::size_t i = 0; i < here.known.size(); ++i)
             manifest.image[i].path = fs::absolute(here.known[i].path);
         manifest.vm.image = manifest.image.front().path;
-        manifest.vm.image_name.reset();
     }
     for (auto* known : {&manifest.image, &manifest.others})
         for (auto& file : *known) {

@@ -374,6 +374,15 @@ std::string parse_image_name(std::string_view text) {
     return std::string{text};
 }
 
+std::string parse_image_reference(std::string_view text) {
+    constexpr std::string_view prefix = "sha256:";
+    constexpr std::size_t longest = prefix.size() + 64;
+    if (text.starts_with(prefix) && text.size() <= longest &&
+        text.find_first_not_of("0123456789abcdef", prefix.size()) == std::string_view::npos)
+        return std::string{text};
+    return parse_image_name(text);
+}
+
 std::vector<std::string> parse_packages(std::string_view text) {
     constexpr std::string_view others = "+-.:=~";
     const auto is_allowed = [&](unsigned char c) {

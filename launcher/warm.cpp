@@ -315,10 +315,7 @@ void evict(const SnapshotStore& store, std::uint64_t limit) {
 
 /// Throws Failure for what --warm cannot save.
 WarmFacts read_facts(const RunOptions& options, const Directories& directories) {
-    auto vm = warm_boot(options, "").vm;
-    settle_machine(vm, host_architecture());
-    if (const auto why = why_not_saved(vm, false); !why.empty())
-        throw Failure(fmt::format("{}: {}", what, why));
+    const auto vm = warm_machine(options);
     const auto qemu = find_program(machine_of(*vm.arch).qemu);
     const auto firmware =
         has_uefi(vm) ? find_firmware(*vm.arch, vm.secure_boot) : std::optional<Firmware>{};
@@ -373,11 +370,18 @@ RunOptions warm_boot(const RunOptions& options, const std::string& name) {
     return boot;
 }
 
+VmOptions warm_machine(const RunOptions& options) {
+    auto vm = warm_boot(options, "").vm;
+    settle_machine(vm, host_architecture());
+    if (const auto why = why_not_saved(vm, false); !why.empty())
+        throw Failure(fmt::format("{}: {}", what, why));
+    return vm;
+}
+
 WarmStart warm_start(RunOptions options, const Boot& boot) {
     const auto directories = find_directories();
     const auto limit = limit_in_bytes();
-    if (!options.vm.arch) options.vm.arch = known_architecture(options.vm, directories);
-    (void)find_image(options.vm, directories, {.quiet = options.verbosity.quiet});
+    (void)find_image(options.vm, directories, true);
     const auto key = warm_key(options, read_facts(options, directories));
     const SnapshotStore store{directories.warm()};
     const Turn turn{store, key, options.verbosity.quiet};

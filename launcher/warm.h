@@ -28,6 +28,9 @@ std::string warm_key(const RunOptions& options, const WarmFacts& facts);
 /// The options for the run whose machine is saved: nothing that is of one run alone. Pure.
 RunOptions warm_boot(const RunOptions& options, const std::string& name);
 
+/// The machine that such a run has saved. Throws Failure where it cannot be.
+VmOptions warm_machine(const RunOptions& options);
+
 /// What a run with --warm begins with.
 struct WarmStart {
     RunOptions options;                  ///< of the run that goes on from there

@@ -132,6 +132,25 @@ TEST_CASE("no firmware of another machine, and none without the keys") {
     CHECK(chosen(all, Architecture::aarch64, false) == "no-keys");
 }
 
+TEST_CASE("a descriptor that cannot be read hides no other") {
+    const Temporary base;
+    const auto find = [&](Architecture architecture) {
+        return find_firmware(architecture, false, {base.path / "descriptors"});
+    };
+    auto object = example();
+    for (const auto* key : {"executable", "nvram-template"})
+        mapping_of(object)[key].as_object()["filename"] = (base.path / "code").string();
+    write(base.path / "code", "");
+    write(base.path / "descriptors/50-whole.json", json::serialize(object));
+    CHECK(!find(Architecture::aarch64));
+    write(base.path / "descriptors/40-broken.json", "{");
+    fs::create_symlink(base.path / "none", base.path / "descriptors/60-dangling.json");
+    REQUIRE(find(Architecture::x86_64));
+    CHECK(find(Architecture::x86_64)->code == base.path / "code");
+    // It may be the one.
+    CHECK_THROWS_WITH(find(Architecture::aarch64), Catch::Contains("60-dangling.json': No such"));
+}
+
 TEST_CASE("descriptors count by name, and the host's hide the distribution's") {
     const Temporary base;
     const auto usr = base.path / "usr", etc = base.path / "etc", home = base.path / "home";

@@ -94,6 +94,49 @@ TEST_CASE("an image is kept once, under all its names") {
     CHECK(store.digests().size() == 2);
 }
 
+TEST_CASE("a draft replaces nothing where it has to be new") {
+    const Temporary directory;
+    const auto file = directory.path / "file";
+    ImageDraft one{directory.path}, other{directory.path};
+    CHECK(one.move_to_new(file));
+    const auto inode = inode_of(file);
+    CHECK(!other.move_to_new(file));
+    CHECK(inode_of(file) == inode);
+    CHECK(fs::exists(other.path()));
+}
+
+TEST_CASE("what is wrong with an image is told") {
+    const Temporary directory;
+    const ImageStore store{directory.path / "image"};
+    add(store, "one", "abc");
+    const auto digest = images::checksum("abc");
+    CHECK(store.damage_of(digest).empty());
+    fs::permissions(store.blob(digest), fs::perms::owner_all);
+    std::ofstream{store.blob(digest)} << "xyz";
+    CHECK(store.damage_of(digest) == "its file has become another");
+    store.remove_blob(digest);
+    CHECK(store.damage_of(digest) == "its file is gone");
+    fs::create_directory(store.blob(digest));
+    CHECK(store.damage_of(digest) == "its file cannot be read: Is a directory");
+}
+
+TEST_CASE("a record that cannot be read hides no other") {
+    const Temporary directory;
+    const ImageStore store{directory.path / "image"};
+    add(store, "one", "abc");
+    add(store, "two", "abc");
+    std::ofstream{directory.path / "image/name/broken"} << "{";
+    const auto records = store.records();
+    CHECK(records.names_of(images::checksum("abc")) == std::vector<std::string>{"one", "two"});
+    REQUIRE(records.broken.size() == 1);
+    CHECK(records.broken.at("broken").what() ==
+          std::string{"image 'broken': its record is not a JSON object"});
+    CHECK(records.broken.at("broken").hint() == "qvm image rm broken");
+    CHECK(store.has("broken"));
+    CHECK(!store.has("../name/one"));
+    CHECK(!store.find("../name/one"));
+}
+
 TEST_CASE("an image that was damaged is made whole when it is added again") {
     const Temporary directory;
     const ImageStore store{directory.path / "image"};

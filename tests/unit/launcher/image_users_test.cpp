@@ -25,10 +25,14 @@ struct Host : Temporary {
         return record.digest;
     }
 
+    /// The names of those that one is not removed for.
+    [[nodiscard]] std::vector<std::string> in_the_way(const std::string& digest, bool force) const {
+        return names_of(image_users(directories, store).in_the_way(digest, force));
+    }
+
     [[nodiscard]] std::vector<std::string> users_of(const std::string& digest) const {
         std::vector<std::string> names;
-        auto users = image_users(directories, store, Unreadable::is_passed_over);
-        for (const auto& user : users[digest])
+        for (const auto& user : image_users(directories, store).of(digest))
             names.push_back((user.needs_it() ? "needed by " : "") + to_string(user));
         return names;
     }
@@ -51,23 +55,42 @@ TEST_CASE("who uses an image of the store, whatever way a path leads to it") {
     CHECK(host.users_of(other) == std::vector<std::string>{"needed by vm"});
 }
 
-TEST_CASE("of a VM that cannot be read nobody knows what it uses") {
+TEST_CASE("what cannot be read may use any image") {
+    using Names = std::vector<std::string>;
     const Host host;
+    const auto digest = host.add("one");
     Definition definition;
     definition.name = "vm";
     const DefinitionStore store{host.directories};
     store.add(definition);
-    write_file(store.path("vm") / "definition.json", R"({"version": 99})");
-    CHECK(image_users(host.directories, host.store, Unreadable::is_passed_over).empty());
-    CHECK_THROWS_AS(image_users(host.directories, host.store, Unreadable::is_an_error), Failure);
+    CHECK(host.in_the_way(digest, false).empty());
+    const auto file = store.path("vm") / "definition.json";
+    write_file(file, R"({"version": 99})");
+    CHECK(host.users_of(digest).empty());
+    CHECK(host.in_the_way(digest, false) == Names{"vm"});
+    CHECK(host.in_the_way(digest, true) == Names{"vm"});
+    const auto users = image_users(host.directories, host.store);
+    REQUIRE(users.unreadable.size() == 1);
+    CHECK(users.unreadable.front().unreadable ==
+          "read '" + file.string() + "': has version 99; this qvm knows 1");
     fs::remove_all(store.path("vm"));
     for (const auto& directory : {host.directories.warm(), host.directories.snapshots()}) {
-        CHECK(image_users(host.directories, host.store, Unreadable::is_an_error).empty());
+        CHECK(host.in_the_way(digest, false).empty());
         SnapshotDraft draft{directory, "ready"};
         write_file(draft.path() / snapshot_files::manifest, "{}");
         draft.keep();
     }
-    CHECK_THROWS_AS(image_users(host.directories, host.store, Unreadable::is_an_error), Failure);
+    CHECK(host.in_the_way(digest, true) == Names{"snapshot:ready"});
+}
+
+TEST_CASE("of a VM that runs, and says nothing that can be read, nobody knows what it uses") {
+    const Host host;
+    const auto digest = host.add("one");
+    const VmDirectory vm{host.directories.run, "vm"};
+    write_file(vm.path() / "state.json", R"({"name": "vm", "spec": {"memory_mib": "much"}})");
+    CHECK(host.users_of(digest).empty());
+    CHECK(host.in_the_way(digest, false) == std::vector<std::string>{"vm"});
+    CHECK(host.in_the_way(digest, true).empty());
 }
 
 TEST_CASE("snapshots and warm starts use what was beneath them") {
@@ -81,4 +104,5 @@ TEST_CASE("snapshots and warm starts use what was beneath them") {
         draft.keep();
     }
     CHECK(host.users_of(digest) == std::vector<std::string>{"needed by snapshot:ready", "--warm"});
+    CHECK(host.in_the_way(digest, false) == std::vector<std::string>{"snapshot:ready"});
 }
