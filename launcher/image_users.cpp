@@ -119,9 +119,11 @@ ImageUsers image_users(const Directories& directories, const ImageStore& store) 
     Users users{store};
     const DefinitionStore definitions{directories};
     // Those that run come first: what one of them leaves when it ends meanwhile is seen then.
-    for (const auto& vm : read_vms(directories.run))
-        users.add({Kind::running, vm.text("name")}, [&](const auto& add) {
-            const auto* spec = vm.json().if_contains("spec");
+    for (const auto& name : living_vms(directories.run))
+        users.add({Kind::running, name}, [&](const auto& add) {
+            const auto vm = read_vm(directories.run, name);
+            if (!vm) return;  // it has ended
+            const auto* spec = vm->json().if_contains("spec");
             if (spec == nullptr || !spec->is_object()) throw Failure("its state has no 'spec'");
             files_of(vm_options_from(spec->get_object()), add);
         });

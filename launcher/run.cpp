@@ -442,8 +442,8 @@ void pull_image(const images::CatalogueEntry& entry, const VmOptions& vm,
     (void)pull(ImageStore{directories.images()}, {.entry = entry, .quiet = quiet});
 }
 
-/// Pulls the image that a run means and that is not here, once all that can be refused without it
-/// would not be.
+/// Pulls the image that a run means and that is not here. What can be refused without it is refused
+/// first.
 void pull_missing(const RunOptions& options) {
     if (options.dry_run || options.persist) return;
     const auto directories = find_directories();

@@ -87,10 +87,18 @@ TEST_CASE("of a VM that runs, and says nothing that can be read, nobody knows wh
     const Host host;
     const auto digest = host.add("one");
     const VmDirectory vm{host.directories.run, "vm"};
-    write_file(vm.path() / "state.json", R"({"name": "vm", "spec": {"memory_mib": "much"}})");
-    CHECK(host.users_of(digest).empty());
-    CHECK(host.in_the_way(digest, false) == std::vector<std::string>{"vm"});
-    CHECK(host.in_the_way(digest, true).empty());
+    const auto check = [&] {
+        CHECK(host.users_of(digest).empty());
+        CHECK(host.in_the_way(digest, false) == std::vector<std::string>{"vm"});
+        CHECK(host.in_the_way(digest, true).empty());
+    };
+    const auto state = vm.path() / "state.json";
+    write_file(state, R"({"name": "vm", "spec": {"memory_mib": "much"}})");
+    check();
+    fs::remove(state);
+    fs::create_directory(state);
+    check();
+    fs::remove(state);
 }
 
 TEST_CASE("snapshots and warm starts use what was beneath them") {
