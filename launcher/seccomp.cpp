@@ -93,8 +93,10 @@ constexpr Filter filter_for(std::uint32_t pid) {
     filter.add(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
     filter.add(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr));
 #ifdef __x86_64__
+    // -1 is a call that a tracer has taken out.
     constexpr std::uint32_t first_of_x32 = 0x40000000;
-    filter.add(BPF_JMP | BPF_JGE | BPF_K, first_of_x32, 0, 1);
+    filter.add(BPF_JMP | BPF_JGE | BPF_K, first_of_x32, 0, 2);
+    filter.add(BPF_JMP | BPF_JEQ | BPF_K, ~0U, 1, 0);
     filter.add(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 #endif
     for (const auto call : refused_calls) filter.answer(call, refused);
