@@ -1,7 +1,5 @@
 #include "images/build_steps.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
@@ -50,19 +48,6 @@ TemporaryDirectory::TemporaryDirectory(const fs::path& parent) : path_(make_dire
 TemporaryDirectory::~TemporaryDirectory() {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
-}
-
-PendingFile::PendingFile(fs::path final_path)
-    : final_path_(std::move(final_path)),
-      path_(final_path_.string() + "." + std::to_string(getpid()) + ".tmp") {
-    if (!std::ofstream(path_)) {
-        throw std::system_error(errno, std::generic_category(), "create " + path_.string());
-    }
-}
-
-PendingFile::~PendingFile() {
-    std::error_code ignored;
-    fs::remove(path_, ignored);
 }
 
 void write_file(const fs::path& path, std::string_view bytes) {

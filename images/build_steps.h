@@ -28,23 +28,6 @@ class TemporaryDirectory {
     std::filesystem::path path_;
 };
 
-/// A file beside its final place, gone again unless it was moved there.
-class PendingFile {
-  public:
-    /// Throws std::system_error.
-    explicit PendingFile(std::filesystem::path final_path);
-    ~PendingFile();
-    PendingFile(const PendingFile&) = delete;
-    PendingFile& operator=(const PendingFile&) = delete;
-
-    const std::filesystem::path& path() const { return path_; }
-    void commit() const { std::filesystem::rename(path_, final_path_); }
-
-  private:
-    std::filesystem::path final_path_;
-    std::filesystem::path path_;
-};
-
 /// Throws Error.
 void write_file(const std::filesystem::path& path, std::string_view bytes);
 

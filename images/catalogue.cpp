@@ -6,14 +6,13 @@
 
 #include "images/catalogue_text.h"
 #include "images/error.h"
+#include "images/url.h"
 
 namespace qvm::images {
 
 namespace json = boost::json;
 
 namespace {
-
-constexpr std::size_t longest_name = 64;
 
 bool is_word(char c) {
     return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
@@ -75,11 +74,6 @@ CatalogueEntry entry_in(const json::value& value, const std::string& number) {
 }
 
 }  // namespace
-
-bool is_url(std::string_view text) {
-    return text.starts_with("http://") || text.starts_with("https://") ||
-           text.starts_with("file:///");
-}
 
 bool is_image_name(std::string_view text) {
     const auto colon = text.find(':');

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -7,15 +8,15 @@
 
 namespace qvm::images {
 
+/// Characters of an image's name.
+inline constexpr std::size_t longest_name = 64;
+
 /// Whether a text may name an image: "debian:12", "my-image". What is a path has a slash, or begins
 /// with a dot. Pure.
 bool is_image_name(std::string_view text);
 
 /// A name for an image that has none, of its file's: without what that ends in. Pure.
 std::string image_name_of(std::string_view file);
-
-/// Whether it is one that an image is pulled from: http, https or file.
-bool is_url(std::string_view text);
 
 /// Where an image of that name comes from.
 struct CatalogueEntry {

@@ -22,10 +22,12 @@ std::vector<std::string_view> words_of(std::string_view line) {
     return words;
 }
 
-/// By its length.
-std::optional<Checksum> checksum_in(std::string_view word) {
+/// By the name of its algorithm, or, where there is none, by its length.
+std::optional<Checksum> checksum_in(std::string_view word, std::string_view algorithm) {
+    if (algorithm.empty()) algorithm = word.size() == 64 ? "SHA256" : "SHA512";
+    if (algorithm != "SHA256" && algorithm != "SHA512") return std::nullopt;
     try {
-        const auto* kind = word.size() == 64 ? "sha256:" : "sha512:";
+        const auto* kind = algorithm == "SHA256" ? "sha256:" : "sha512:";
         return parse_checksum(kind + std::string{word});
     } catch (const Error&) {
         return std::nullopt;
@@ -44,7 +46,8 @@ struct Line {
 std::optional<Line> parse_line(std::string_view line) {
     const auto words = words_of(line);
     if (words.empty() || words.size() > 4) return std::nullopt;
-    const auto checksum = checksum_in(words.size() == 4 ? words.back() : words.front());
+    const auto checksum =
+        words.size() == 4 ? checksum_in(words[3], words[0]) : checksum_in(words[0], {});
     if (!checksum) return std::nullopt;
     if (words.size() == 1) return Line{*checksum, {}};
     auto file = words[1];

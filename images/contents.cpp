@@ -215,10 +215,15 @@ std::string format_of(std::string_view first) {
     return "raw";
 }
 
+bool has_boot_signature(std::string_view first) {
+    return first.size() == sector_size && first.ends_with("\x55\xaa");
+}
+
 void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
     struct Claim {
         std::string_view magic;
         const char* reason;
+        std::size_t offset = 0;
     };
     static constexpr std::array claims{
         Claim{qcow2_magic, "it is a qcow2 image, not a raw one"},
@@ -229,7 +234,9 @@ void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
               "it is compressed (qvm image import unpacks it)"},
         Claim{{"\x28\xb5\x2f\xfd", 4}, "it is compressed (qvm image import unpacks it)"},
         Claim{{"BZh", 3}, "it is compressed (bunzip2 it first)"},
-        Claim{{"PK\x03\x04", 4}, "it is a zip archive"},
+        Claim{{"PK\x03\x04", 4}, "it is a zip archive (unzip it, and import the disk in it)"},
+        Claim{"ustar", "it is a tar archive, as an OVA is (tar -xf it, and import the disk in it)",
+              257},
         Claim{{"\x7f"
                "ELF",
                4},
@@ -237,15 +244,16 @@ void check_raw(int fd, std::uint64_t file_size, bool has_kernel) {
     };
     const auto first = read_at(fd, 0, sector_size);
     for (const auto& claim : claims) {
-        if (first.starts_with(claim.magic)) throw Error(claim.reason);
+        if (first.size() < claim.offset) continue;
+        if (first.substr(claim.offset).starts_with(claim.magic)) throw Error(claim.reason);
     }
     if (file_size == 0) throw Error("not a disk image: it is empty");
     if (file_size % sector_size != 0 || first.size() < sector_size) {
         throw Error("not a disk image: its size is not a multiple of 512 bytes");
     }
-    if (!has_kernel && !first.ends_with("\x55\xaa")) {
-        throw Error("not a disk image: it has no boot signature");
-    }
+    if (has_kernel || has_boot_signature(first)) return;
+    check_no_cd(fd);
+    throw Error("not a disk image: it has no boot signature");
 }
 
 }  // namespace
@@ -269,6 +277,13 @@ bool is_whole_disk(std::string_view first) {
         return big_endian(first, backing_offset, 8) == 0;
     }
     return format == "qcow2" || format == "raw";
+}
+
+void check_no_cd(int fd) {
+    constexpr std::string_view magic = "CD001";
+    if (read_at(fd, 16 * 2048 + 1, magic.size()) != magic) return;
+    if (has_boot_signature(read_at(fd, 0, sector_size))) return;
+    throw Error("it is the image of a CD, not of a disk (--drive FILE:ro gives it to a guest)");
 }
 
 void check_contents(int fd, const ImageInfo& info, bool has_kernel) {

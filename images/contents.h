@@ -23,11 +23,16 @@ std::string check_header(int fd, bool trust_backing);
 /// format than qcow2 and raw, and has no backing file. Pure.
 bool is_whole_disk(std::string_view first);
 
+/// Throws Error if the file holds an ISO 9660 image that is no disk as well (most that install a
+/// system are). `fd` as above.
+void check_no_cd(int fd);
+
 /// Throws Error if what the file holds is not what `info` says: a raw disk has whole sectors of
 /// 512 bytes, is no archive and no qcow2, and, unless the guest gets its kernel from outside
-/// (`has_kernel`), has a boot signature; a qcow2 image reaches as far as its refcounts say (QEMU
-/// docs/interop/qcow2.txt). Reads are bounded (tens of MiB at worst, a few KiB as a rule). `fd` is
-/// borrowed, open for reading; its offset stays. Throws std::system_error if it cannot be read.
+/// (`has_kernel`), has a boot signature and is no CD; a qcow2 image reaches as far as its refcounts
+/// say (QEMU docs/interop/qcow2.txt). Reads are bounded (tens of MiB at worst, a few KiB as a
+/// rule). `fd` is borrowed, open for reading; its offset stays. Throws std::system_error if it
+/// cannot be read.
 void check_contents(int fd, const ImageInfo& info, bool has_kernel);
 
 }  // namespace qvm::images

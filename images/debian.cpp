@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <set>
 
 #include "images/boot_disk.h"
 #include "images/debian_steps.h"
 #include "images/error.h"
+#include "images/exported_file.h"
 
 namespace qvm::images {
 namespace {
@@ -118,26 +120,42 @@ void install_packages(const fs::path& directory, const DebianOptions& options, c
                 (reason.empty() ? "status " + std::to_string(result.status) : reason));
 }
 
+// A path in the tree, and not where a link that a package has there leads on the host.
+fs::path in_tree(const fs::path& tree, const fs::path& relative) {
+    fs::path directory;
+    for (const auto& part : relative.parent_path()) {
+        directory /= part;
+        if (fs::is_symlink(tree / directory)) {
+            throw Error("a package has made /" + directory.string() + " a link");
+        }
+    }
+    return tree / relative;
+}
+
 // What each guest makes for itself, or has no use for.
 void tidy(const fs::path& tree) {
-    fs::remove(tree / "etc/apt/apt.conf.d/99mmdebstrap");
-    for (const auto& entry : fs::directory_iterator(tree / "etc/ssh")) {
+    fs::remove(in_tree(tree, "etc/apt/apt.conf.d/99mmdebstrap"));
+    for (const auto& entry : fs::directory_iterator(in_tree(tree, "etc/ssh/"))) {
         if (entry.path().filename().string().starts_with("ssh_host_")) fs::remove(entry.path());
     }
     for (const auto& link : debian_links) {
-        const auto path = tree / link.path;
+        const auto path = in_tree(tree, link.path);
         fs::create_directories(path.parent_path());
         fs::remove(path);
         fs::create_symlink(link.text, path);
     }
 }
 
-// boot/vmlinuz-VERSION, boot/initrd.img-VERSION.
-fs::path boot_file(const fs::path& tree, const std::string& prefix) {
-    for (const auto& entry : fs::directory_iterator(tree / "boot")) {
-        if (entry.path().filename().string().starts_with(prefix)) return entry.path();
+void copy_boot_files(const fs::path& tree, const fs::path& to) {
+    const auto boot = in_tree(tree, "boot/");
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(boot)) {
+        if (!entry.is_symlink()) names.insert(entry.path().filename());
     }
-    throw Error("there is no " + prefix + "* among the packages' files");
+    const auto version = newest_kernel(names);
+    if (!version) throw Error("there is no kernel with an initramfs among the packages' files");
+    fs::copy_file(boot / ("vmlinuz-" + *version), to / "vmlinuz");
+    fs::copy_file(boot / ("initrd.img-" + *version), to / "initrd");
 }
 
 // Room for the files, and as much again for the guest's own.
@@ -146,7 +164,7 @@ std::uint32_t sectors_for(const fs::path& tree) {
     std::uint64_t size = 0;
     for (const auto& entry : fs::recursive_directory_iterator(tree)) {
         size += block;
-        if (entry.is_regular_file() && !entry.is_symlink()) size += entry.file_size();
+        if (fs::is_regular_file(entry.symlink_status())) size += entry.file_size();
     }
     const auto root = std::max(least_root, 2 * size);
     const auto sectors = boot_end + root / sector_size / 2048 * 2048;
@@ -155,8 +173,7 @@ std::uint32_t sectors_for(const fs::path& tree) {
 }
 
 fs::path make_disk(const fs::path& directory, const fs::path& tree, const Runner& run) {
-    fs::copy_file(boot_file(tree, "vmlinuz-"), directory / "vmlinuz");
-    fs::copy_file(boot_file(tree, "initrd.img-"), directory / "initrd");
+    copy_boot_files(tree, directory);
     const BootDisk spec{.sectors = sectors_for(tree),
                         .boot_end = boot_end,
                         .append =
@@ -174,7 +191,7 @@ fs::path make_disk(const fs::path& directory, const fs::path& tree, const Runner
 
 }  // namespace
 
-const std::vector<DebianTool> debian_tools{
+const std::vector<BuildTool> debian_tools{
     {"mmdebstrap", "mmdebstrap"}, {"apt-get", "apt"},
     {"unshare", "util-linux"},    {"mformat", "mtools"},
     {"syslinux", "syslinux"},     {"mke2fs", "e2fsprogs"},
@@ -183,7 +200,7 @@ const std::vector<DebianTool> debian_tools{
 
 void build_debian(const fs::path& output, const fs::path& work, const DebianOptions& options,
                   const Runner& run, const Progress& progress) {
-    const PendingFile pending(fs::absolute(output));
+    const ExportedFile file(output, 0666);
     const TemporaryDirectory directory(work);
     const auto tree = directory.path() / "tree";
     install_packages(directory.path(), options, tree, run, progress);
@@ -191,8 +208,8 @@ void build_debian(const fs::path& output, const fs::path& work, const DebianOpti
     progress("writing the disk");
     const auto disk = make_disk(directory.path(), tree, run);
     progress("converting it to qcow2");
-    convert_to_qcow2(disk, pending.path(), false, run);
-    pending.commit();
+    convert_to_qcow2(disk, file.path(), false, run);
+    file.keep();
 }
 
 }  // namespace qvm::images

@@ -13,12 +13,8 @@ struct DebianOptions {
     std::string suite;                  ///< empty: the host's
 };
 
-/// A program that build_debian() runs, or a file that it reads, and Debian's package that has it.
-struct DebianTool {
-    const char* name;  ///< of a file: its path
-    const char* package;
-};
-extern const std::vector<DebianTool> debian_tools;
+/// What build_debian() needs.
+extern const std::vector<BuildTool> debian_tools;
 
 /// Builds a Debian guest, a bootable qcow2 disk, at `output` (replaced in one step once it is
 /// whole; untouched if anything fails): systemd, cloud-init, an ssh server, QEMU's guest agent, and

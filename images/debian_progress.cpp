@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <charconv>
+#include <cstring>
 #include <sstream>
 
 #include "images/debian_steps.h"
@@ -14,6 +16,12 @@ unsigned number_at(std::string_view text) {
     unsigned number = 0;
     std::from_chars(text.data(), text.data() + text.size(), number);
     return number;
+}
+
+bool is_older(std::string one, std::string other) {
+    // What is behind a tilde comes before what has none (deb-version(7)).
+    for (auto* version : {&one, &other}) std::ranges::replace(*version, '~', '\1');
+    return strverscmp(one.c_str(), other.c_str()) < 0;
 }
 
 }  // namespace
@@ -72,6 +80,18 @@ std::optional<std::string> source_of_suite(std::string_view targets, const std::
         }
     }
     return std::nullopt;
+}
+
+std::optional<std::string> newest_kernel(const std::set<std::string>& names) {
+    constexpr std::string_view prefix = "vmlinuz-";
+    std::optional<std::string> newest;
+    for (const auto& name : names) {
+        if (!name.starts_with(prefix)) continue;
+        const auto version = name.substr(prefix.size());
+        if (!names.contains("initrd.img-" + version)) continue;
+        if (!newest || is_older(*newest, version)) newest = version;
+    }
+    return newest;
 }
 
 }  // namespace qvm::images

@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -39,6 +40,10 @@ std::string debian_error(std::string_view standard_error);
 /// suite: the apt source for that from the same place, "deb URI SUITE main". Nothing where none of
 /// the host's is a distribution's own. Pure.
 std::optional<std::string> source_of_suite(std::string_view targets, const std::string& suite);
+
+/// The version of the newest kernel in /boot, of the names there, that has an initramfs:
+/// vmlinuz-VERSION, initrd.img-VERSION. Pure.
+std::optional<std::string> newest_kernel(const std::set<std::string>& names);
 
 /// A file of the guest's, by its path in the tree.
 struct DebianFile {

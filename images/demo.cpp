@@ -2,6 +2,7 @@
 
 #include "images/boot_disk.h"
 #include "images/demo_steps.h"
+#include "images/exported_file.h"
 
 namespace qvm::images {
 namespace {
@@ -27,11 +28,20 @@ DemoMachine demo_machine(DemoArchitecture architecture) {
             .bios = true};
 }
 
+std::vector<BuildTool> demo_tools(DemoArchitecture architecture) {
+    std::vector<BuildTool> tools{
+        {"dpkg", "dpkg"}, {"apt-get", "apt"}, {"mformat", "mtools"}, {"qemu-img", "qemu-utils"}};
+    if (demo_machine(architecture).bios) {
+        tools.insert(tools.end(), {{"syslinux", "syslinux"}, {boot_code, "syslinux-common"}});
+    }
+    return tools;
+}
+
 void build_demo(const fs::path& output, DemoArchitecture architecture,
                 const fs::path& package_cache, const Runner& run, const Progress& progress) {
     const auto machine = demo_machine(architecture);
     const TemporaryDirectory work(fs::temp_directory_path());
-    const PendingFile pending(fs::absolute(output));
+    const ExportedFile disk(output, 0666);
 
     const auto packages = download_packages(
         package_cache.empty() ? work.path() : fs::absolute(package_cache), machine, run, progress);
@@ -51,8 +61,8 @@ void build_demo(const fs::path& output, DemoArchitecture architecture,
                         .efi = machine.efi,
                         .bios = machine.bios},
                        run);
-    convert_to_qcow2(raw, pending.path(), true, run);
-    pending.commit();
+    convert_to_qcow2(raw, disk.path(), true, run);
+    disk.keep();
 }
 
 }  // namespace qvm::images

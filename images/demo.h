@@ -1,6 +1,7 @@
 #pragma once
 
 #include <filesystem>
+#include <vector>
 
 #include "images/runner.h"
 
@@ -8,6 +9,9 @@ namespace qvm::images {
 
 /// By Debian's names.
 enum class DemoArchitecture { amd64, arm64 };
+
+/// What build_demo() needs.
+std::vector<BuildTool> demo_tools(DemoArchitecture architecture);
 
 /// Builds the demo guest, a bootable qcow2 disk of about 15 MB, at `output` (replaced in one step
 /// once it is whole; untouched if anything fails). UEFI boots it, and a PC's BIOS, too. It is made
@@ -18,9 +22,7 @@ enum class DemoArchitecture { amd64, arm64 };
 /// existing directory), so that a second build needs no network. Everything temporary lies in the
 /// system's temporary directory and beside `output`, and is removed on every path.
 ///
-/// Programs that it runs, by `run`: dpkg, apt-get, apt-cache, mformat and mcopy (Debian: mtools),
-/// syslinux (syslinux, and mbr.bin of syslinux-common), qemu-img. Takes seconds; `progress` is told
-/// what it is at. Throws Error or std::system_error.
+/// Takes seconds; `progress` is told what it is at. Throws Error or std::system_error.
 void build_demo(const std::filesystem::path& output, DemoArchitecture architecture,
                 const std::filesystem::path& package_cache, const Runner& run,
                 const Progress& progress);

@@ -29,6 +29,12 @@ struct CommandResult {
 /// Runs a command to its end. This library spawns nothing by itself: the launcher brings this.
 using Runner = std::function<CommandResult(const Command&)>;
 
+/// A program that a build runs, or a file that it reads, and Debian's package that has it.
+struct BuildTool {
+    const char* name;  ///< of a file: its path
+    const char* package;
+};
+
 /// Is told, in a few words, what a long operation does next ("downloading packages").
 using Progress = std::function<void(std::string_view)>;
 

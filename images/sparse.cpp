@@ -120,8 +120,9 @@ std::uint64_t space_of(int fd) {
     return static_cast<std::uint64_t>(status_of(fd).st_blocks) * 512;
 }
 
-void write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
+std::uint64_t write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
     const auto size = static_cast<off_t>(bytes.size());
+    std::uint64_t written = 0;
     const auto has_data = [&](off_t at) {
         return at < size &&
                !is_zero(bytes.data() + at, static_cast<std::size_t>(std::min(page, size - at)));
@@ -130,10 +131,12 @@ void write_sparse(int to, std::string_view bytes, std::uint64_t offset) {
         off_t end = begin;
         while (has_data(end)) end += page;
         if (end == begin) continue;
-        write_all(to, bytes.data() + begin, std::min(end, size) - begin,
-                  static_cast<off_t>(offset) + begin);
+        const auto length = std::min(end, size) - begin;
+        write_all(to, bytes.data() + begin, length, static_cast<off_t>(offset) + begin);
+        written += static_cast<std::uint64_t>(length);
         begin = end;  // which is no data
     }
+    return written;
 }
 
 void fill_sparse(int from, int to, const std::stop_token& stopped) {

@@ -38,9 +38,9 @@ void copy_sparse(int from, int to, Hash& hash, const BytesDone& done);
 /// Gives `hash` all that is in a file, holes as zeros. Throws std::system_error.
 void hash_file(int fd, Hash& hash, const BytesDone& done);
 
-/// Writes those pages of `bytes` to `offset` of a file that are not all zeros. Throws
-/// std::system_error.
-void write_sparse(int to, std::string_view bytes, std::uint64_t offset);
+/// Writes those pages of `bytes` to `offset` of a file that are not all zeros, and returns how many
+/// bytes that were. Throws std::system_error.
+std::uint64_t write_sparse(int to, std::string_view bytes, std::uint64_t offset);
 
 /// The SHA-256 of what is in a file, in hexadecimal: of each block of 64 KiB that is not all zeros
 /// (the last one may be shorter), after its number as eight bytes, little-endian. Two files of the

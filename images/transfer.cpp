@@ -73,6 +73,7 @@ void read_header(Answer& answer, std::string_view line) {
 }
 
 std::string validator_of(const Answer& answer) {
+    if (answer.status == 0) return {};
     if (answer.etag.starts_with('"')) return answer.etag;
     return answer.last_modified;
 }
@@ -90,16 +91,14 @@ Verdict judge(const Partial& partial, const Answer& answer) {
         case 416:
             return {can_go_on(partial) && range.size == partial.size ? Kind::whole : Kind::restart,
                     range.size};
-        case 408:
-        case 429:
-        case 500:
-        case 502:
-        case 503:
-        case 504:
-            return {Kind::later};
         default:
             return {Kind::refused};
     }
+}
+
+bool is_passing(int status) {
+    // 501 and 505: it never will.
+    return status == 408 || status == 429 || (status >= 500 && status != 501 && status != 505);
 }
 
 std::string describe_status(int status) {
@@ -119,11 +118,6 @@ std::string describe_status(int status) {
     for (const auto& [number, name] : names)
         if (number == status) text += " (" + std::string{name} + ")";
     return text;
-}
-
-std::string file_name_of(std::string_view url) {
-    url = url.substr(0, url.find_first_of("?#"));
-    return std::string{url.substr(url.rfind('/') + 1)};
 }
 
 }  // namespace qvm::images

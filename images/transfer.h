@@ -34,7 +34,7 @@ struct Answer {
 void read_header(Answer& answer, std::string_view line);
 
 /// What If-Range can know the file by again: its ETag, unless it is a weak one, else the time of
-/// its last change; empty where there is neither.
+/// its last change; empty where there is neither, and of a file of this host.
 std::string validator_of(const Answer& answer);
 
 /// What to do with the contents.
@@ -44,7 +44,6 @@ struct Verdict {
         append,   ///< they are the rest of it
         whole,    ///< there are none: what is there is all of it
         restart,  ///< they are of no use: ask for the whole file
-        later,    ///< the server cannot answer now: ask again
         refused
     };
     Kind kind = Kind::refused;
@@ -52,10 +51,10 @@ struct Verdict {
 };
 Verdict judge(const Partial& partial, const Answer& answer);
 
+/// Whether a server that answers so may answer otherwise in a while.
+bool is_passing(int status);
+
 /// "HTTP status 404 (Not Found)"
 std::string describe_status(int status);
-
-/// The last part of a URL's path, as a file name: "disk.qcow2". Empty where it ends in a slash.
-std::string file_name_of(std::string_view url);
 
 }  // namespace qvm::images

@@ -17,9 +17,14 @@ bool is_packed(int fd);
 /// where it is damaged.
 std::string first_unpacked(int fd, std::size_t size);
 
+/// Whether a file of so many bytes unpacks to more than any disk would, in all or without its
+/// zeros, which take no room but time: each may have 1 GiB, and the data 4096 times the file's
+/// size, all 32768 times, more than which nothing packs that packs once. Pure.
+bool is_bomb(std::uint64_t packed, std::uint64_t size, std::uint64_t data);
+
 /// Writes what is packed in `from` into `to`, an empty file; blocks of zeros become holes. Little
-/// memory is used. Throws Error where it is damaged, and where it unpacks to more than any disk
-/// would: 1 GiB and 4096 times its own size; std::system_error where it cannot be read or written.
+/// memory is used. Throws Error where it is damaged or a bomb, std::system_error where it cannot be
+/// read or written.
 void unpack(int from, int to, const Headway& headway);
 
 }  // namespace qvm::images

@@ -33,6 +33,7 @@ class Conversion {
             check(file.fd.get(), format);
             convert({{{file.fd.get(), format}}}, file.fd);
         }
+        if (format == "raw") images::check_no_cd(file.fd.get());
         auto image = as_image(std::move(file), path_, true, options_.trust_backing);
         if (image.facts.format == "qcow2" && !converted_) check(image.fd.get(), "qcow2");
         if (!image.backing.empty()) {
@@ -101,6 +102,7 @@ AnyDisk open_any_disk(const fs::path& path, int draft, const fs::path& directory
     } catch (const images::Error& error) {
         throw Failure(error.what());
     } catch (const std::system_error& error) {
+        if (is_full(error.code().value())) throw;
         throw Failure(error.code().message());
     }
 }

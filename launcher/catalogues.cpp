@@ -35,7 +35,12 @@ void add(std::vector<images::CatalogueEntry>& catalogue, const std::optional<fs:
     if (!text && errno == ENOENT && !required) return;
     try {
         if (!text) throw images::Error(std::generic_category().message(errno));
-        for (auto& entry : images::parse_catalogue(*text)) catalogue.push_back(std::move(entry));
+        for (auto& entry : images::parse_catalogue(*text)) {
+            // gpgv would look for a mere name in ~/.gnupg.
+            if (!entry.keyring.empty())
+                entry.keyring = fs::absolute(*file).parent_path() / entry.keyring;
+            catalogue.push_back(std::move(entry));
+        }
     } catch (const images::Error& error) {
         throw Failure(fmt::format("read catalogue '{}': {}", file->string(), error.what()));
     }

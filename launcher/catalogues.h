@@ -11,7 +11,8 @@ namespace qvm {
 
 /// All images that have a name to be pulled by: those that qvm comes with, then those of
 /// /etc/qvm/images.json, of the user's qvm/images.json ($XDG_CONFIG_HOME, ~/.config), and of
-/// QVM_CATALOGUE. The last of a name is the one that counts. Throws Failure.
+/// QVM_CATALOGUE, with keyrings by their full paths. The last of a name is the one that counts.
+/// Throws Failure.
 std::vector<images::CatalogueEntry> read_catalogues();
 
 /// The last of those of that name and architecture; nothing where there is none. Throws Failure.

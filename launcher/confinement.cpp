@@ -56,16 +56,6 @@ constexpr std::uint64_t may_truncate = 1 << 14;
 constexpr int truncate_version = 3;
 constexpr int refer_version = 2;
 
-/// No socket is made; another architecture's calls fail, too.
-constexpr std::array<sock_filter, 6> no_sockets{{
-    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
-    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, own_architecture, 0, 2),
-    BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
-    BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 0, 1),
-    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
-    BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-}};
-
 bool is_within(const fs::path& path, const fs::path& directory) {
     const auto relative = path.lexically_relative(directory);
     return !relative.empty() && *relative.begin() != "..";
@@ -216,6 +206,18 @@ const char* change_root(const Confinement& confinement) noexcept {
     return nullptr;
 }
 
+/// That capability, and no other, is the program's, too.
+const char* take_along(unsigned capability) noexcept {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    std::array<__user_cap_data_struct, 2> sets{};
+    auto& set = sets[capability / 32];
+    set.effective = set.permitted = set.inheritable = 1U << (capability % 32);
+    if (::syscall(SYS_capset, &header, sets.data()) != 0 ||
+        ::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) != 0)
+        return "keep a capability";
+    return nullptr;
+}
+
 /// By the bare system calls: libc's would tell our other threads, whose memory this is.
 const char* change_user(const Confinement& confinement) noexcept {
     const auto gid = confinement.gid;
@@ -224,8 +226,10 @@ const char* change_user(const Confinement& confinement) noexcept {
     if (groups && ::syscall(SYS_setgroups, groups->size(), groups->data()) != 0)
         return "set its groups";
     if (::syscall(SYS_setresgid, gid, gid, gid) != 0) return "set its group";
+    const bool keeps = confinement.kept_capability >= 0;
+    if (keeps && ::prctl(PR_SET_KEEPCAPS, 1) != 0) return "keep a capability";
     if (::syscall(SYS_setresuid, uid, uid, uid) != 0) return "set its user";
-    return nullptr;
+    return keeps ? take_along(static_cast<unsigned>(confinement.kept_capability)) : nullptr;
 }
 
 /// All but `kept`.
@@ -253,14 +257,6 @@ const char* limit(const Limits& limits) noexcept {
 const char* restrict_opens(int rules) noexcept {
     if (::syscall(SYS_landlock_restrict_self, rules, 0U) != 0) return "restrict what it opens";
     ::close(rules);
-    return nullptr;
-}
-
-const char* refuse_sockets() noexcept {
-    sock_fprog program{static_cast<unsigned short>(no_sockets.size()),
-                       const_cast<sock_filter*>(no_sockets.data())};
-    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0U, &program) != 0)
-        return "keep it from sockets";
     return nullptr;
 }
 
@@ -406,17 +402,16 @@ const char* confine(const Confinement& confinement) noexcept {
     if (!confinement.mount_point.empty())
         if (const char* failed = change_root(confinement)) return failed;
     if (!confinement.keep_capabilities)
-        if (const char* failed =
-                drop_capabilities(confinement.allowed_opens >= 0 ? CAP_DAC_OVERRIDE : -1))
-            return failed;
+        if (const char* failed = drop_capabilities(confinement.kept_capability)) return failed;
     if (confinement.uid)
         if (const char* failed = change_user(confinement)) return failed;
     if (confinement.limits)
         if (const char* failed = limit(*confinement.limits)) return failed;
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return "keep it from more privileges";
-    if (confinement.allowed_opens < 0) return nullptr;
-    if (const char* failed = restrict_opens(confinement.allowed_opens)) return failed;
-    return refuse_sockets();
+    if (confinement.allowed_opens >= 0)
+        if (const char* failed = restrict_opens(confinement.allowed_opens)) return failed;
+    if (confinement.keeps_to_itself && !keep_to_itself()) return "keep it to itself";
+    return nullptr;
 }
 
 }  // namespace qvm

@@ -50,8 +50,9 @@ struct Confinement {
     gid_t gid = 0;
     std::optional<std::vector<gid_t>> groups{};  ///< beside it, for a uid that is set; unset: ours
     bool keep_capabilities = false;              ///< of root; others have none
-    /// The child's number of what allowed_opens() returned: it opens nothing else, makes no socket,
-    /// and has no capability but to read and write what is not its user's. -1: none.
+    int kept_capability = -1;                    ///< this one, also with another uid; -1: none
+    bool keeps_to_itself = false;                ///< see seccomp.h
+    /// The child's number of what allowed_opens() returned: it opens nothing else. -1: anything.
     int allowed_opens = -1;
     std::optional<Limits> limits{};  ///< unset: ours
 };

@@ -24,6 +24,7 @@
 #include <optional>
 #include <set>
 
+#include "launcher/directories.h"
 #include "launcher/failure.h"
 #include "launcher/guest_command.h"
 #include "launcher/guest_script.h"
@@ -268,11 +269,12 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         const bool terminal = session.guest_command.terminal.has_value();
         std::optional<Turn> turn;
         if (!terminal && !ready.empty()) {
+            // By then the guest has its news.
+            if (ready_shell != 0 && !awakening) co_await wait_for_agent(session);
             turn.emplace(*this);  // while the machine is saved it waits
             co_await turn->came();
-            if (ready_shell != 0 && !awakening) co_await wait_for_agent(session);
         }
-        if (!terminal && !ready.empty() && ask_ready_shell(session)) {
+        if (!terminal && !ready.empty() && give_to_ready_shell(session)) {
             take_ready(session);
             if (session.shell == 0) co_return;
             session.opened.insert(session.ports.begin(), session.ports.end());
@@ -291,9 +293,11 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
 
     /// Before the client has the streams, which the command comes by. False where it is too long:
     /// the guest has not taken what is sent before, and nobody waits for that here.
-    bool ask_ready_shell(Session& session) {
+    bool give_to_ready_shell(Session& session) {
         if (ready_shell == 0) return true;
-        const auto text = guest_request(session.guest_command, session.secret, awakening);
+        const auto text = guest_request((awakening ? awaken_call(*awakening) : std::string{}) +
+                                            guest_becomes(session.guest_command, session.secret),
+                                        session.secret);
         if (text.size() > longest_request) return false;
         const auto sent = ::send(ready.front().client.get(), text.data(), text.size(),
                                  MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -307,6 +311,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// Where a command has used those, others are plugged in, to where the machine had them: at the
     /// first numbers of the bus that are free.
     awaitable<void> start_ready_shell() {
+        if (ready_shell != 0 && awakener_waits) co_return;
+        if (ready_shell != 0) co_await ask_ready_shell(guest_prepares);
         if (ready_shell != 0 || !agent_up || portless) co_return;
         if (ready.empty()) co_await plug_in_ready();
         std::int64_t shell = 0;
@@ -316,7 +322,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             const auto answer =
                 co_await agent.execute("guest-exec", std::move(arguments), ready_patience);
             shell = number_in(answer, "pid");
-            waits = co_await hear_that_it_waits(shell);
+            waits = co_await hear_that_it_waits(shell, ready_patience);
         } catch (const qmp::CommandError&) {
             co_return;  // the agent starts none
         } catch (const ShellEnded&) {
@@ -326,25 +332,55 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         }
         if (waits) {
             ready_shell = shell;
+            awakener_waits = true;
             unanswered = 0;
         } else {
-            // Whoever opens them yet is not known.
-            retired.push_back(std::make_shared<Session>(Connection{listener.get_executor()}));
-            take_ready(*retired.back());
-            co_await unplug_all();
+            co_await give_up_ready();
         }
     }
 
+    /// Whoever opens them yet is not known.
+    awaitable<void> give_up_ready() {
+        retired.push_back(std::make_shared<Session>(Connection{listener.get_executor()}));
+        take_ready(*retired.back());
+        co_await unplug_all();
+    }
+
+    /// The shell that waits does something, and waits again, or is no more.
+    awaitable<void> ask_ready_shell(std::string words) {
+        const auto text = guest_request(words, random_id());
+        bool waits = ::send(ready.front().client.get(), text.data(), text.size(),
+                            MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(text.size());
+        try {
+            if (waits) waits = co_await hear_that_it_waits(ready_shell, command_timeout);
+        } catch (const ShellEnded&) {
+            waits = false;
+        }
+        awakener_waits = words == guest_prepares;
+        if (waits) co_return;
+        ready_shell = 0;
+        co_await give_up_ready();
+    }
+
+    static awaitable<bool> tell(std::shared_ptr<Core> self, Awakening news) {
+        const Turn turn{*self};
+        co_await turn.came();
+        if (self->ready_shell != 0) co_await self->ask_ready_shell(awaken_call(news));
+        co_return self->ready_shell != 0;
+    }
+
     /// Until the shell says so. False where it is silent; throws ShellEnded.
-    awaitable<bool> hear_that_it_waits(std::int64_t shell) {
+    awaitable<bool> hear_that_it_waits(std::int64_t shell, Clock::duration patience) {
         using namespace asio::experimental::awaitable_operators;
         UniqueFd copy{::fcntl(ready.back().client.get(), F_DUPFD_CLOEXEC, 0)};
         auto stream = to_stream(listener.get_executor(), copy);
         asio::steady_timer late{listener.get_executor()};
-        const auto deadline = Clock::now() + ready_patience;
+        const auto deadline = Clock::now() + patience;
         std::string text;
+        Clock::duration pause = reap_pause;
         while (text.size() < guest_waits.size() && Clock::now() < deadline) {
-            late.expires_after(reap_pause);
+            late.expires_after(pause);
+            pause = std::min<Clock::duration>(2 * pause, question_pause);
             co_await (stream.async_wait(Stream::wait_read, no_throw) || late.async_wait(no_throw));
             std::array<char, guest_waits.size()> bytes;
             const auto size = ::recv(stream.native_handle(), bytes.data(),
@@ -792,6 +828,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::vector<StreamSockets> ready;              ///< of ports that are plugged in already
     unsigned long ready_tag = count;               ///< theirs
     std::int64_t ready_shell;                      ///< that has opened them; 0: there is none
+    bool awakener_waits = true;                    ///< with it
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
     std::optional<Awakening> awakening;            ///< that the next command begins with
@@ -841,6 +878,10 @@ std::optional<unsigned long> ExecService::ready_ports() const {
 
 std::int64_t ExecService::ready_shell() const {
     return core_->ready_shell;
+}
+
+awaitable<bool> ExecService::tell(Awakening news) {
+    return Core::tell(core_, std::move(news));
 }
 
 void ExecService::begin_with(Awakening awakening) {

@@ -50,6 +50,8 @@ class ExecService {
     /// A client's connection from within this process. Throws Failure.
     UniqueFd connect();
 
+    /// A shell that waits in the guest tells it this, if there is one. Whether it has.
+    boost::asio::awaitable<bool> tell(Awakening news);
     /// The next command's shell tells the guest this before. One that waits does not wait for the
     /// agent then.
     void begin_with(Awakening awakening);

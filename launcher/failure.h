@@ -5,6 +5,8 @@
 #include <string>
 #include <system_error>
 
+#include "images/error.h"
+
 namespace qvm {
 
 /// Exit statuses of our own; the others are the guest's. See qvm(1).
@@ -39,14 +41,21 @@ inline std::string reason() {
     return std::generic_category().message(errno);
 }
 
-/// Does that work, and says of what the reasons are that it throws alone: Failure's, and those of
-/// std::system_error.
+/// Whether an errno value means that there is no room for what was to be written.
+inline bool is_full(int error) {
+    return error == ENOSPC || error == EDQUOT;
+}
+
+/// Does that work, and says of what the reasons are that it throws alone: by a Failure, an
+/// images::Error or a std::system_error.
 template <typename Work>
 decltype(auto) naming(const std::string& what, const Work& work) {
     try {
         return work();
     } catch (const Failure& failure) {
         throw Failure(what + ": " + failure.what(), failure.hint(), failure.exit_status());
+    } catch (const images::Error& error) {
+        throw Failure(what + ": " + error.what());
     } catch (const std::system_error& error) {
         throw Failure(what + ": " + error.code().message());
     }

@@ -6,6 +6,7 @@
 #include <system_error>
 #include <utility>
 
+#include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/failure.h"
 #include "launcher/machine.h"
@@ -46,8 +47,8 @@ bool names_directory(const fs::path& path) {
 bool names_image(const VmOptions& vm) {
     if (!vm.image || vm.image_name) return false;
     const auto name = vm.image->string();
-    if (images::is_url(name))
-        throw Failure(fmt::format("open image '{}': is a URL", name), "qvm image pull " + name);
+    if (const auto shown = images::without_secrets(name); images::is_url(name))
+        throw Failure(fmt::format("open image '{}': is a URL", shown), "qvm image pull " + shown);
     std::error_code ignored;
     const auto file = fs::symlink_status(*vm.image, ignored);
     return (!fs::exists(file) || fs::is_directory(file)) && images::is_image_name(name);

@@ -129,10 +129,12 @@ json::object guest_wait_arguments(unsigned long tag) {
     return script_arguments(script);
 }
 
-std::string guest_request(const GuestCommand& command, const std::string& secret,
-                          const std::optional<Awakening>& awakening) {
-    return fmt::format("{0}\n{1}set -- {0} '' {2}\n{0}\n", secret,
-                       awakening ? awaken_call(*awakening) : "", session_words(command));
+std::string guest_becomes(const GuestCommand& command, const std::string& secret) {
+    return fmt::format("set -- {} '' {}\n", secret, session_words(command));
+}
+
+std::string guest_request(const std::string& words, const std::string& mark) {
+    return fmt::format("{0}\n{1}{0}\n", mark, words);
 }
 
 json::object guest_kill_arguments(std::int64_t pid, const std::string& signal) {

@@ -44,12 +44,15 @@ boost::json::object guest_exec_arguments(const GuestCommand& command, unsigned l
                                          const std::optional<Awakening>& awakening = {});
 
 /// The same of a shell that opens the ports, says guest_waits on that of stderr, and waits there
-/// for its command, which is sent to the port of stdin as guest_request() has it. `secret` is a
-/// word that no line of the command is.
+/// for requests, which are sent to the port of stdin as guest_request() has them. After one it says
+/// and does that again, unless it becomes a command.
 boost::json::object guest_wait_arguments(unsigned long tag);
 inline constexpr std::string_view guest_waits = "ready\n";
-std::string guest_request(const GuestCommand& command, const std::string& secret,
-                          const std::optional<Awakening>& awakening = {});
+/// `words` are lines of shell, none of which is `mark`: awaken_call(), guest_becomes(), or
+/// guest_prepares, after which it can do the former at once.
+std::string guest_request(const std::string& words, const std::string& mark);
+std::string guest_becomes(const GuestCommand& command, const std::string& secret);
+inline constexpr const char* guest_prepares = "start_awakener 3\n";
 
 /// The same where the guest has no ports for it: the agent itself starts it, with `input` as its
 /// stdin, and keeps what it writes until it has ended. The guest needs nothing else. Throws Failure

@@ -70,14 +70,17 @@ std::uint64_t read_oom_kills() {
     return 0;
 }
 
-bool has_capabilities() {
+bool has_capabilities(std::initializer_list<unsigned> capabilities) {
     __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
     std::array<__user_cap_data_struct, 2> data{};
     if (::syscall(SYS_capget, &header, data.data()) != 0) return false;
-    const auto has = [&](unsigned capability) {
+    return std::all_of(capabilities.begin(), capabilities.end(), [&](unsigned capability) {
         return (data[capability / 32].effective & (1U << (capability % 32))) != 0;
-    };
-    return has(CAP_SYS_ADMIN) && has(CAP_NET_ADMIN);
+    });
+}
+
+bool has_capabilities() {
+    return has_capabilities({CAP_SYS_ADMIN, CAP_NET_ADMIN});
 }
 
 HostFacts read_host_facts() {

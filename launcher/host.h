@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -35,7 +36,9 @@ int open_error(const char* device);
 /// cgroup's (oom_kill in /proc/vmstat, proc_vmstat(5)); 0 where it does not say.
 std::uint64_t read_oom_kills();
 
-/// CAP_SYS_ADMIN and CAP_NET_ADMIN, in whatever user namespace we are.
+/// Whether we have all of these capabilities(7), in whatever user namespace we are.
+bool has_capabilities(std::initializer_list<unsigned> capabilities);
+/// CAP_SYS_ADMIN and CAP_NET_ADMIN.
 bool has_capabilities();
 
 /// The accelerator that a VM gets, and why it is not KVM where one would expect it.

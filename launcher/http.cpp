@@ -4,12 +4,14 @@
 #include <dlfcn.h>
 #include <fmt/format.h>
 #include <link.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <cstdlib>
 #include <exception>
 #include <memory>
 
+#include "images/url.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -36,6 +38,8 @@ class LibCurl {
         load(library, "curl_easy_getinfo", getinfo);
         load(library, "curl_easy_perform", perform);
         load(library, "curl_easy_strerror", strerror);
+        load(library, "curl_easy_unescape", unescape);
+        load(library, "curl_free", free);
         load(library, "curl_slist_append", slist_append);
         load(library, "curl_slist_free_all", slist_free_all);
         global_init(CURL_GLOBAL_DEFAULT);
@@ -50,6 +54,8 @@ class LibCurl {
     decltype(&::curl_easy_getinfo) getinfo = nullptr;
     decltype(&::curl_easy_perform) perform = nullptr;
     decltype(&::curl_easy_strerror) strerror = nullptr;
+    decltype(&::curl_easy_unescape) unescape = nullptr;
+    decltype(&::curl_free) free = nullptr;
     decltype(&::curl_slist_append) slist_append = nullptr;
     decltype(&::curl_slist_free_all) slist_free_all = nullptr;
 
@@ -79,7 +85,8 @@ class Transfer {
     Transfer(const HttpRequest& request, const HttpReader& reader)
         : reader_(reader), handle_(curl_.easy_init(), curl_.easy_cleanup) {
         if (!handle_) throw Failure("start libcurl: out of memory");
-        const bool secure = request.url.starts_with("https:");
+        if (images::has_scheme(request.url, "file")) check_file(request.url);
+        const bool secure = images::has_scheme(request.url, "https");
         set(CURLOPT_URL, request.url.c_str());
         set(CURLOPT_USERAGENT, "qvm/" QVM_VERSION);
         set(CURLOPT_NOSIGNAL, 1L);
@@ -108,14 +115,15 @@ class Transfer {
         HttpEnd end;
         if (code == CURLE_OK) begin();  // there may be no contents
         if (failure_) std::rethrow_exception(failure_);
-        end.connected = begun_ || answer_.status != 0;
         end.answer = answer_;
+        end.code = code;
         if (code != CURLE_OK && wanted_)
             end.problem = problem_.front() != '\0' ? problem_.data() : curl_.strerror(code);
-        if (code == CURLE_UNSUPPORTED_PROTOCOL)
-            end.problem =
-                "it is redirected to a URL that is not followed: to a file of this host, or "
-                "from https to http without a checksum";
+        if (long redirects = 0;
+            code == CURLE_UNSUPPORTED_PROTOCOL &&
+            curl_.getinfo(handle_.get(), CURLINFO_REDIRECT_COUNT, &redirects) == CURLE_OK &&
+            redirects > 0)
+            end.problem = describe_redirect();
         return end;
     }
 
@@ -124,6 +132,29 @@ class Transfer {
     void set(CURLoption option, Value value) {
         if (const auto code = curl_.setopt(handle_.get(), option, value); code != CURLE_OK)
             throw Failure(fmt::format("start libcurl: {}", curl_.strerror(code)));
+    }
+
+    /// libcurl would wait for who writes to a pipe, and read a device for ever.
+    void check_file(const std::string& url) const {
+        constexpr std::size_t prefix = std::string_view{"file://"}.size();
+        const auto escaped = url.substr(prefix, url.find_first_of("?#") - prefix);
+        const std::unique_ptr<char, decltype(LibCurl::free)> path{
+            curl_.unescape(handle_.get(), escaped.c_str(), 0, nullptr), curl_.free};
+        struct stat status {};
+        if (path && ::stat(path.get(), &status) == 0 && !S_ISREG(status.st_mode))
+            throw Failure(fmt::format("{}: is {}", images::without_secrets(url),
+                                      S_ISDIR(status.st_mode) ? "a directory" : "no regular file"));
+    }
+
+    /// Where to, and why it is not followed.
+    std::string describe_redirect() const {
+        const char* target = "";
+        curl_.getinfo(handle_.get(), CURLINFO_EFFECTIVE_URL, &target);
+        return fmt::format(
+            "is redirected to '{}': {}", images::without_secrets(target),
+            images::has_scheme(target, "http")
+                ? "from https to http only with a checksum that came by https, or by hand"
+                : "only http and https are followed");
     }
 
     /// By headers of our own: libcurl's own option takes an answer that is the whole file for an
@@ -185,6 +216,26 @@ class Transfer {
 };
 
 }  // namespace
+
+bool is_passing_problem(int code, bool answered) {
+    switch (code) {
+        case CURLE_GOT_NOTHING:
+        case CURLE_HTTP2:
+        case CURLE_HTTP2_STREAM:
+        case CURLE_OPERATION_TIMEDOUT:
+        case CURLE_PARTIAL_FILE:
+        case CURLE_RECV_ERROR:
+        case CURLE_SEND_ERROR:
+            return true;
+        case CURLE_COULDNT_CONNECT:
+        case CURLE_COULDNT_RESOLVE_HOST:
+        case CURLE_COULDNT_RESOLVE_PROXY:
+        case CURLE_SSL_CONNECT_ERROR:
+            return answered;
+        default:
+            return false;
+    }
+}
 
 HttpEnd http_get(const HttpRequest& request, const HttpReader& reader) {
     return Transfer{request, reader}();

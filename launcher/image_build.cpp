@@ -1,10 +1,10 @@
 // qvm image demo, qvm image build-debian.
 
 #include <fmt/format.h>
-#include <signal.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <functional>
 
 #include "images/debian.h"
 #include "images/demo.h"
@@ -13,6 +13,7 @@
 #include "launcher/confinement.h"
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/interruption.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
 #include "launcher/privilege.h"
@@ -24,39 +25,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// While it lives, a signal that would end us ends the program that is run, and then what was made
-/// is taken away.
-class Interruption {
-  public:
-    Interruption() {
-        sigset_t set;
-        ::sigemptyset(&set);
-        for (const int number : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, number);
-        ::sigprocmask(SIG_BLOCK, &set, &saved_);
-        fd_.reset(::signalfd(-1, &set, SFD_CLOEXEC));
-        if (!fd_)
-            throw Failure(
-                fmt::format("wait for signals: {}", std::generic_category().message(errno)));
-    }
-    Interruption(const Interruption&) = delete;
-    Interruption& operator=(const Interruption&) = delete;
-    ~Interruption() { ::sigprocmask(SIG_SETMASK, &saved_, nullptr); }
-
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
-    /// Once it was seen there.
-    [[nodiscard]] Failure failure() const {
-        signalfd_siginfo info{};
-        if (::read(fd_.get(), &info, sizeof info) != sizeof info) info.ssi_signo = SIGTERM;
-        const int number = static_cast<int>(info.ssi_signo);
-        return Failure(fmt::format("ended by {}", ExitStatus{.signal = number}.describe()), {},
-                       status::signalled + number);
-    }
-
-  private:
-    sigset_t saved_;
-    UniqueFd fd_;
-};
-
 images::Runner runner(const Interruption& interruption) {
     return [&interruption](const images::Command& command) -> images::CommandResult {
         if (!find_program(command.argv.at(0)))
@@ -67,15 +35,16 @@ images::Runner runner(const Interruption& interruption) {
                                     .directory = command.directory.string(),
                                     .stop = interruption.fd(),
                                     .on_error = command.listener});
-        if (result.end == ToolResult::End::stopped) throw interruption.failure();
+        interruption.check();
         const int code = result.status.signal != 0 ? status::signalled + result.status.signal
                                                    : result.status.code;
         return {.status = code, .output = std::move(result.out), .error = std::move(result.err)};
     };
 }
 
-images::Progress progress(bool quiet) {
-    return [quiet](std::string_view step) {
+images::Progress progress(bool quiet, const Interruption& interruption) {
+    return [quiet, &interruption](std::string_view step) {
+        interruption.check();
         if (!quiet) say(fmt::format("qvm: {}", step));
     };
 }
@@ -93,9 +62,9 @@ Failure cannot_build(const fs::path& path, const std::string& why) {
 }
 
 /// Programs that are missing, and all packages that the user then needs.
-void check_tools(const fs::path& path) {
+void check_tools(const fs::path& path, const std::vector<images::BuildTool>& tools) {
     std::string missing, packages;
-    for (const auto& [name, package] : images::debian_tools) {
+    for (const auto& [name, package] : tools) {
         const auto file = find_program(name);
         if (file && fs::exists(*file)) continue;
         missing += fmt::format("{}{}", missing.empty() ? "" : ", ", name);
@@ -104,6 +73,21 @@ void check_tools(const fs::path& path) {
     if (!missing.empty())
         throw Failure(fmt::format("build '{}': not installed: {}", path.string(), missing),
                       "apt-get install" + packages);
+}
+
+/// Does that work for the disk at `path`, and says of what the reasons are that images/ throws.
+void build(const fs::path& path, const std::function<void()>& work) {
+    try {
+        work();
+    } catch (const images::Error& error) {
+        throw cannot_build(path, error.what());
+    } catch (const fs::filesystem_error& error) {
+        throw cannot_build(
+            path, fmt::format("look at '{}': {}", error.path1().string(), error.code().message()));
+    } catch (const std::system_error& error) {
+        throw cannot_build(path, error.what());
+    }
+    print(path.string() + "\n");
 }
 
 /// The guest's files belong to many users: root makes them, if only in a user namespace.
@@ -128,45 +112,37 @@ void remove_leftovers(const fs::path& work) {
 }  // namespace
 
 int image_demo(const ImageDemoOptions& options) {
-    const auto packages = make_cache_directory("packages");
     const auto architecture = options.arch.value_or(host_architecture()) == Architecture::aarch64
                                   ? images::DemoArchitecture::arm64
                                   : images::DemoArchitecture::amd64;
+    check_tools(options.path, images::demo_tools(architecture));
+    const auto packages = make_cache_directory("packages");
     const Interruption interruption;
-    try {
+    build(options.path, [&] {
         images::build_demo(options.path, architecture, packages, runner(interruption),
-                           progress(options.quiet));
-    } catch (const images::Error& error) {
-        throw cannot_build(options.path, error.what());
-    }
-    print(options.path.string() + "\n");
+                           progress(options.quiet, interruption));
+    });
     return status::ok;
 }
 
 int image_build_debian(const ImageBuildDebianOptions& options) {
-    check_tools(options.path);
+    if (host_architecture() != Architecture::x86_64)
+        throw cannot_build(options.path, fmt::format("its guests are x86_64, and this host is {}",
+                                                     to_string(host_architecture())));
+    check_tools(options.path, images::debian_tools);
     const auto work = make_cache_directory("debian");
     become_root(options.path);
     ::umask(S_IWGRP | S_IWOTH);
-    const auto report = progress(options.quiet);
     const Interruption interruption;
     const auto lock = try_lock_file(work / "lock");
     if (!lock)
         throw cannot_build(options.path, "another build is at work in '" + work.string() + "'");
     remove_leftovers(work);
-    try {
+    build(options.path, [&] {
         images::build_debian(options.path, work,
                              {.packages = options.packages, .suite = options.suite},
-                             runner(interruption), report);
-    } catch (const images::Error& error) {
-        throw cannot_build(options.path, error.what());
-    } catch (const fs::filesystem_error& error) {
-        throw cannot_build(options.path, fmt::format("look at '{}': {}", error.path1().string(),
-                                                     error.code().message()));
-    } catch (const std::system_error& error) {
-        throw cannot_build(options.path, error.what());
-    }
-    print(options.path.string() + "\n");
+                             runner(interruption), progress(options.quiet, interruption));
+    });
     return status::ok;
 }
 

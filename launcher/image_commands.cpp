@@ -7,18 +7,19 @@
 #include <algorithm>
 #include <system_error>
 
+#include "images/exported_file.h"
 #include "images/sparse.h"
+#include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
-#include "launcher/exported_file.h"
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
 #include "launcher/image_store.h"
 #include "launcher/image_users.h"
+#include "launcher/interruption.h"
 #include "launcher/machine.h"
 #include "launcher/output.h"
-#include "launcher/process.h"
 #include "launcher/progress.h"
 #include "launcher/pull.h"
 #include "launcher/snapshot.h"
@@ -169,15 +170,17 @@ void export_image(const ImageStore& store, const std::string& name, const fs::pa
     const auto digest = store.read(name).digest;
     const UniqueFd image{::open(store.blob(digest).c_str(), O_RDONLY | O_CLOEXEC)};
     if (!image) throw Failure(fmt::format("image '{}': {}", name, reason()));
-    const BlockedSignals blocked;  // nothing half written stays
-    const ExportedFile copy{file, 0666};
+    const Interruption interruption;
+    const images::ExportedFile copy{file, 0666};
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.path().parent_path(), store.space_of(digest));
+        check_space(copy.path().parent_path(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, images::size_of(image.get()));
         images::Hash hash{images::HashKind::sha256};
-        images::copy_sparse(image.get(), copy.fd(), hash,
-                            [&](std::uint64_t done) { meter.update(done); });
+        images::copy_sparse(image.get(), copy.fd(), hash, [&](std::uint64_t done) {
+            interruption.check();
+            meter.update(done);
+        });
         if (hash.finish().hex != digest)
             throw Failure(fmt::format("image '{}': its file has become another", name),
                           "qvm image pull or import it again");

@@ -46,8 +46,25 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
     const auto tell = [&](std::uint64_t done) { meter.update(done); };
     if (is_draft || images::share_blocks(image, draft.fd()))
         return images::hash_file(draft.fd(), hash, tell);
-    check_space(draft.path().parent_path(), images::space_of(image));
+    check_space(draft.path().parent_path(), images::space_of(image), more_room);
     images::copy_sparse(image, draft.fd(), hash, tell);
+}
+
+/// What is no image is of no use to who pulls it next.
+AnyDisk open_download(Download& download, const ImageDraft& draft, ProgressMeter& meter) {
+    try {
+        return open_disk(download.path(), draft, false, meter);
+    } catch (const Failure&) {
+        download.discard();
+        throw;
+    }
+}
+
+/// What the host could not do, of which no file is to blame: the reason alone.
+Failure failure_of(const ImageStore& store, const std::system_error& error) {
+    const auto why = error.code().message();
+    if (!is_full(error.code().value())) return Failure{why};
+    return Failure{fmt::format("write to '{}': {}", store.drafts().string(), why), more_room};
 }
 
 }  // namespace
@@ -57,14 +74,18 @@ NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust
     return naming(what, [&]() -> NewImage {
         ProgressMeter meter{what, ProgressMeter::On::terminal};
         ImageDraft draft{store.drafts()};
-        const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
-        images::Hash hash{images::HashKind::sha256};
-        copy(image.fd.get(), draft, is_draft, hash, meter);
-        const auto& before = image.known.front();
-        const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-        if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
-            throw Failure("it was written to meanwhile");
-        return {std::move(draft), record_of(image, hash.finish().hex)};
+        try {
+            const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
+            images::Hash hash{images::HashKind::sha256};
+            copy(image.fd.get(), draft, is_draft, hash, meter);
+            const auto& before = image.known.front();
+            const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+            if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
+                throw Failure("it was written to meanwhile");
+            return {std::move(draft), record_of(image, hash.finish().hex)};
+        } catch (const std::system_error& error) {
+            throw failure_of(store, error);
+        }
     });
 }
 
@@ -72,7 +93,7 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
                            ProgressMeter& meter) {
     try {
         ImageDraft draft{store.drafts()};
-        const auto [image, is_draft] = open_disk(download.path(), draft, false, meter);
+        const auto [image, is_draft] = open_download(download, draft, meter);
         if (!is_draft) {
             auto record = record_of(image, std::move(digest));
             return {download.finish(), std::move(record)};
@@ -81,9 +102,8 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
         copy(image.fd.get(), draft, true, hash, meter);
         download.discard();
         return {std::move(draft), record_of(image, hash.finish().hex)};
-    } catch (const Failure&) {
-        download.discard();
-        throw;
+    } catch (const std::system_error& error) {
+        throw failure_of(store, error);
     }
 }
 

@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 #include <system_error>
 
+#include "images/url.h"
 #include "launcher/catalogues.h"
 #include "launcher/commands.h"
 #include "launcher/definition.h"
@@ -127,8 +128,8 @@ int list_catalogue(const ImageLsOptions& options) {
         if (options.names)
             rows.push_back({entry.name});
         else
-            rows.push_back(
-                {entry.name, entry.aliases.empty() ? "-" : joined(entry.aliases), entry.url});
+            rows.push_back({entry.name, entry.aliases.empty() ? "-" : joined(entry.aliases),
+                            images::without_secrets(entry.url)});
     }
     print(to_table(rows, !options.names && use_colour()));
     return status::ok;

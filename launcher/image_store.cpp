@@ -16,6 +16,7 @@
 
 #include "images/catalogue.h"
 #include "images/sparse.h"
+#include "images/url.h"
 #include "launcher/failure.h"
 #include "launcher/json_reader.h"
 #include "launcher/json_text.h"
@@ -51,7 +52,8 @@ bool try_flock(int fd) {
 }
 
 Failure cannot_write(const fs::path& path) {
-    return Failure{fmt::format("write '{}': {}", path.string(), reason())};
+    const bool full = is_full(errno);
+    return Failure{fmt::format("write '{}': {}", path.string(), reason()), full ? more_room : ""};
 }
 
 /// Names of the files in a directory; none where there is no directory.
@@ -179,7 +181,9 @@ Download::Download(fs::path directory, const std::string& url, const std::functi
     : url_(url), path_(directory / images::checksum(url)) {
     make_private_directory(directory);
     do {
-        fd_.reset(::open(path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+        // Whatever is read of it in between, what comes goes to its end.
+        fd_.reset(
+            ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600));
         if (!fd_) throw Failure(fmt::format("create '{}': {}", path_.string(), reason()));
         if (try_flock(fd_.get())) continue;
         waiting();
@@ -200,7 +204,7 @@ Download::Download(fs::path directory, const std::string& url, const std::functi
 }
 
 Download::~Download() {
-    if (partial_.size > 0) return;
+    if (images::can_go_on(partial_)) return;
     try {
         discard();
     } catch (const Failure&) {
@@ -210,19 +214,15 @@ Download::~Download() {
 
 void Download::begin(const std::string& validator) {
     // In this order, so that no bytes are taken for those of another file.
-    if (::ftruncate(fd_.get(), 0) != 0 || ::lseek(fd_.get(), 0, SEEK_SET) != 0)
-        throw cannot_write(path_);
+    if (::ftruncate(fd_.get(), 0) != 0) throw cannot_write(path_);
     partial_ = {0, validator};
-    write_file(note(), json::serialize(json::object{
-                           {"url", url_}, {"validator", validator}, {"boot", boot_id()}}));
+    write_file(note(), json::serialize(json::object{{"url", images::without_secrets(url_)},
+                                                    {"validator", validator},
+                                                    {"boot", boot_id()}}));
 }
 
 void Download::append(std::string_view bytes) {
-    if (!write_all(fd_.get(), bytes)) {
-        auto failure = cannot_write(path_);
-        if (errno == ENOSPC) discard();  // a disk stays full otherwise
-        throw failure;
-    }
+    if (!write_all(fd_.get(), bytes)) throw cannot_write(path_);
     partial_.size += bytes.size();
 }
 
@@ -235,10 +235,9 @@ void Download::discard() {
 }
 
 ImageDraft Download::finish() {
-    ImageDraft draft{path_, std::move(fd_)};
-    draft.sync();
+    if (::fsync(fd_.get()) != 0) throw cannot_write(path_);
     remove_file(note());  // late, since without it nothing can go on
-    return draft;
+    return {path_, std::move(fd_)};
 }
 
 bool Download::remove_old(const fs::path& directory, const std::string& key, Time before) {
@@ -421,7 +420,7 @@ std::size_t ImageStore::remove_downloads(Time before) const {
     return count;
 }
 
-void check_space(const fs::path& directory, std::uint64_t bytes) {
+void check_space(const fs::path& directory, std::uint64_t bytes, const std::string& hint) {
     struct statvfs status {};
     if (::statvfs(directory.c_str(), &status) != 0)
         throw Failure(fmt::format("look at '{}': {}", directory.string(), reason()));
@@ -429,7 +428,7 @@ void check_space(const fs::path& directory, std::uint64_t bytes) {
     if (bytes > free)
         throw Failure(fmt::format("it takes {}, and '{}' has {} left", size_text(bytes),
                                   directory.string(), size_text(free)),
-                      "qvm image prune, or another QVM_DATA_DIR");
+                      hint);
 }
 
 }  // namespace qvm

@@ -88,7 +88,7 @@ class Download {
              const std::function<void()>& waiting);
     Download(const Download&) = delete;
     Download& operator=(const Download&) = delete;
-    /// Of one with which nothing has come nothing stays.
+    /// Of one that cannot go on nothing stays: a full disk would remain so.
     ~Download();
 
     [[nodiscard]] const images::Partial& partial() const noexcept { return partial_; }
@@ -194,8 +194,12 @@ class ImageStore {
     std::filesystem::path directory_;
 };
 
-/// Throws Failure, with the reason alone, where `bytes` more do not fit on the file system of
-/// `directory`, which exists.
-void check_space(const std::filesystem::path& directory, std::uint64_t bytes);
+/// What helps where there is no room in the store.
+inline constexpr const char* more_room = "qvm image prune, or another QVM_DATA_DIR";
+
+/// Throws Failure, with the reason alone and this hint, where `bytes` more do not fit on the file
+/// system of `directory`, which exists.
+void check_space(const std::filesystem::path& directory, std::uint64_t bytes,
+                 const std::string& hint);
 
 }  // namespace qvm

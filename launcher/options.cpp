@@ -9,6 +9,7 @@
 
 #include "images/catalogue.h"
 #include "images/error.h"
+#include "images/url.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -737,7 +738,12 @@ class Parser {
         auto& added = add(
             "pull", "Download an image",
             [this](auto* app) {
-                if (!images::is_url(name_)) (void)image_name();
+                if (!images::is_url(name_)) {
+                    if (name_.find("://") != name_.npos)
+                        throw Failure("image '" + images::without_secrets(name_) +
+                                      "': is no URL of http, https or file");
+                    (void)image_name();
+                }
                 pull_.image = name_;
                 if (app->count("NEW-NAME") > 0)
                     pull_.name = value_of("image", target_, parse_image_name);

@@ -15,9 +15,26 @@
 
 namespace qvm {
 
+std::string printable(std::string_view text) {
+    std::string shown;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const auto c = static_cast<unsigned char>(text[i]);
+        const unsigned next = i + 1 < text.size() ? static_cast<unsigned char>(text[i + 1]) : 0;
+        const bool is_c1 = c == 0xc2 && next >= 0x80 && next < 0xa0;
+        const bool is_control = (c < 0x20 && c != '\n') || c == 0x7f;
+        shown += is_c1 || is_control ? '?' : text[i];
+        if (is_c1) ++i;
+    }
+    return shown;
+}
+
 void say(std::string_view line) noexcept {
-    std::fwrite(line.data(), 1, line.size(), stderr);
-    std::fputc('\n', stderr);
+    try {
+        const auto text = printable(line) + '\n';
+        std::fwrite(text.data(), 1, text.size(), stderr);
+    } catch (const std::bad_alloc&) {
+        std::fputs("qvm: out of memory\n", stderr);
+    }
 }
 
 int say_failure(const Failure& failure) noexcept {

@@ -1,10 +1,16 @@
 #pragma once
 
+#include <string>
 #include <string_view>
 
 namespace qvm {
 
-/// A line for the user, on stderr. Never fails: there is nowhere to say so.
+/// Without what a terminal would take for a command: control characters, also those of UTF-8
+/// (C1), are '?'; ends of lines stay. Pure.
+std::string printable(std::string_view text);
+
+/// A line for the user, on stderr, printable() whoever its words are of. Never fails: there is
+/// nowhere to say so.
 void say(std::string_view line) noexcept;
 
 class Failure;

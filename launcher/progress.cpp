@@ -62,14 +62,15 @@ std::string progress_text(const Progress& progress) {
 std::string progress_bar(const std::string& what, const Progress& progress, unsigned columns) {
     constexpr std::size_t least = 8, most = 40;
     const auto text = progress_text(progress);
-    auto line = what + "  " + text;
+    const auto title = printable(what);
+    auto line = title + "  " + text;
     if (progress.total && columns > line.size() + 4 + least) {
         const auto width = std::min<std::size_t>(columns - line.size() - 4, most);
         const auto full = percent_of(progress) * width / 100;
         std::string bar(full, '=');
         if (full < width) bar += '>';
         bar.resize(width, ' ');
-        line = fmt::format("{} [{}] {}", what, bar, text);
+        line = fmt::format("{} [{}] {}", title, bar, text);
     }
     if (columns > 0) line.resize(std::min<std::size_t>(line.size(), columns - 1));
     return line;

@@ -5,14 +5,20 @@
 #include <algorithm>
 #include <chrono>
 #include <filesystem>
+#include <functional>
+#include <system_error>
 #include <thread>
+#include <utility>
 
 #include "images/checksum_file.h"
 #include "images/error.h"
+#include "images/signature.h"
 #include "images/sparse.h"
+#include "images/url.h"
 #include "launcher/failure.h"
 #include "launcher/http.h"
 #include "launcher/image_draft.h"
+#include "launcher/memory_file.h"
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
@@ -38,18 +44,54 @@ struct Expected {
     std::string signature{};  ///< what is known of that
 };
 
+using Note = std::function<void(const std::string&)>;
+
+/// Attempts at one file: whether, and when, there is to be another.
+class Attempts {
+  public:
+    Attempts(const std::string& url, Note note)
+        : url_(images::without_secrets(url)), note_(std::move(note)) {}
+
+    /// After one that failed, with so many bytes by now: waits, where another may help; each time
+    /// longer, unless it brought more. Throws Failure where none would.
+    void failed(const HttpEnd& end, std::uint64_t done) {
+        const bool broken = !end.problem.empty();
+        const auto problem = broken ? end.problem : images::describe_status(end.answer.status);
+        const bool passing = broken ? is_passing_problem(end.code, answered_)
+                                    : images::is_passing(end.answer.status);
+        answered_ = answered_ || end.answer.status != 0;
+        failures_ = done > most_ ? 1 : failures_ + 1;
+        most_ = std::max(most_, done);
+        if (!passing || failures_ == most_failures)
+            throw Failure(fmt::format("{}: {}", url_, problem));
+        const auto pause = first_pause * (1 << (failures_ - 1));
+        note_(fmt::format("{}: again in {} s", problem, pause / 1s));
+        std::this_thread::sleep_for(pause);
+    }
+
+  private:
+    std::string url_;
+    Note note_;
+    bool answered_ = false;
+    int failures_ = 0;        // in a row, without a byte more
+    std::uint64_t most_ = 0;  // bytes
+};
+
 class Pull {
   public:
     Pull(const ImageStore& store, const PullRequest& request)
-        : store_(store), request_(request), entry_(request.entry) {}
+        : store_(store),
+          request_(request),
+          entry_(request.entry),
+          url_(images::without_secrets(entry_.url)) {}
 
     ImageRecord operator()() {
-        note("from " + entry_.url);
+        note("from " + url_);
         const auto expected = expect();
         if (auto record = find(expected)) return *record;
         // Whoever changes it on the way cannot change the checksum, too.
-        downgrade_ =
-            request_.checksum || (expected.checksum && expected.source.starts_with("https:"));
+        downgrade_ = request_.checksum ||
+                     (expected.checksum && images::has_scheme(entry_.checksums, "https"));
         bool waited = false;
         Download download{store_.downloads(), entry_.url, [&] {
                               waited = true;
@@ -65,6 +107,14 @@ class Pull {
         if (!request_.quiet) say(fmt::format("qvm: {}: {}", entry_.name, text));
     }
 
+    [[nodiscard]] Note noter() const {
+        return [this](const std::string& text) { note(text); };
+    }
+
+    [[nodiscard]] ProgressMeter::On shown_on_terminal() const {
+        return request_.quiet ? ProgressMeter::On::nothing : ProgressMeter::On::terminal;
+    }
+
     // --- what it has to be ----------------------------------------------------------------------
 
     [[nodiscard]] Expected expect() const {
@@ -74,7 +124,7 @@ class Pull {
             return {};
         }
         auto list = get_text(entry_.checksums);
-        Expected expected{.source = entry_.checksums};
+        Expected expected{.source = images::without_secrets(entry_.checksums)};
         expected.signature = check_signature(list);
         const auto file = images::file_name_of(entry_.url);
         try {
@@ -83,31 +133,30 @@ class Pull {
             if (!expected.checksum && images::file_name_of(entry_.checksums).starts_with(file))
                 expected.checksum = images::only_checksum(list);
         } catch (const images::Error& error) {
-            throw Failure(fmt::format("{}: {}", entry_.checksums, error.what()));
+            throw Failure(fmt::format("{}: {}", expected.source, error.what()));
         }
         if (!expected.checksum)
-            throw Failure(fmt::format("{}: has no checksum of '{}'", entry_.checksums, file));
+            throw Failure(fmt::format("{}: has no checksum of '{}'", expected.source, file));
         return expected;
     }
 
     /// A file of a few KiB.
     [[nodiscard]] std::string get_text(const std::string& url) const {
         std::string text;
-        const auto end = http_get(
-            {.url = url},
-            {.begin =
-                 [](const Answer& answer) { return answer.status == 200 || answer.status == 0; },
-             .take =
-                 [&](std::string_view bytes) {
-                     text += bytes;
-                     if (text.size() > longest_list)
-                         throw Failure(fmt::format("{}: is longer than {} MiB", url,
-                                                   longest_list / 1024 / 1024));
-                 }});
-        if (!end.problem.empty()) throw Failure(fmt::format("{}: {}", url, end.problem));
-        if (end.answer.status != 200 && end.answer.status != 0)
-            throw Failure(fmt::format("{}: {}", url, images::describe_status(end.answer.status)));
-        return text;
+        const auto is_text = [](const Answer& answer) {
+            return images::judge({}, answer).kind == Verdict::Kind::begin;
+        };
+        const auto take = [&](std::string_view bytes) {
+            text += bytes;
+            if (text.size() > longest_list)
+                throw Failure(fmt::format("{}: is longer than {} MiB", images::without_secrets(url),
+                                          longest_list / 1024 / 1024));
+        };
+        for (Attempts attempts{url, noter()};; text.clear()) {
+            const auto end = http_get({.url = url}, {.begin = is_text, .take = take});
+            if (end.problem.empty() && is_text(end.answer)) return text;
+            attempts.failed(end, text.size());
+        }
     }
 
     /// What is known of the list's signature. Of a list that is signed itself that part remains
@@ -123,22 +172,31 @@ class Pull {
             return not_checked(fmt::format(
                 "there is no '{}'{}", entry_.keyring,
                 entry_.keyring_package.empty() ? "" : ", of " + entry_.keyring_package));
-        std::vector<std::string> words{"gpgv", "--keyring", entry_.keyring, "--output", "-"};
+        constexpr int status_number = 3;  // gpgv's
+        const MemoryFile status;
+        Tool gpgv{.argv = {"gpgv", "--status-fd", std::to_string(status_number), "--keyring",
+                           entry_.keyring, "--output", "-"},
+                  .inherit = {{status.fd(), status_number}}};
         const ImageDraft signature{store_.drafts()};
         const bool apart = !entry_.signature.empty();
         signature.write(apart ? get_text(entry_.signature) : list);
-        words.push_back(signature.path().string());
-        if (apart) words.emplace_back("-");
-        const auto checked = run_tool(words, apart ? list : "");
-        if (checked.status.code != 0 || checked.status.signal != 0)
-            throw Failure(fmt::format("{}: its signature is not good: {}",
-                                      apart ? entry_.signature : entry_.checksums,
-                                      last_line(checked.err)));
+        gpgv.argv.push_back(signature.path().string());
+        if (apart) gpgv.argv.emplace_back("-");
+        if (apart) gpgv.input = list;
+        const auto checked = run_tool(gpgv);
+        // Its exit status is 0 for keys that have expired or were revoked, too.
+        auto problem = images::problem_of_signature(status.text());
+        if (problem.empty() && (checked.status.code != 0 || checked.status.signal != 0))
+            problem = last_line(checked.err);
+        if (!problem.empty())
+            throw Failure(fmt::format(
+                "{}: its signature is not good: {}",
+                images::without_secrets(apart ? entry_.signature : entry_.checksums), problem));
         if (!apart) list = checked.out;
         return "good";
     }
 
-    /// gpgv's last word is its verdict.
+    /// What gpgv says where it fails otherwise.
     static std::string last_line(std::string text) {
         while (text.ends_with('\n')) text.pop_back();
         text.erase(0, text.rfind('\n') + 1);
@@ -160,7 +218,7 @@ class Pull {
 
     void describe(ImageRecord& record, const Expected& expected) const {
         record.architecture = entry_.architecture;
-        record.source = entry_.url;
+        record.source = url_;
         if (expected.checksum) record.checksum = to_string(*expected.checksum);
         record.checksum_source = expected.source;
         record.signature = expected.signature;
@@ -179,11 +237,10 @@ class Pull {
         if (!digest) {
             download.discard();
             throw Failure(
-                fmt::format("{}: its checksum is not what {} says", entry_.url, expected.source),
+                fmt::format("{}: its checksum is not what {} says", url_, expected.source),
                 request_.checksum ? "" : "it may be changing just now: try again later");
         }
-        ProgressMeter meter{
-            entry_.name, request_.quiet ? ProgressMeter::On::nothing : ProgressMeter::On::terminal};
+        ProgressMeter meter{entry_.name, shown_on_terminal()};
         auto [draft, record] = image_of_download(store_, download, *digest, meter);
         describe(record, expected);
         store_.add(std::move(draft), entry_.name, record);
@@ -194,21 +251,20 @@ class Pull {
     /// empty.
     std::optional<std::string> transfer(Download& download, const Expected& expected) {
         Hashes hashes{expected.checksum};
-        hashes.begin(download);
+        if (images::can_go_on(download.partial()))
+            hashes.read(download, "reading " + entry_.name, shown_on_terminal());
         ProgressMeter meter{
             entry_.name, request_.quiet ? ProgressMeter::On::nothing : ProgressMeter::On::anything};
-        std::uint64_t most = 0;
-        for (int failures = 0; !get_more(download, hashes, meter, failures > 0);) {
-            failures = download.partial().size > most ? 1 : failures + 1;
-            most = std::max(most, download.partial().size);
-            if (failures == most_failures)
-                throw Failure(fmt::format("{}: {}", entry_.url, problem_));
-            const auto pause = first_pause * (1 << (failures - 1));
+        for (Attempts attempts{entry_.url, noter()};;) {
+            const auto [end, verdict] = get_more(download, hashes, meter);
             meter.clear();
-            note(fmt::format("{}: again in {} s", problem_, pause / 1s));
-            std::this_thread::sleep_for(pause);
+            const bool taken = end.problem.empty() && verdict != Verdict::Kind::refused;
+            if (taken && verdict != Verdict::Kind::restart) break;
+            if (taken && download.partial().size > 0)
+                download.begin({});
+            else
+                attempts.failed(end, download.partial().size);
         }
-        meter.clear();
         auto digest = hashes.finish();
         if (!digest) download.begin({});
         return digest;
@@ -217,16 +273,27 @@ class Pull {
     /// SHA-256, and what else the checksum is made by.
     class Hashes {
       public:
-        explicit Hashes(const std::optional<Checksum>& expected) : expected_(expected) {}
+        explicit Hashes(const std::optional<Checksum>& expected) : expected_(expected) { begin(); }
 
-        void begin(const Download& download) {
+        void begin() {
             own_ = images::Hash{HashKind::sha256};
             other_.reset();
             if (expected_ && expected_->kind != HashKind::sha256) other_.emplace(expected_->kind);
-            if (!images::can_go_on(download.partial())) return;
-            const auto nobody = [](std::uint64_t) {};
-            images::hash_file(download.fd(), own_, nobody);
-            if (other_) images::hash_file(download.fd(), *other_, nobody);
+        }
+        /// What is there of it.
+        void read(const Download& download, const std::string& what, ProgressMeter::On on) {
+            ProgressMeter meter{what, on};
+            const auto tell = [&](std::uint64_t done) { meter.update(done); };
+            try {
+                meter.begin(0, download.partial().size);
+                images::hash_file(download.fd(), own_, tell);
+                if (!other_) return;
+                meter.begin(0, download.partial().size);
+                images::hash_file(download.fd(), *other_, tell);
+            } catch (const std::system_error& error) {
+                throw Failure(
+                    fmt::format("read '{}': {}", download.path().string(), error.code().message()));
+            }
         }
         void update(std::string_view bytes) {
             own_.update(bytes.data(), bytes.size());
@@ -244,21 +311,21 @@ class Pull {
         std::optional<images::Hash> other_;
     };
 
-    /// One request: whether all is there now. Else problem_ says why not. Throws Failure where
-    /// another would not help.
-    bool get_more(Download& download, Hashes& hashes, ProgressMeter& meter, bool again) {
+    /// One request: how it ended, and what became of the answer.
+    std::pair<HttpEnd, Verdict::Kind> get_more(Download& download, Hashes& hashes,
+                                               ProgressMeter& meter) {
         Verdict verdict;
         const auto begin = [&](const Answer& answer) {
             verdict = judge(download.partial(), answer);
             if (verdict.kind == Verdict::Kind::begin) {
                 download.begin(validator_of(answer));
-                hashes.begin(download);
+                hashes.begin();
             } else if (verdict.kind != Verdict::Kind::append) {
                 return false;
             }
             const auto done = download.partial().size;
             if (verdict.size && *verdict.size > done)
-                check_space(store_.downloads(), *verdict.size - done);
+                check_space(store_.downloads(), *verdict.size - done, more_room);
             meter.begin(done, verdict.size);
             return true;
         };
@@ -267,36 +334,17 @@ class Pull {
             hashes.update(bytes);
             meter.update(download.partial().size);
         };
-        const auto end =
+        auto end =
             http_get({.url = entry_.url, .partial = download.partial(), .downgrade = downgrade_},
                      {.begin = begin, .take = take});
-        problem_ = end.problem;
-        if (!end.connected && !again) throw Failure(fmt::format("{}: {}", entry_.url, problem_));
-        if (!problem_.empty()) return false;
-        switch (verdict.kind) {
-            case Verdict::Kind::begin:
-            case Verdict::Kind::append:
-            case Verdict::Kind::whole:
-                return true;
-            case Verdict::Kind::restart:
-                if (download.partial().size == 0) break;
-                download.begin({});
-                return get_more(download, hashes, meter, again);
-            case Verdict::Kind::later:
-                problem_ = images::describe_status(end.answer.status);
-                return false;
-            case Verdict::Kind::refused:
-                break;
-        }
-        throw Failure(
-            fmt::format("{}: {}", entry_.url, images::describe_status(end.answer.status)));
+        return {std::move(end), verdict.kind};
     }
 
     const ImageStore& store_;
     const PullRequest& request_;
     const images::CatalogueEntry& entry_;
+    std::string url_;         ///< as it is shown and kept
     bool downgrade_ = false;  ///< an https URL may lead to one of http
-    std::string problem_;
 };
 
 }  // namespace

@@ -7,7 +7,8 @@
 #include "images/unpack.h"
 
 /// qemu-img, which reads what anybody may have written: it opens no file but those that it is given
-/// as descriptors, makes no connection, and has little memory and time (Confinement).
+/// as descriptors, reaches no process and no network, is nobody where we are root, and has little
+/// memory and time (Confinement).
 namespace qvm {
 
 /// What it says about the image `fd` (borrowed) of that format. Throws images::Error.

@@ -10,10 +10,11 @@
 #include <boost/json.hpp>
 #include <sstream>
 
+#include "images/exported_file.h"
 #include "images/sparse.h"
 #include "launcher/commands.h"
 #include "launcher/control_client.h"
-#include "launcher/exported_file.h"
+#include "launcher/interruption.h"
 #include "launcher/json_text.h"
 #include "launcher/memory_file.h"
 #include "launcher/output.h"
@@ -97,8 +98,9 @@ std::string checksum_of(const fs::path& file, int fd) {
 }
 
 /// What it prints. Throws Failure with what it says is wrong.
-std::string run_tar(const std::vector<std::string>& words) {
-    const auto done = run_tool(words);
+std::string run_tar(const std::vector<std::string>& words, const Interruption& interruption) {
+    const auto done = run_tool(Tool{.argv = words, .stop = interruption.fd()});
+    interruption.check();
     if (done.status.signal == 0 && done.status.code == 0) return done.out;
     constexpr std::string_view prefix = "tar: ";
     auto why = first_line(done.err);
@@ -304,9 +306,10 @@ int snapshot_export(const SnapshotExportOptions& options) {
     const SnapshotDraft draft{store};
     draft.write(manifest);
     for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
-    const BlockedSignals blocked;  // nothing half written stays
+    const Interruption interruption;
     try {
-        const ExportedFile archive{options.file, 0600};  // a guest's memory is for nobody else
+        const images::ExportedFile archive{options.file,
+                                           0600};  // a guest's memory is for nobody else
         std::vector<std::string> words{"tar",
                                        "--create",
                                        "--sparse",
@@ -317,8 +320,11 @@ int snapshot_export(const SnapshotExportOptions& options) {
                                        draft.path().string(),
                                        snapshot_files::manifest};
         for (const auto& file : manifest.files) words.push_back(file.name);
-        run_tar(words);
+        run_tar(words, interruption);
         archive.keep();
+    } catch (const Failure& failure) {
+        throw Failure(fmt::format("export '{}': {}", options.file.string(), failure.what()), {},
+                      failure.exit_status());
     } catch (const std::system_error& failure) {
         throw Failure(
             fmt::format("export '{}': {}", options.file.string(), failure.code().message()));
@@ -331,15 +337,15 @@ int snapshot_export(const SnapshotExportOptions& options) {
 int snapshot_import(const SnapshotImportOptions& options) {
     const auto file = fs::absolute(options.file).string();
     SnapshotDraft draft{find_directories().snapshots(), options.snapshot};
-    const BlockedSignals blocked;  // nothing half written stays
+    const Interruption interruption;
     try {
         check_readable_file("open", options.file);
         std::vector<std::string> words{"tar", "--extract",   "--no-same-owner",     "--file",
                                        file,  "--directory", draft.path().string(), "--"};
         // Nothing else of it is touched.
-        const auto names = lines_of(run_tar({"tar", "--list", "--file", file}));
+        const auto names = lines_of(run_tar({"tar", "--list", "--file", file}, interruption));
         for (const auto& name : names) words.push_back(snapshot_files::check_name(name));
-        run_tar(words);
+        run_tar(words, interruption);
         auto manifest = parse_manifest(
             parse_object(read_file(draft.path() / snapshot_files::manifest).value_or("")));
         check_complete(manifest);
@@ -349,9 +355,10 @@ int snapshot_import(const SnapshotImportOptions& options) {
         check_files(draft.path(), manifest);
         adopt(manifest, options.image);
         draft.write(manifest);
+        interruption.check();
     } catch (const Failure& failure) {
         throw Failure(fmt::format("import '{}': {}", options.file.string(), failure.what()),
-                      failure.hint());
+                      failure.hint(), failure.exit_status());
     }
     draft.keep();
     print(options.snapshot + "\n");

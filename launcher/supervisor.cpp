@@ -1042,12 +1042,14 @@ class Supervisor final : public Controlled {
         std::string why;
         try {
             const auto news = awakening();
+            bool told = false;
+            if (!run_.options.restore_hook) told = co_await commands_->tell(news);
             auto arguments = awaken_arguments(news, run_.restore_hook);
-            why = co_await run_by_agent(std::move(arguments));
+            if (!told) why = co_await run_by_agent(std::move(arguments));
             // On a host that is very busy it was late.
-            auto told = begin;
-            for (int i = 0; i < most_corrections && Clock::now() - told > clock_tolerance; ++i) {
-                told = Clock::now();
+            auto set = begin;
+            for (int i = 0; i < most_corrections && Clock::now() - set > clock_tolerance; ++i) {
+                set = Clock::now();
                 auto clock = clock_arguments(std::chrono::system_clock::now());
                 co_await run_by_agent(std::move(clock));
             }

@@ -7,6 +7,8 @@
 #include <array>
 #include <utility>
 
+#include "launcher/output.h"
+
 namespace qvm {
 
 namespace {
@@ -19,12 +21,14 @@ std::size_t width_of(const std::string& text) {
 
 }  // namespace
 
-std::string to_table(const std::vector<std::vector<std::string>>& rows, bool colour) {
+std::string to_table(std::vector<std::vector<std::string>> rows, bool colour) {
     std::vector<std::size_t> widths;
-    for (const auto& row : rows) {
+    for (auto& row : rows) {
         widths.resize(std::max(widths.size(), row.size()));
-        for (std::size_t i = 0; i < row.size(); ++i)
+        for (std::size_t i = 0; i < row.size(); ++i) {
+            row[i] = printable(row[i]);
             widths[i] = std::max(widths[i], width_of(row[i]));
+        }
     }
     std::string text;
     for (const auto& row : rows) {

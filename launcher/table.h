@@ -7,9 +7,9 @@
 namespace qvm {
 
 /// Rows of cells in columns that line up, a line each; the first row is the header. Trailing blanks
-/// are left out. Widths are those of UTF-8 text of one column a code point. With `colour` the
-/// header is bold. Pure.
-std::string to_table(const std::vector<std::vector<std::string>>& rows, bool colour = false);
+/// are left out, and cells are printable(). Widths are those of UTF-8 text of one column a code
+/// point. With `colour` the header is bold. Pure.
+std::string to_table(std::vector<std::vector<std::string>> rows, bool colour = false);
 
 /// A span in words: "3 seconds", "5 minutes", "2 hours", "4 days". Pure.
 std::string in_words(std::int64_t seconds);

@@ -367,6 +367,8 @@ std::string parse_name(std::string_view text) {
 }
 
 std::string parse_image_name(std::string_view text) {
+    if (text.size() > images::longest_name)
+        throw Failure(fmt::format("must have at most {} characters", images::longest_name));
     if (!images::is_image_name(text))
         throw Failure("must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
     return std::string{text};

@@ -77,6 +77,48 @@ class BuildDebian(harness.Test):
         self.assert_refused(done, f"build 'debian.qcow2': not installed: mke2fs, {boot_code}/mbr.bin",
                             "apt-get install e2fsprogs syslinux-common")
 
+    def test_missing_programs_of_a_demo_disk(self):
+        before = [*hiding_program("mformat"), *hiding_program("syslinux")]
+        self.assert_refused(self.qvm("image", "demo", before=before),
+                            "build 'demo.qcow2': not installed: mformat, syslinux", "apt-get install mtools syslinux")
+        self.addCleanup((self.host.cache / "packages").rmdir)
+        self.assert_refused(self.qvm("image", "demo", "/none/demo"), "build '/none/demo': No such file or directory")
+
+    # In the tree's directory: what packages might have put there.
+    KERNELS = """
+        mkdir -p etc/apt/apt.conf.d boot
+        for version in 6.1.0-9 6.1.0-10; do
+            echo kernel $version >boot/vmlinuz-$version
+            echo initramfs $version >boot/initrd.img-$version
+        done
+        echo kernel >boot/vmlinuz-6.9"""
+
+    def test_links_and_several_kernels(self):
+        """No link leads to the host's files, and the newest kernel boots."""
+        before = self.instead_of("mmdebstrap", f"""
+            mkdir tree && cd tree {self.KERNELS}
+            mkdir etc/ssh && ln -s loop loop && ln -s {self.host.files} away""")
+        self.assertEqual(self.qvm(*BUILD, self.disk, before=before, seconds=60).stdout, f"{self.disk}\n")
+        self.addCleanup(self.disk.unlink)
+        raw = self.host.files / "raw"
+        self.addCleanup(raw.unlink, missing_ok=True)
+        self.tool("qemu-img", "convert", "-O", "raw", self.disk, raw)
+        for file, text in (("vmlinuz", "kernel 6.1.0-10\n"), ("initrd", "initramfs 6.1.0-10\n")):
+            self.tool("mcopy", "-n", "-i", f"{raw}@@1048576", f"::{file}", self.host.files / file)
+            self.assertEqual((self.host.files / file).read_text(), text)
+            (self.host.files / file).unlink()
+
+    def test_a_link_in_place_of_a_directory(self):
+        key = self.host.files / "ssh_host_key"
+        key.touch()
+        self.addCleanup(key.unlink)
+        before = self.instead_of("mmdebstrap", f"""
+            mkdir tree && cd tree {self.KERNELS}
+            ln -s {self.host.files} etc/ssh""")
+        self.assert_refused(self.qvm(*BUILD, "-q", self.disk, before=before), "a package has made /etc/ssh a link")
+        self.assertTrue(key.exists())
+        self.assertEqual(list(self.host.cwd.iterdir()), [])
+
     @unittest.skipUnless(harness.ROOTLESS, "root has all ids")
     def test_without_ranges_of_ids(self):
         done = self.qvm(*BUILD, before=hiding_program("newuidmap"))

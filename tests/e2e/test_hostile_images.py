@@ -1,6 +1,7 @@
 """Images that somebody made to do harm: each ends in one line or boots, within seconds, and no file is
 opened that it names."""
 
+import ast
 import ctypes
 import gzip
 import lzma
@@ -9,6 +10,7 @@ import random
 import re
 import select
 import socket
+import stat
 import unittest
 
 import harness
@@ -43,6 +45,25 @@ def values(width):
 def with_field(image, field, value):
     offset, width = FIELDS[field]
     return image[:offset] + value.to_bytes(width, "big") + image[offset + width:]
+
+# What a program that was taken over would try. Says what was not refused.
+WORST = """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+parent, file = os.getppid(), "{file}".encode()
+tries = dict(chmod=(90, file, 0o777), chown=(92, file, 0, 0), utimes=(235, file, None), truncate=(76, file, 0),
+             setxattr=(188, file, b"user.x", b"x", 1, 0), fchmodat2=(452, -100, file, 0o777, 0),
+             kill=(62, parent, 0), tgkill=(234, parent, parent, 0), pidfd_open=(434, parent, 0),
+             ptrace=(101, 16, parent, 0, 0), process_vm_readv=(310, parent, None, 0, None, 0, 0),
+             io_uring_setup=(425, 1, None), socket=(41, 1, 1, 0), mount=(165, b"x", b"/", b"tmpfs", 0, None),
+             unshare=(272, 0x10000000), bpf=(321, 0, None, 0), keyctl=(250, 0, 0, 0, 0, 0))
+done = []
+for name, words in tries.items():
+    if libc.syscall(*words) >= 0 or ctypes.get_errno() != errno.EPERM:
+        done.append(name)
+os.write(2, (" ".join(done) or "all was refused").encode())
+os._exit(1)
+"""
 
 
 class Opens:
@@ -248,16 +269,38 @@ class HostileImages(harness.Test):
 
     # --- qemu-img itself ------------------------------------------------------------------------
 
-    @unittest.skipUnless(has_landlock(), "this kernel has no Landlock")
-    def test_qemu_img_is_confined(self):
-        """Whatever an image makes it do."""
-        before = self.instead_of("qemu-img", f'echo "$(ulimit -d) $(ulimit -t) $(cat {self.canary} 2>&1)" >&2; exit 1')
+    def said_by(self, script, before=()):
+        """What a qemu-img that is this script says to an image that is taken."""
         self.write(self.valid())
-        done = self.qvm("run", "-q", "--net", "none", self.image, before=before)
-        self.assert_refused(done, f"1048576 10 cat: {re.escape(str(self.canary))}: Permission denied")
-        done = self.qvm("run", "-q", "--net", "none", self.image, before=["sh", "-c", 'ulimit -t 5; exec "$@"', "sh",
-                                                                         *before])
-        self.assert_refused(done, "1048576 5 cat: ")
+        done = self.qvm("run", "-q", "--net", "none", self.image,
+                        before=[*before, *self.instead_of("qemu-img", script)])
+        self.assert_refused(done, "")
+        return done.stderr.strip().removeprefix(f"qvm: open image '{self.image}': ")
+
+    @unittest.skipUnless(has_landlock(), "this kernel has no Landlock")
+    def test_what_qemu_img_opens(self):
+        self.assertEqual(self.said_by(f"cat {self.canary} >&2"), f"cat: {self.canary}: Permission denied")
+
+    def test_limits_of_qemu_img(self):
+        script = 'echo "$(ulimit -d) $(ulimit -t)" >&2; exit 1'
+        self.assertEqual(self.said_by(script), "1048576 10")
+        self.assertEqual(self.said_by(script, ["sh", "-c", 'ulimit -t 5; exec "$@"', "sh"]), "1048576 5")
+
+    def test_what_qemu_img_does(self):
+        """Whatever an image makes it do."""
+        self.assertEqual(self.said_by(f"exec /usr/bin/python3 -IS - <<'END'\n{WORST.format(file=self.canary)}\nEND"), "all was refused")
+        self.assertEqual(stat.S_IMODE(self.canary.stat().st_mode), 0o644)
+
+    @harness.needs_root("a user without privilege has no ids to give up")
+    def test_who_qemu_img_is(self):
+        """Nobody, who may read any file, and write to none of anybody's."""
+        script = "exec /usr/bin/python3 -IS -c 'import os; os.write(2, str((os.getresuid(), os.getgroups())).encode()); os._exit(1)'"
+        uid, groups = ast.literal_eval(self.said_by(script))
+        self.assertGreaterEqual(min(uid), 0x70000000)
+        self.assertEqual(groups, [])
+        self.image.chmod(0o600)
+        os.chown(self.image, 1234, 1234)
+        self.succeed("run", "-q", "--dry-run", "--net", "none", self.image)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 import random
+import signal
 import subprocess
 
 import harness
@@ -94,6 +95,25 @@ class Import(harness.Test):
         self.addCleanup(subprocess.run, ["umount", self.host.data], check=True)
         self.host.give(self.host.data)
         self.refused(gzip.compress(os.urandom(8 * 2 ** 20)), "No space left on device")
+
+    def test_an_export_is_interrupted(self):
+        """It ends at once, and nothing of it is left."""
+        with open(self.image, "wb") as image:
+            image.write(harness.HANG)
+            image.truncate(2 ** 31)
+        self.succeed("image", "import", self.image, "large", seconds=60)
+        target = self.host.files / "exports" / "large"
+        target.parent.mkdir()
+        self.host.give(target.parent)
+        self.addCleanup(target.parent.rmdir)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            export = self.started("image", "export", "large", target)
+            self.wait_until(lambda: list(target.parent.iterdir()))
+            export.signal(number)
+            self.assertEqual(export.wait(), 128 + number)
+            self.assertRegex(export.err.text, f"^qvm: export '{target}': ended by signal {int(number)}")
+            self.assertEqual(list(target.parent.iterdir()), [])
+        self.succeed("image", "rm", "large")
 
     def test_random_bytes(self):
         chance = random.Random(SEED)

@@ -1,5 +1,6 @@
 """`qvm image pull`, from servers that behave and from such that do not."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -8,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 import unittest
 
 import harness
@@ -106,6 +108,32 @@ class Servers(Pulls):
     def test_a_file_of_this_host(self):
         self.assert_pulled(self.pull(f"file://{self.files}/disk.raw"))
 
+    def test_no_file_of_this_host(self):
+        """What would be read for ever, or waited for."""
+        pipe = self.files / "a pipe"
+        os.mkfifo(pipe)
+        self.addCleanup(pipe.unlink)
+        for url, why in (("file:///dev/zero", "is no regular file"), (f"file://{self.files}/a%20pipe", "is no regular file"),
+                         (f"FILE://{self.files}", "is a directory"), ("file:///none", "Couldn't open file")):
+            with self.subTest(url):
+                self.assert_failed(self.pull(url), why)
+                self.assertEqual(self.store.orphans(), [])
+
+    def test_a_password(self):
+        """Is for its own server, and neither shown nor kept."""
+        url = self.strange.url("elsewhere/disk.raw?token=secret").replace("//", "//me:secret@")
+        done = self.pull(url)
+        self.assert_pulled(done)
+        self.assertIn("qvm: disk: from http://127.0.0.1", done.stderr)
+        self.assertNotIn("secret", done.stderr)
+        self.assertEqual(self.store.names()["disk"]["source"], self.strange.url("elsewhere/disk.raw?..."))
+        asked = [(headers["Host"].split(":")[0], "Authorization" in headers) for _, headers in self.strange.requests]
+        self.assertEqual(asked, [("127.0.0.1", True), ("localhost", False)])
+        self.store.remove()
+        done = self.pull(self.nginx.url("files/none.raw?token=secret").replace("//", "//me:secret@"))
+        self.assert_failed(done, "404")
+        self.assertNotIn("secret", done.stderr)
+
     def test_a_bar_on_a_terminal(self):
         shown = self.on_terminal("image", "pull", self.nginx.url("slow/disk.raw"))
         shown.out.expect(r"disk \[=+> +\] \d+ % of 8 MiB, \d+\.\d MiB/s, \d s left", vm.SOON)
@@ -154,13 +182,16 @@ class Servers(Pulls):
         closed = web.free_port()
         for url, why in ((self.nginx.url("files/none.raw"), r"HTTP status 404 \(Not Found\)"),
                          (self.nginx.url("for-ever/x"), "redirects"),
-                         (self.nginx.url("to-file/x"), "redirected to a URL that is not followed"),
+                         (self.nginx.url("to-file/x"), "is redirected to 'file:///.*/disk.raw': only http and https"),
                          (f"http://127.0.0.1:{closed}/x", "Failed to connect|refused"),
-                         ("http://no.such.host.example/x", "resolve"),
-                         ("file:///none", "Couldn't open file")):
+                         ("http://no.such.host.example/x", "resolve")):
             with self.subTest(url):
-                self.assert_failed(self.pull(url), why)
+                done = self.pull(url)
+                self.assert_failed(done, why)
+                self.assertNotIn("again in", done.stderr)
                 self.assertEqual(self.store.orphans(), [])
+        done = self.pull("ftp://me:secret@host/\x1b[2J")
+        self.assert_refused(done, r"image 'ftp://host/\?\[2J': is no URL of http, https or file")
 
     def test_what_is_no_image(self):
         for name, text, why in (("page.html", b"<html>" * 100, "not a disk image"),
@@ -172,21 +203,6 @@ class Servers(Pulls):
                 self.assert_failed(done, why)
                 self.assertNotIn(str(self.store.path), done.stderr)
                 self.assertEqual(self.store.orphans(), [])
-
-    def test_a_disk_that_is_too_small(self):
-        """Known before it is full; and where nobody said how much comes, nothing stays."""
-        small = self.host.base / "small"
-        small.mkdir()
-        self.tool("mount", "-t", "tmpfs", "-o", "size=4M,mode=700", "small", small)
-        self.addCleanup(small.rmdir)
-        self.addCleanup(self.tool, "umount", small)
-        self.host.give(small)
-        before = ["env", f"QVM_DATA_DIR={small}"]
-        done = self.pull(self.nginx.url("files/disk.raw"), before=before)
-        self.assert_failed(done, "takes 8 MiB, and '.*' has 4 MiB left", "prune")
-        done = self.pull(self.strange.url("no-length/disk.raw"), before=before)
-        self.assert_failed(done, "No space left on device")
-        self.assertEqual(list((small / "image/download").iterdir()), [])
 
     def test_a_proxy(self):
         before = ["env", f"http_proxy={self.strange.url('')}"]
@@ -203,7 +219,9 @@ class Servers(Pulls):
         self.store.remove()
         with self.subTest("from https to http: for a checksum alone"):
             url = self.nginx.url("to-http/disk.raw", secure=True)
-            self.assert_failed(self.pull(url, before=before), "from https to http without a checksum")
+            why = "is redirected to 'http://.*/disk.raw': from https to http only with a checksum"
+            self.assert_failed(self.pull(url.replace("https", "HTTPS"), before=before), why)
+            self.assert_failed(self.pull(url, before=before), why)
             self.assert_pulled(self.pull("--checksum", f"sha256:{self.digest}", url, before=before))
             self.store.remove()
             (self.files / "SUMS").write_text(f"{self.digest}  disk.raw\n")
@@ -216,7 +234,77 @@ class Servers(Pulls):
                     self.assert_pulled(done, "mine:1")
                     self.store.remove()
                 else:
-                    self.assert_failed(done, "from https to http without a checksum")
+                    self.assert_failed(done, why)
+
+
+class FullDisk(Pulls):
+    def setUp(self):
+        super().setUp()
+        self.small = self.host.base / "small"
+        self.small.mkdir()
+        self.addCleanup(self.small.rmdir)
+        self.tool("mount", "-t", "tmpfs", "-o", "size=4M,mode=700", "small", self.small)
+        self.addCleanup(self.tool, "umount", self.small)
+        self.host.give(self.small)
+        self.on_small = ["env", f"QVM_DATA_DIR={self.small}"]
+
+    def downloads(self):
+        return [path for path in (self.small / "image/download").iterdir() if path.suffix != ".json"]
+
+    def test_it_is_known_before(self):
+        done = self.pull(self.nginx.url("files/disk.raw"), before=self.on_small)
+        self.assert_failed(done, "takes 8 MiB, and '.*' has 4 MiB left", "prune")
+        self.assertEqual(self.downloads(), [])
+
+    def test_what_cannot_go_on_does_not_stay(self):
+        for path in ("no-length", "endless"):
+            done = self.pull(self.strange.url(f"{path}/disk.raw"), before=self.on_small)
+            self.assert_failed(done, "No space left on device", "prune")
+            self.assertEqual(self.downloads(), [])
+
+    def test_what_came_stays(self):
+        url = self.strange.url("unmeasured/disk.raw")
+        done = self.pull(url, before=self.on_small)
+        self.assert_failed(done, "No space left on device", "prune")
+        size = self.downloads()[0].stat().st_size
+        self.assertGreater(size, SIZE // 4)
+        self.tool("mount", "-o", "remount,size=64M", self.small)
+        done = self.pull("--checksum", f"sha256:{self.digest}", url, before=self.on_small)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(self.strange.requests[-1][1]["Range"], f"bytes={size}-")
+
+    def try_without_room(self, name):
+        """To make an image of that file: which is no fault of the file, and it is not pulled again."""
+        self.addCleanup((self.files / name).unlink)
+        why = f"write to '{self.small}/image/draft': No space left on device"
+        url = self.nginx.url(f"files/{name}")
+        self.assert_failed(self.pull(url, before=self.on_small), why, "prune")
+        self.assertEqual(len(self.downloads()), 1)
+        done = self.qvm("image", "import", self.files / name, "some", before=self.on_small)
+        self.assert_refused(done, f"import '{self.files / name}': {why}", "prune")
+        self.tool("mount", "-o", "remount,size=64M", self.small)
+        self.assertEqual(self.pull(url, before=self.on_small).returncode, 0)
+        self.assertIn(" 416 ", self.nginx.log()[-1])
+        self.assertEqual(self.downloads(), [])
+
+    def test_no_room_to_unpack(self):
+        (self.files / "packed.gz").write_bytes(gzip.compress(harness.HANG[:512] + b"x" * SIZE))
+        self.try_without_room("packed.gz")
+
+    def test_no_room_to_convert(self):
+        raw = self.host.files / "disk.raw"
+        raw.write_bytes(harness.HANG[:512] + b"x" * SIZE)
+        self.addCleanup(raw.unlink)
+        self.tool("qemu-img", "convert", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, self.files / "disk.vmdk")
+        self.try_without_room("disk.vmdk")
+
+    def test_an_export(self):
+        """For want of room elsewhere nothing is to be removed from the store."""
+        self.assert_pulled(self.pull(self.nginx.url("files/disk.raw")))
+        done = self.qvm("image", "export", "disk", self.small / "out")
+        self.assert_refused(done, "export '.*/out': it takes 8 MiB, and '.*/small' has 4 MiB left")
+        self.assertNotIn("hint: ", done.stderr)
+        self.assertEqual(os.listdir(self.small), [])
 
 
 class Breaks(Pulls):
@@ -234,6 +322,22 @@ class Breaks(Pulls):
         self.assert_pulled(done)
         self.assertNotIn(" 10 % of", done.stderr)
         self.assertIn(" 206 ", self.nginx.log()[-1])
+
+    def test_what_was_there_is_read_first(self):
+        """Which is shown, and ends as it does anywhere."""
+        url = self.nginx.url("slow/disk.raw")
+        first = self.started("image", "pull", url)
+        first.err.expect("10 %", vm.SOON)
+        first.signal(signal.SIGKILL)
+        first.wait()
+        partial = next(path for path in self.store.files("download").values() if path.suffix != ".json")
+        os.truncate(partial, 2 ** 34)
+        shown = self.on_terminal("image", "pull", url)
+        shown.out.expect(r"reading disk \[.*% of 16.0 GiB", vm.SOON)
+        begun = time.monotonic()
+        os.kill(shown.pid, signal.SIGINT)
+        self.assertEqual(shown.wait(), 128 + signal.SIGINT)
+        self.assertLess(time.monotonic() - begun, 5)
 
     def test_what_was_there_is_of_another_file(self):
         url = self.nginx.url("slow/changing.raw")
@@ -314,6 +418,14 @@ class Checksums(Pulls):
             before = self.catalogue(self.entry("mine:1", checksums=self.nginx.url("files/none")))
             self.assert_failed(self.pull("mine:1", before=before), "/none: HTTP status 404")
 
+    def test_a_list_that_is_not_there_at_first(self):
+        (self.files / "SUMS").write_text(f"{self.digest}  disk.raw\n")
+        self.addCleanup((self.files / "SUMS").unlink)
+        before = self.catalogue(self.entry("mine:1", checksums=self.strange.url("busy/SUMS")))
+        done = self.pull("mine:1", before=before)
+        self.assert_pulled(done, "mine:1")
+        self.assertIn("HTTP status 503 (Service Unavailable): again in 1 s", done.stderr)
+
     def test_it_is_not_pulled_twice(self):
         sums = self.write("SUMS", f"{self.digest}  disk.raw\n")
         before = self.catalogue(self.entry("mine:1", aliases=["mine"], checksums=sums))
@@ -347,7 +459,8 @@ class Checksums(Pulls):
             self.tool(*gpg, how, "--output", self.files / name, self.files / "SUMS")
             self.addCleanup((self.files / name).unlink)
         apart = self.entry("apart", checksums=sums, signature=self.nginx.url("files/SUMS.gpg"), keyring=str(keyring))
-        inside = self.entry("inside", checksums=self.nginx.url("files/SUMS.asc"), keyring=str(keyring))
+        # Which is beside the catalogue.
+        inside = self.entry("inside", checksums=self.nginx.url("files/SUMS.asc"), keyring=keyring.name)
         for entry in (apart, inside):
             with self.subTest(entry["name"]):
                 before = self.catalogue(entry)
@@ -363,7 +476,23 @@ class Checksums(Pulls):
         with self.subTest("another list"):
             self.write("SUMS", f"{self.digest}  disk.raw\n# more\n")
             done = self.pull("apart", before=self.catalogue(apart))
-            self.assert_failed(done, "SUMS.gpg: its signature is not good: BAD signature")
+            self.assert_failed(done, "SUMS.gpg: its signature is not good: it is not of this text")
+        with self.subTest("keys for which gpgv does not fail"):
+            self.write("SUMS", f"{self.digest}  disk.raw\n")
+            past = ["--faked-system-time", "20200101T000000"]
+            self.tool(*gpg, *past, "--passphrase", "", "--quick-generate-key", "old@example.com", "rsa2048", "sign", "1d")
+            self.tool(*gpg, "--passphrase", "", "--quick-generate-key", "lost@example.com", "rsa2048", "sign")
+            for who, when, why in (("old", past, "its key has expired"), ("lost", [], "its key was revoked")):
+                (self.files / "SUMS.gpg").unlink()
+                self.tool(*gpg, *when, "-u", f"{who}@example.com", "--detach-sign", "--output", self.files / "SUMS.gpg",
+                          self.files / "SUMS")
+                if who == "lost":
+                    revocation = max((home / "openpgp-revocs.d").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+                    revocation.write_text(revocation.read_text().replace(":-----BEGIN", "-----BEGIN"))
+                    self.tool(*gpg, "--import", revocation)
+                self.tool(*gpg, "--yes", "--output", keyring, "--export", f"{who}@example.com")
+                done = self.pull("apart", before=self.catalogue(apart))
+                self.assert_failed(done, f"SUMS.gpg: its signature is not good: {why}")
         with self.subTest("no keyring"):
             lost = {**apart, "keyring": "/none.gpg", "keyring_package": "some-keyring"}
             done = self.pull("apart", before=self.catalogue(lost))

@@ -95,7 +95,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.requests.append((self.path, dict(self.headers)))
-        what, _, name = self.path.rpartition("/")
+        what, _, name = self.path.partition("?")[0].rpartition("/")
         path = pathlib.Path(self.server.files, name)
         data = path.read_bytes() if path.exists() else b""
         getattr(self, what.rpartition("/")[2].replace("-", "_"))(data)
@@ -134,6 +134,26 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(data)
+
+    def unmeasured(self, data):
+        """Nobody says how much comes; it can go on."""
+        begin = self.begin()
+        self.send_response(206 if begin else 200)
+        self.send_header("ETag", self.server.etag)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{len(data) - 1}/*")
+        self.end_headers()
+        self.wfile.write(data[begin:])
+
+    def endless(self, data):
+        self.send_response(200)
+        self.end_headers()
+        while True:
+            self.wfile.write(data)
+
+    def elsewhere(self, _):
+        """By another name of this host, so that it is another host."""
+        self.answer(302, b"", Location=f"http://localhost:{self.server.server_address[1]}/files/disk.raw")
 
     def other_part(self, data):
         """Another part than the one that was asked for."""

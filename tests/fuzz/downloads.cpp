@@ -7,7 +7,9 @@
 #include "images/catalogue.h"
 #include "images/checksum_file.h"
 #include "images/error.h"
+#include "images/signature.h"
 #include "images/transfer.h"
+#include "images/url.h"
 
 namespace {
 
@@ -29,6 +31,8 @@ void read_headers(std::string_view text) {
         __builtin_trap();
     (void)can_go_on({10, validator_of(answer)});
     (void)describe_status(answer.status);
+    (void)problem_of_signature(text);
+    (void)without_secrets(text);
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ using namespace qvm::images::test;
 
 namespace {
 
-const std::string a(64, 'a'), b(64, 'b'), long_a(128, 'a');
+const std::string a(64, 'a'), b(64, 'b'), long_a(128, 'a'), long_b(128, 'b');
 
 std::string found(const std::string& list) {
     const auto checksum = find_checksum(list, "disk.img");
@@ -30,6 +30,19 @@ TEST_CASE("lists of checksums, as distributions have them") {
         "sha512:" + long_a);
     CHECK(found("SHA256 (disk.img) = " + a + "\nSHA512 (disk.img) = " + long_a + "\n") ==
           "sha512:" + long_a);
+}
+
+TEST_CASE("checksums of other algorithms") {
+    const std::string others = "BLAKE2b (disk.img) = " + long_b + "\nSHA3-256 (disk.img) = " + b +
+                               "\nRMD160 (disk.img) = " + b.substr(24) +
+                               "\nSHA512/256 (disk.img) = " + b +
+                               "\nMD5 (disk.img) = " + b.substr(32) + "\n";
+    CHECK(found(others).empty());
+    CHECK(found(others + "SHA256 (disk.img) = " + a + "\n") == "sha256:" + a);
+    CHECK(found("SHA512 (disk.img) = " + long_a + "\n" + others) == "sha512:" + long_a);
+    CHECK(found("SHA256 (disk.img) = " + long_a + "\n").empty());
+    CHECK(only_checksum(others + "SHA256 (disk.img) = " + a + "\n") ==
+          parse_checksum("sha256:" + a));
 }
 
 TEST_CASE("a list that says nothing of a file") {

@@ -60,6 +60,26 @@ TEST_CASE("what claims to be something else is no raw disk") {
     }
 }
 
+TEST_CASE("an archive of disks is none") {
+    const TemporaryDirectory directory;
+    for (const auto* format : {"ustar", "gnu"}) {
+        const auto path = (directory / format).string();
+        output_of("cd /etc && tar -b1 -H " + std::string(format) + " -cf " + path + " hostname");
+        CHECK(error_of([&] { check_bytes(directory, read_file(path), raw, true); }) ==
+              "it is a tar archive, as an OVA is (tar -xf it, and import the disk in it)");
+    }
+}
+
+TEST_CASE("an image of a CD is no disk, unless it boots as one") {
+    const TemporaryDirectory directory;
+    auto bytes = std::string(32769, '\0') + "CD001" + std::string(2048, '\0');
+    bytes.resize(34816);
+    CHECK_THAT(error_of([&] { check_bytes(directory, bytes, raw); }), Catch::Contains("of a CD"));
+    check_bytes(directory, bytes, raw, true);  // beside a kernel, or another disk
+    bytes.replace(0, 512, boot_sector());
+    check_bytes(directory, bytes, raw);
+}
+
 TEST_CASE("only regular files have contents") {
     const File directory("/tmp", O_RDONLY);
     CHECK(error_of([&] { check_contents(directory.fd(), raw, true); }) == "is not a regular file");

@@ -62,3 +62,13 @@ TEST_CASE("another suite is had from where the host's is") {
     CHECK_FALSE(source_of_suite("http://security.example.org/ stable-security main\n", "testing"));
     CHECK_FALSE(source_of_suite("", "testing"));
 }
+
+TEST_CASE("of several kernels the newest boots, with its own initramfs") {
+    CHECK(newest_kernel({"vmlinuz-6.1.0-9-cloud-amd64", "initrd.img-6.1.0-9-cloud-amd64",
+                         "vmlinuz-6.1.0-10-cloud-amd64", "initrd.img-6.1.0-10-cloud-amd64",
+                         "initrd.img-6.2", "config-6.3"}) == "6.1.0-10-cloud-amd64");
+    CHECK(newest_kernel({"vmlinuz-6.12~rc6-amd64", "initrd.img-6.12~rc6-amd64",
+                         "vmlinuz-6.12-amd64", "initrd.img-6.12-amd64"}) == "6.12-amd64");
+    CHECK(newest_kernel({"vmlinuz-6.9", "initrd.img-6.9", "vmlinuz-6.10"}) == "6.9");
+    CHECK_FALSE(newest_kernel({"vmlinuz-6.10", "initrd.img-6.9"}));
+}

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <fstream>
@@ -27,10 +28,10 @@ std::string shell(const fs::path& directory, const std::string& script) {
     return done.out;
 }
 
-ino_t inode(int fd) {
+struct stat status_of(int fd) {
     struct stat status {};
     REQUIRE(::fstat(fd, &status) == 0);
-    return status.st_ino;
+    return status;
 }
 
 /// A directory with a raw disk of 3 MiB in it, and what is made of that.
@@ -45,7 +46,9 @@ struct Disks {
 
     /// It is the same disk as `raw`.
     void check(const AnyDisk& disk, const std::string& name) {
-        CHECK(disk.is_draft == (inode(disk.image.fd.get()) == inode(draft.get())));
+        CHECK(disk.is_draft ==
+              (status_of(disk.image.fd.get()).st_ino == status_of(draft.get()).st_ino));
+        CHECK(status_of(draft.get()).st_uid == ::geteuid());  // qemu-img has it no longer
         CHECK(disk.image.facts.virtual_size == 3 << 20);
         CHECK(disk.image.backing.empty());
         shell(temporary.path, "qemu-img compare -q -f raw -F " + disk.image.facts.format + " raw " +
@@ -121,7 +124,10 @@ TEST_CASE("what is no disk is refused, with the reason") {
     Disks disks;
     shell(
         disks.temporary.path,
-        "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; "
+        "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; >empty; gzip -k empty; "
+        "tar -cf ova raw; gzip -k ova; cp raw cd; dd if=/dev/zero of=cd bs=512 count=1 "
+        "conv=notrunc status=none; printf CD001 | dd of=cd bs=1 seek=32769 conv=notrunc "
+        "status=none; "
         "qemu-img convert -O qcow2 raw damaged; cp damaged locked; "
         // How it is encrypted; and the offset in the first entry of the only L2 table.
         "printf '\\2' | dd of=locked bs=1 seek=35 conv=notrunc status=none; "
@@ -132,6 +138,11 @@ TEST_CASE("what is no disk is refused, with the reason") {
          std::map<std::string, std::string>{{"text", "not a disk image"},
                                             {"text.gz", "not a disk image"},
                                             {"bad.gz", "cannot be unpacked"},
+                                            {"empty", "not a disk image: it is empty"},
+                                            {"empty.gz", "not a disk image: it is empty"},
+                                            {"ova", "tar -xf it, and import the disk"},
+                                            {"ova.gz", "tar -xf it, and import the disk"},
+                                            {"cd", "of a CD, not of a disk"},
                                             {"locked", "encrypted"},
                                             {"damaged", "damaged image"},
                                             {"vdi", "truncated VDI image"},

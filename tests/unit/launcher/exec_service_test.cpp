@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "launcher/base64.h"
+#include "launcher/guest_command.h"
 #include "launcher/qemu_command.h"
 #include "tests/unit/launcher/peer.h"
 #include "tests/unit/launcher/temporary.h"
@@ -165,6 +166,54 @@ TEST_CASE("a shell that waits has its command before the client has its streams"
         service.port_changed("exec-err-5", false);
         co_await until([&] { return guest.count("guest-exec-status") == 1; });
         CHECK(guest.count("guest-exec-status") == 1);
+    });
+}
+
+TEST_CASE("a shell that waits tells the guest its news, and is prepared anew for the next") {
+    Machine machine;
+    auto& guest = machine.guest;
+    std::vector<SocketPair> ready;
+    std::vector<UniqueFd> ports;  // as QEMU has them
+    for (int i = 0; i < 3; ++i) {
+        ready.push_back(make_socket_pair("test"));
+        ports.emplace_back(::dup(ready.back().theirs.get()));
+    }
+    const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
+    machine.play([&](qmp::Client& monitor, qmp::Client& agent) -> awaitable<void> {
+        auto service =
+            machine.serve(monitor, agent, ExecService::ReadyPorts{5, std::move(ready), 7});
+        guest.replies["guest-exec-status"].assign(1000, json::object{{"exited", false}});
+        std::optional<bool> told;
+        asio::co_spawn(
+            machine.context, [&]() -> awaitable<void> { told = co_await service.tell(news); },
+            asio::detached);
+        co_await until([] { return false; });
+        CHECK(all_of(ports[0]).find("\n" + awaken_call(news)) == 8);
+        CHECK_FALSE(told);
+        // Who comes meanwhile has his turn after that.
+        auto client = service.connect();
+        REQUIRE(send_with_fds(client.get(), true_request, {}));
+        co_await until([] { return false; });
+        CHECK(all_of(ports[0]).empty());
+        REQUIRE(::send(ports[2].get(), "ready\n", 6, 0) == 6);
+        co_await until([&] { return told.has_value(); });
+        CHECK(told == true);
+        CHECK(service.ready_shell() == 7);
+        client.reset();
+        co_await until([] { return false; });
+        service.agent_is_up();
+        std::shared_ptr<void> hold;
+        asio::co_spawn(
+            machine.context, [&]() -> awaitable<void> { hold = co_await service.quiet(true); },
+            asio::detached);
+        co_await until([] { return false; });
+        CHECK(all_of(ports[0]).find(std::string{"\n"} + guest_prepares) == 8);
+        CHECK(hold == nullptr);
+        REQUIRE(::send(ports[2].get(), "ready\n", 6, 0) == 6);
+        co_await until([&] { return hold != nullptr; });
+        CHECK(hold != nullptr);
+        CHECK(service.ready_shell() == 7);
+        CHECK(service.ready_ports() == 5);
     });
 }
 

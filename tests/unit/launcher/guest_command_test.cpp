@@ -162,14 +162,18 @@ TEST_CASE("a shell that waits becomes the command that it is told") {
                                 "a b", "$x", "", "it's\n5ec4e7 \n"},
                                {"A=1 2"},
                                "/usr/bin"};
-    const auto done = run_tool({"sh", "-c", script, "sh", told.string()},
-                               guest_request(command, secret) + "its stdin");
+    const auto done =
+        run_tool({"sh", "-c", script, "sh", told.string()},
+                 guest_request("dismiss_awakener\nhelper=\necho news >&2\n", "mark") +
+                     guest_request(guest_becomes(command, secret), secret) + "its stdin");
     CHECK(done.out == "/usr/bin\n1 2|a b|$x||it's\n5ec4e7 \n|its stdin");
     CHECK(done.status.code == 7);
     CHECK(read_file(told) == "5ec4e7\n");
-    REQUIRE(done.err.starts_with(guest_waits));
+    const std::string waits{guest_waits};
+    const auto said = waits + "news\n" + waits;
+    REQUIRE(done.err.starts_with(said));
     GuestStderr guest{secret};
-    CHECK(guest.feed(done.err.substr(guest_waits.size())).empty());
+    CHECK(guest.feed(done.err.substr(said.size())).empty());
     CHECK(guest.pid());
 }
 
@@ -179,7 +183,8 @@ TEST_CASE("what cannot be run in a shell that waits says so, and why") {
     script.erase(script.find("tag=0"));
     script += "export session command\nexec sh -c 'eval \"$session\"' 3>&2 6>/dev/null";
     const auto run = [&](const GuestCommand& command) {
-        return run_tool({"sh", "-c", script}, guest_request(command, secret));
+        return run_tool({"sh", "-c", script},
+                        guest_request(guest_becomes(command, secret), secret));
     };
     const auto nowhere = run({{"true"}, {}, "/no/where"});
     CHECK(nowhere.status.code == 126);
@@ -194,7 +199,8 @@ TEST_CASE("what cannot be run in a shell that waits says so, and why") {
 
 TEST_CASE("a request has the news first") {
     const Awakening news{.name = "web-2", .now = {}, .random = "00", .boot_id = "11"};
-    CHECK(
-        guest_request({{"true"}, {}, "/a b", "me:you"}, secret, news) ==
-        "5ec4e7\nawaken web-2 0 000000000 00 11\nset -- 5ec4e7 '' '/a b' me:you -- true\n5ec4e7\n");
+    CHECK(guest_request(awaken_call(news) + guest_becomes({{"true"}, {}, "/a b", "me:you"}, secret),
+                        secret) ==
+          "5ec4e7\nawaken web-2 0 000000000 00 11\n"
+          "set -- 5ec4e7 '' '/a b' me:you -- true\n5ec4e7\n");
 }

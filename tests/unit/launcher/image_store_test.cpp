@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <fstream>
@@ -195,6 +196,8 @@ TEST_CASE("a download goes on where it was broken off") {
     {
         Download download{directory.path, url, never};
         CHECK(download.partial() == images::Partial{3, "\"first\""});
+        // Who reads it seeks in it.
+        CHECK(::lseek(download.fd(), 1, SEEK_SET) == 1);
         download.append("def");
         auto draft = download.finish();
         CHECK(text_of(draft.path()) == "abcdef");
@@ -202,6 +205,16 @@ TEST_CASE("a download goes on where it was broken off") {
     }
     CHECK(text_of(directory.path / "done") == "abcdef");
     CHECK(files_in(directory.path) == 1);
+}
+
+TEST_CASE("nobody's password is kept with a download") {
+    const Temporary directory;
+    const std::string url = "http://me:secret@x/disk?token=secret";
+    Download download{directory.path, url, [] {}};
+    download.begin("\"first\"");
+    const auto note = text_of(directory.path / (images::checksum(url) + ".json"));
+    CHECK(note.find("http://x/disk") != note.npos);
+    CHECK(note.find("secret") == note.npos);
 }
 
 TEST_CASE("a download of before the last boot begins anew") {
@@ -221,10 +234,16 @@ TEST_CASE("a download of before the last boot begins anew") {
     CHECK(!can_go_on(download.partial()));
 }
 
-TEST_CASE("of a download with which nothing came nothing stays") {
+TEST_CASE("of a download that cannot go on nothing stays") {
     const Temporary directory;
     const auto never = [] {};
     { const Download download{directory.path, "http://x", never}; }
+    CHECK(files_in(directory.path) == 0);
+    {
+        Download download{directory.path, "http://x", never};
+        download.begin("");
+        download.append("abc");
+    }
     CHECK(files_in(directory.path) == 0);
     Download download{directory.path, "http://x", never};
     download.begin("");
@@ -256,6 +275,6 @@ TEST_CASE("downloads that nobody goes on with are removed") {
 
 TEST_CASE("more than there is room for") {
     const Temporary directory;
-    CHECK_NOTHROW(check_space(directory.path, 1));
-    CHECK_THROWS_AS(check_space(directory.path, std::uint64_t{1} << 62), Failure);
+    CHECK_NOTHROW(check_space(directory.path, 1, {}));
+    CHECK_THROWS_AS(check_space(directory.path, std::uint64_t{1} << 62, {}), Failure);
 }

@@ -263,7 +263,9 @@ TEST_CASE("image: names, files and URLs") {
     CHECK(!pull.name);
     CHECK(std::get<ImagePullOptions>(parse({"image", "pull", "debian", "d"})).name == "d");
     CHECK_THROWS_WITH(parse({"image", "pull", "ftp://x"}),
-                      "image 'ftp://x': must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
+                      "image 'ftp://x': is no URL of http, https or file");
+    CHECK_THROWS_WITH(parse({"image", "pull", "x/y"}),
+                      "image 'x/y': must be NAME[:TAG], of letters, digits, '-', '_' and '.'");
     CHECK_THROWS_WITH(parse({"image", "pull", "--checksum", "x", "d"}),
                       "--checksum 'x': is not sha256:HEX or sha512:HEX");
     CHECK(std::get<ImageTagOptions>(parse({"image", "tag", "a", "b:1"})).name == "b:1");

@@ -33,6 +33,7 @@ TEST_CASE("a bar fits its line") {
         CHECK(line.starts_with(std::string{"disk"}.substr(0, columns > 0 ? columns - 1 : 4)));
     }
     CHECK(progress_bar("disk", {.done = 5 * mib}, 80) == "disk  5 MiB");
+    CHECK(progress_bar("\x1b]0;disk", {.done = 5 * mib}, 80) == "?]0;disk  5 MiB");
     CHECK(progress_bar("disk", {.done = mib, .total = mib}, 44).find("==]") != std::string::npos);
 }
 

@@ -18,6 +18,7 @@ TEST_CASE("columns line up, whatever the text, and no line ends in blanks") {
           "\xc3\xa9t\xc3\xa9   x\nabcd  y\n");
     CHECK(to_table({{"NAME", "STATE"}, {"web", "running"}}, true) ==
           "\x1b[1mNAME  STATE\x1b[0m\nweb   running\n");
+    CHECK(to_table({{"NAME", "IMAGE"}, {"web", "\x1b[2J"}}) == "NAME  IMAGE\nweb   ?[2J\n");
     CHECK(to_table({}).empty());
 }
 

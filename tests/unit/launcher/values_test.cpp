@@ -145,3 +145,8 @@ TEST_CASE("names are host names") {
     }
     CHECK_THROWS_AS(parse_name(std::string(64, 'a')), Failure);
 }
+
+TEST_CASE("a name of an image that is none says why") {
+    CHECK_THROWS_WITH(parse_image_name(std::string(65, 'a')), "must have at most 64 characters");
+    CHECK_THROWS_WITH(parse_image_name("a/b"), Catch::StartsWith("must be NAME[:TAG]"));
+}

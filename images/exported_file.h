@@ -4,28 +4,26 @@
 
 #include <filesystem>
 
-#include "netns/unique_fd.h"
-
-namespace qvm {
+namespace qvm::images {
 
 /// A new file that takes the place of `file` once it is whole, and goes with this object otherwise.
 class ExportedFile {
   public:
-    /// Beside it, by a name that nobody has or knows, and with the same ending. Throws Failure,
-    /// with the reason alone, where what is there is no regular file, and std::system_error.
+    /// Beside it, by a name that nobody has or knows, and with the same ending. Throws Error where
+    /// what is there is no regular file, and std::system_error.
     ExportedFile(const std::filesystem::path& file, mode_t mode);
     ExportedFile(const ExportedFile&) = delete;
     ExportedFile& operator=(const ExportedFile&) = delete;
     ~ExportedFile();
 
-    [[nodiscard]] int fd() const noexcept { return fd_.get(); }
+    [[nodiscard]] int fd() const noexcept { return fd_; }
     [[nodiscard]] const std::filesystem::path& path() const noexcept { return aside_; }
     /// Throws std::filesystem::filesystem_error.
     void keep() const { std::filesystem::rename(aside_, file_); }
 
   private:
     std::filesystem::path file_, aside_;
-    UniqueFd fd_;
+    int fd_;
 };
 
-}  // namespace qvm
+}  // namespace qvm::images

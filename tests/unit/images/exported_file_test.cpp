@@ -1,0 +1,66 @@
+#include "images/exported_file.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+
+#include "support.h"
+
+using namespace qvm::images;
+using namespace qvm::images::test;
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::size_t files_in(const fs::path& directory) {
+    return static_cast<std::size_t>(
+        std::distance(fs::directory_iterator{directory}, fs::directory_iterator{}));
+}
+
+}  // namespace
+
+TEST_CASE("a file that is exported is there as a whole, or not at all") {
+    const TemporaryDirectory directory;
+    const auto path = directory / "disk.qcow2";
+    write_file(path, "old");
+    std::string first;
+    {
+        const ExportedFile file{path, 0666};
+        first = file.path().string();
+        CHECK(file.path().parent_path() == path.parent_path());
+        CHECK(file.path().filename().string().starts_with("."));
+        CHECK(file.path().extension() == ".qcow2");
+        struct stat status {};
+        REQUIRE(stat(file.path().c_str(), &status) == 0);
+        const auto mask = umask(0);
+        umask(mask);
+        CHECK((status.st_mode & 0777) == (0666 & ~mask));
+        CHECK(write(file.fd(), "new", 3) == 3);
+    }
+    CHECK(read_file(path) == "old");
+    CHECK(files_in(path.parent_path()) == 1);
+
+    const ExportedFile file{path, 0666};
+    CHECK(file.path() != first);  // which nobody could have put a link at
+    write_file(file.path(), "new");
+    file.keep();
+    CHECK(read_file(path) == "new");
+    CHECK(files_in(path.parent_path()) == 1);
+}
+
+TEST_CASE("a file is exported behind a link, and over no directory") {
+    const TemporaryDirectory directory;
+    fs::create_directory(directory / "there");
+    write_file(directory / "there/file", "old");
+    fs::create_symlink("there/file", directory / "link");
+    const ExportedFile file{directory / "link", 0600};
+    file.keep();
+    CHECK(read_file(directory / "there/file").empty());
+    CHECK(fs::is_symlink(directory / "link"));
+    CHECK(error_of([&] {
+              ExportedFile{directory / "there", 0600};
+          }) == "it is there, and no regular file");
+    CHECK_THROWS_AS((ExportedFile{directory / "none/file", 0600}), std::system_error);
+}
