@@ -46,8 +46,8 @@ inline bool is_full(int error) {
     return error == ENOSPC || error == EDQUOT;
 }
 
-/// Does that work, and says of what the reasons are that it throws alone: by a Failure, an
-/// images::Error or a std::system_error.
+/// Does that work, and says of what the reasons are that it throws alone: Failure's, and those of
+/// images::Error and std::system_error.
 template <typename Work>
 decltype(auto) naming(const std::string& what, const Work& work) {
     try {

@@ -50,50 +50,49 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
     images::copy_sparse(image, draft.fd(), hash, tell);
 }
 
-/// What is no image is of no use to who pulls it next.
-AnyDisk open_download(Download& download, const ImageDraft& draft, ProgressMeter& meter) {
+/// Makes an image in a draft. What the host could not do, of which no file is to blame, is said by
+/// the reason alone.
+template <typename Work>
+NewImage in_draft(const ImageStore& store, const Work& work) {
     try {
-        return open_disk(download.path(), draft, false, meter);
-    } catch (const Failure&) {
-        download.discard();
-        throw;
+        return work(ImageDraft{store.drafts()});
+    } catch (const std::system_error& error) {
+        const auto why = error.code().message();
+        if (!is_full(error.code().value())) throw Failure(why);
+        throw Failure(fmt::format("write to '{}': {}", store.drafts().string(), why), more_room);
     }
-}
-
-/// What the host could not do, of which no file is to blame: the reason alone.
-Failure failure_of(const ImageStore& store, const std::system_error& error) {
-    const auto why = error.code().message();
-    if (!is_full(error.code().value())) return Failure{why};
-    return Failure{fmt::format("write to '{}': {}", store.drafts().string(), why), more_room};
 }
 
 }  // namespace
 
 NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust_backing) {
     const auto what = fmt::format("import '{}'", path.string());
-    return naming(what, [&]() -> NewImage {
+    const auto copy_it = [&](ImageDraft draft) -> NewImage {
         ProgressMeter meter{what, ProgressMeter::On::terminal};
-        ImageDraft draft{store.drafts()};
-        try {
-            const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
-            images::Hash hash{images::HashKind::sha256};
-            copy(image.fd.get(), draft, is_draft, hash, meter);
-            const auto& before = image.known.front();
-            const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
-            if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
-                throw Failure("it was written to meanwhile");
-            return {std::move(draft), record_of(image, hash.finish().hex)};
-        } catch (const std::system_error& error) {
-            throw failure_of(store, error);
-        }
-    });
+        const auto [image, is_draft] = open_disk(path, draft, trust_backing, meter);
+        images::Hash hash{images::HashKind::sha256};
+        copy(image.fd.get(), draft, is_draft, hash, meter);
+        const auto& before = image.known.front();
+        const UniqueFd now{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
+        if (!now || !is_unchanged(before, known_file(path, {}, now.get())))
+            throw Failure("it was written to meanwhile");
+        return {std::move(draft), record_of(image, hash.finish().hex)};
+    };
+    return naming(what, [&] { return in_draft(store, copy_it); });
 }
 
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
                            ProgressMeter& meter) {
-    try {
-        ImageDraft draft{store.drafts()};
-        const auto [image, is_draft] = open_download(download, draft, meter);
+    const auto open = [&](const ImageDraft& draft) {
+        try {
+            return open_disk(download.path(), draft, false, meter);
+        } catch (const Failure&) {
+            download.discard();  // it is what nobody can use
+            throw;
+        }
+    };
+    return in_draft(store, [&](ImageDraft draft) -> NewImage {
+        const auto [image, is_draft] = open(draft);
         if (!is_draft) {
             auto record = record_of(image, std::move(digest));
             return {download.finish(), std::move(record)};
@@ -102,9 +101,7 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
         copy(image.fd.get(), draft, true, hash, meter);
         download.discard();
         return {std::move(draft), record_of(image, hash.finish().hex)};
-    } catch (const std::system_error& error) {
-        throw failure_of(store, error);
-    }
+    });
 }
 
 }  // namespace qvm
