@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <system_error>
 
-#include "images/error.h"
 #include "images/exported_file.h"
 #include "images/sparse.h"
 #include "images/url.h"

@@ -50,8 +50,8 @@ void copy(int image, const ImageDraft& draft, bool is_draft, images::Hash& hash,
     images::copy_sparse(image, draft.fd(), hash, tell);
 }
 
-/// Makes an image in a draft; what the host could not do, of which no file
-/// is to blame, is said by the reason alone.
+/// Makes an image in a draft. What the host could not do, of which no file is to blame, is said by
+/// the reason alone.
 template <typename Work>
 NewImage in_draft(const ImageStore& store, const Work& work) {
     try {

@@ -52,27 +52,19 @@ bool is_in_use(int fd, bool writes) {
 }
 
 void fill_overlay(const std::string& what, int fd, std::uint64_t virtual_size) {
-    try {
-        naming(what, [&] { images::write_overlay(fd, virtual_size); });
-    } catch (const images::Error& error) {
-        throw Failure(fmt::format("{}: {}", what, error.what()));
-    }
+    naming(what, [&] { images::write_overlay(fd, virtual_size); });
 }
 
 /// Finds out what disk an open file holds, and calls `check` with what qemu-img says of it.
 template <typename Check>
 void examine(ImageFile& image, bool trust_backing, Check check) {
-    try {
-        const auto format = images::check_header(image.fd.get(), trust_backing);
-        images::check_format(format);
-        const auto info = probe_image(image.fd.get(), format);
-        images::check_image(info, trust_backing);
-        check(image.fd.get(), info);
-        image.facts = {.format = info.format, .virtual_size = info.virtual_size};
-        image.known.front().format = info.format;
-    } catch (const images::Error& error) {
-        throw Failure(error.what());
-    }
+    const auto format = images::check_header(image.fd.get(), trust_backing);
+    images::check_format(format);
+    const auto info = probe_image(image.fd.get(), format);
+    images::check_image(info, trust_backing);
+    check(image.fd.get(), info);
+    image.facts = {.format = info.format, .virtual_size = info.virtual_size};
+    image.known.front().format = info.format;
 }
 
 template <typename Check>

@@ -41,7 +41,7 @@ ImageFile open_image(const VmOptions& vm, bool persist);
 ImageFile open_unused(const std::filesystem::path& path, bool writes);
 
 /// A file that is open already, probed as open_image() does; `has_kernel` when nothing boots from
-/// it. Throws Failure with the reason alone, and std::system_error.
+/// it. Throws Failure with the reason alone, images::Error and std::system_error.
 ImageFile as_image(ImageFile file, const std::filesystem::path& path, bool has_kernel,
                    bool trust_backing);
 

@@ -350,12 +350,9 @@ class Pull {
 }  // namespace
 
 ImageRecord pull(const ImageStore& store, const PullRequest& request) {
-    try {
+    return naming(fmt::format("pull '{}'", request.entry.name), [&] {
         return Pull{store, request}();
-    } catch (const Failure& failure) {
-        throw Failure(fmt::format("pull '{}': {}", request.entry.name, failure.what()),
-                      failure.hint());
-    }
+    });
 }
 
 }  // namespace qvm
