@@ -6,6 +6,7 @@
 
 #include "launcher/directories.h"
 #include "launcher/failure.h"
+#include "launcher/guest_command.h"
 #include "launcher/guest_files.h"
 #include "launcher/qemu_command.h"
 
@@ -43,10 +44,11 @@ json::object clock_arguments(std::chrono::system_clock::time_point now) {
 }
 
 json::object awaken_arguments(const Awakening& awakening, const std::string& hook) {
-    json::array words{
-        "-c", awaken_functions() + awaken_call(awakening) + std::string{guest_files::hook_sh},
-        "qvm", awakening.name, hook};
-    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"capture-output", true}};
+    auto arguments = guest_script_arguments(
+        awaken_functions() + awaken_call(awakening) +
+        fmt::format("set -- {} {}\n{}", awakening.name, shell_word(hook), guest_files::hook_sh));
+    arguments["capture-output"] = true;
+    return arguments;
 }
 
 }  // namespace qvm

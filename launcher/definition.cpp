@@ -114,6 +114,24 @@ json::object to_json(const VmOptions& options) {
             {"qemu_args", json::value_from(options.qemu_args)}};
 }
 
+void check_network(const VmOptions& vm) {
+    const auto mode = vm.net_or_default().mode;
+    if (vm.group && !has_namespace(mode))
+        throw Failure(
+            fmt::format("--group '{}': VMs of a group share a namespace, and --net {} "
+                        "has none",
+                        *vm.group, to_string(mode)));
+    if (vm.uplink != Uplink::automatic && mode != NetOption::Mode::nat)
+        throw Failure(fmt::format("--uplink {}: goes with --net nat only", to_string(vm.uplink)));
+    if (vm.allow_host && mode != NetOption::Mode::nat)
+        throw Failure("--allow-host: goes with --net nat only");
+    if (vm.port_isolation && !vm.group) throw Failure("--port-isolation: goes with --group only");
+    if (!vm.publish.empty() && mode == NetOption::Mode::none)
+        throw Failure("--publish: a guest with --net none has no address");
+    if (!vm.publish.empty() && mode == NetOption::Mode::bridge)
+        throw Failure("--publish: a guest with --net bridge=IF has an address of its LAN's");
+}
+
 VmOptions vm_options_from(const json::object& object) {
     const JsonReader reader{object};
     VmOptions options;

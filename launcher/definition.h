@@ -18,6 +18,9 @@ namespace qvm {
 /// Makes the paths of all files absolute, seen from where this process is.
 void make_absolute(VmOptions& options);
 
+/// That a VM's options can be had with its network. Throws Failure. Pure.
+void check_network(const VmOptions& vm);
+
 /// A VM's options as JSON, with the command line's words, and back. Paths stay as they are.
 /// Reading throws Failure with the member that is wrong.
 boost::json::object to_json(const VmOptions& options);

@@ -312,7 +312,10 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     /// first numbers of the bus that are free.
     awaitable<void> start_ready_shell() {
         if (ready_shell != 0 && awakener_waits) co_return;
-        if (ready_shell != 0) co_await ask_ready_shell(guest_prepares);
+        if (ready_shell != 0) {
+            co_await ask_ready_shell(guest_prepares, ready_patience);
+            awakener_waits = true;
+        }
         if (ready_shell != 0 || !agent_up || portless) co_return;
         if (ready.empty()) co_await plug_in_ready();
         std::int64_t shell = 0;
@@ -347,16 +350,17 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     }
 
     /// The shell that waits does something, and waits again, or is no more.
-    awaitable<void> ask_ready_shell(std::string words) {
+    awaitable<void> ask_ready_shell(std::string words, Clock::duration patience) {
         const auto text = guest_request(words, random_id());
         bool waits = ::send(ready.front().client.get(), text.data(), text.size(),
                             MSG_DONTWAIT | MSG_NOSIGNAL) == static_cast<ssize_t>(text.size());
         try {
-            if (waits) waits = co_await hear_that_it_waits(ready_shell, command_timeout);
+            if (waits) waits = co_await hear_that_it_waits(ready_shell, patience);
         } catch (const ShellEnded&) {
             waits = false;
+        } catch (const std::exception&) {
+            waits = false;  // nobody knows what it does
         }
-        awakener_waits = words == guest_prepares;
         if (waits) co_return;
         ready_shell = 0;
         co_await give_up_ready();
@@ -365,7 +369,9 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     static awaitable<bool> tell(std::shared_ptr<Core> self, Awakening news) {
         const Turn turn{*self};
         co_await turn.came();
-        if (self->ready_shell != 0) co_await self->ask_ready_shell(awaken_call(news));
+        if (self->ready_shell == 0) co_return false;
+        self->awakener_waits = false;
+        co_await self->ask_ready_shell(awaken_call(news), command_timeout);
         co_return self->ready_shell != 0;
     }
 
@@ -376,6 +382,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
         auto stream = to_stream(listener.get_executor(), copy);
         asio::steady_timer late{listener.get_executor()};
         const auto deadline = Clock::now() + patience;
+        const auto boot = boots;
         std::string text;
         Clock::duration pause = reap_pause;
         while (text.size() < guest_waits.size() && Clock::now() < deadline) {
@@ -387,7 +394,7 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
                                      bytes.size() - text.size(), MSG_DONTWAIT);
             if (size > 0) text.append(bytes.data(), static_cast<std::size_t>(size));
             if (size > 0) continue;
-            if (size == 0) throw ShellEnded{};
+            if (size == 0 || boots != boot) throw ShellEnded{};
             const auto end = co_await ask_for_end(shell);
             if (end) throw ShellEnded{};
         }
@@ -750,6 +757,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     }
 
     static awaitable<std::shared_ptr<void>> quiet(std::shared_ptr<Core> self, bool guest_runs) {
+        if (!guest_runs && !self->retired.empty())
+            throw Failure("commands that have ended have ports yet, and a paused guest keeps them");
         auto hold = std::make_shared<Hold>(self);
         co_await hold->turn.came();
         // One that has just ended is not told of yet.
@@ -771,8 +780,18 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
             if (Clock::now() >= deadline)
                 throw Failure("the guest does not let go of a command's serial ports");
             co_await unplug_retired();
-            co_await wait_for_news(Clock::now() + reap_pause);
+            if (retired.empty())
+                co_await wait_for_news(Clock::now() + reap_pause);
+            else
+                co_await hear_from_guest();
         }
+    }
+
+    /// What it was told before it has taken, then: its kernel does that before its programs go on.
+    awaitable<void> hear_from_guest() {
+        const auto step = std::string{"the guest agent"};
+        co_await in_words(step, [&] { return agent.execute("guest-ping", {}, command_timeout); });
+        unanswered = 0;
     }
 
     /// QEMU takes its time until a device has let go of its chardev (RCU): nobody waits for that.
@@ -828,7 +847,8 @@ struct ExecService::Core : std::enable_shared_from_this<Core> {
     std::vector<StreamSockets> ready;              ///< of ports that are plugged in already
     unsigned long ready_tag = count;               ///< theirs
     std::int64_t ready_shell;                      ///< that has opened them; 0: there is none
-    bool awakener_waits = true;                    ///< with it
+    bool awakener_waits = true;                    ///< a program beside it, that nobody used yet
+    unsigned boots = 0;                            ///< of the guest, beyond the first
     std::deque<std::shared_ptr<Session>> retired;  ///< ended, and with ports
     std::set<std::string> going;                   ///< devices that were unplugged
     std::optional<Awakening> awakening;            ///< that the next command begins with
@@ -929,6 +949,7 @@ void ExecService::guest_is_gone(const std::string& why) {
     core_->booted = Clock::now() + core_->boot_patience;
     core_->unanswered = 0;
     core_->ready_shell = 0;
+    ++core_->boots;
     for (const auto& session : core_->sessions) {
         if (session->ports.empty()) continue;  // it waits for an agent, and goes on to
         session->lost = true;

@@ -19,13 +19,6 @@ namespace json = boost::json;
 
 namespace {
 
-/// The arguments of guest-exec for a script, which the shell reads from its stdin: a guest's own
-/// users are not to find it in their ps(1), and what it has of the command may be any bytes.
-json::object script_arguments(const std::string& script) {
-    json::array words{"-c", "[ -e /proc/self/fd/0 ] || exit 9; . /proc/self/fd/0"};
-    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"input-data", to_base64(script)}};
-}
-
 std::string variable(const std::string& name, const std::string& value) {
     return name + "=" + shell_word(value) + "\n";
 }
@@ -100,6 +93,11 @@ std::string guest_port_name(std::string_view stream, unsigned long tag) {
     return fmt::format("qvm.{}.{}", stream, tag);
 }
 
+json::object guest_script_arguments(const std::string& script) {
+    json::array words{"-c", "[ -e /proc/self/fd/0 ] || exit 9; . /proc/self/fd/0"};
+    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"input-data", to_base64(script)}};
+}
+
 json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag,
                                   const std::string& secret,
                                   const std::optional<Awakening>& awakening) {
@@ -114,7 +112,7 @@ json::object guest_exec_arguments(const GuestCommand& command, unsigned long tag
                     command.terminal ? "yes" : "", size.rows, size.columns, session_words(command));
     script += open_ports_sh;
     script += run_sh;
-    return script_arguments(script);
+    return guest_script_arguments(script);
 }
 
 json::object guest_wait_arguments(unsigned long tag) {
@@ -126,7 +124,7 @@ json::object guest_wait_arguments(unsigned long tag) {
                   fmt::format("tag={} terminal=\n", tag);
     script += open_ports_sh;
     script += wait_sh;
-    return script_arguments(script);
+    return guest_script_arguments(script);
 }
 
 std::string guest_becomes(const GuestCommand& command, const std::string& secret) {

@@ -34,6 +34,11 @@ GuestCommand parse_guest_command(const boost::json::object& object);
 /// "in", "out" or "err"; a terminal is a console's port, which has another name to the guest.
 std::string guest_port_name(std::string_view stream, unsigned long tag);
 
+/// The arguments of guest-exec (qga/qapi-schema.json) for a script, which the shell reads from its
+/// stdin: a guest's own users are not to find it in their ps(1), and what it has of a command may
+/// be any bytes. It has no parameters.
+boost::json::object guest_script_arguments(const std::string& script);
+
 /// The arguments of guest-exec (qga/qapi-schema.json) that run it. The guest needs a POSIX shell,
 /// sysfs and devtmpfs, and for a terminal setsid. What the ports say beside the command's own
 /// output, on the port of stderr, is what GuestStderr reads; `secret`, which the command does not

@@ -116,7 +116,17 @@ void MachineFiles::check_outside_files() const {
 awaitable<void> MachineFiles::save(std::filesystem::path directory) {
     const auto state = create_file(directory / snapshot_files::state);
     const bool own_memory = run_.plan.qemu.memory_file.empty();
-    co_await migration_.save(state.get(), own_memory);
+    try {
+        co_await migration_.save(state.get(), own_memory);
+    } catch (const Failure&) {
+        // QEMU does not tell why.
+        constexpr off_t some = 1024 * 1024;
+        const auto end = ::lseek(state.get(), 0, SEEK_END);
+        const int error = ::posix_fallocate(state.get(), end, some);
+        if (error == 0) throw;
+        throw Failure(fmt::format("write '{}': {}", (directory / snapshot_files::state).string(),
+                                  std::generic_category().message(error)));
+    }
     struct Copy {
         std::filesystem::path path;
         UniqueFd from, to;

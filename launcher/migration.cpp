@@ -154,7 +154,21 @@ awaitable<void> Migration::move(int fd, bool shared, const char* command) {
 }
 
 awaitable<void> Migration::save(int fd, bool shared) {
-    co_await move(fd, shared, "migrate");
+    std::exception_ptr failure;
+    try {
+        co_await move(fd, shared, "migrate");
+    } catch (const std::exception&) {
+        failure = std::current_exception();
+    }
+    try {
+        co_await until_it_can_go_on();
+    } catch (const std::exception&) {
+        if (!failure) failure = std::current_exception();
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
+awaitable<void> Migration::until_it_can_go_on() {
     // It says so before the machine's own state is that, and refuses to go on until it is
     // (migration/migration.c: migration_iteration_finish).
     const auto deadline = std::chrono::steady_clock::now() + command_timeout;

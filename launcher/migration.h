@@ -53,6 +53,7 @@ class Migration {
   private:
     boost::asio::awaitable<void> move(int fd, bool shared, const char* command);
     boost::asio::awaitable<void> set_up(bool shared);
+    boost::asio::awaitable<void> until_it_can_go_on();
 
     qmp::Client& monitor_;
     boost::asio::steady_timer news_;  ///< cancelled when status_ has changed

@@ -10,6 +10,7 @@
 #include "images/catalogue.h"
 #include "images/error.h"
 #include "images/url.h"
+#include "launcher/definition.h"
 #include "launcher/failure.h"
 
 namespace qvm {
@@ -176,21 +177,7 @@ void check_vm(const std::string& command, const VmOptions& vm) {
     if (vm.secure_boot && vm.firmware && vm.firmware->kind != FirmwareOption::Kind::uefi)
         throw Failure(fmt::format("--secure-boot: is UEFI's, and --firmware is '{}'",
                                   to_string(*vm.firmware)));
-    const auto mode = vm.net_or_default().mode;
-    if (vm.group && !has_namespace(mode))
-        throw Failure(
-            fmt::format("--group '{}': VMs of a group share a namespace, and --net {} "
-                        "has none",
-                        *vm.group, to_string(mode)));
-    if (vm.uplink != Uplink::automatic && mode != NetOption::Mode::nat)
-        throw Failure(fmt::format("--uplink {}: goes with --net nat only", to_string(vm.uplink)));
-    if (vm.allow_host && mode != NetOption::Mode::nat)
-        throw Failure("--allow-host: goes with --net nat only");
-    if (vm.port_isolation && !vm.group) throw Failure("--port-isolation: goes with --group only");
-    if (!vm.publish.empty() && mode == NetOption::Mode::none)
-        throw Failure("--publish: a guest with --net none has no address");
-    if (!vm.publish.empty() && mode == NetOption::Mode::bridge)
-        throw Failure("--publish: a guest with --net bridge=IF has an address of its LAN's");
+    check_network(vm);
 }
 
 void finish_vm(const CLI::App& app, VmOptions& options, const VmTexts& texts) {

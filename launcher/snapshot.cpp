@@ -258,6 +258,7 @@ VmOptions clone_options(const Manifest& manifest, const VmOptions& wanted) {
     vm.port_isolation = wanted.port_isolation;
     vm.qemu_user = wanted.qemu_user;
     vm.accel = manifest.kvm ? Accel::kvm : Accel::tcg;
+    check_network(vm);
     return vm;
 }
 
@@ -393,27 +394,29 @@ std::optional<ImageFile> Snapshot::open_disk() const {
 // --- one that is made --------------------------------------------------------------------------
 
 SnapshotDraft::SnapshotDraft(const fs::path& store, const std::string& name)
-    : store_(store), name_(name), path_(store / fmt::format(".{}.new", name)) {
+    : store_(store),
+      name_(name),
+      what_(fmt::format("snapshot '{}'", name)),
+      path_(store / fmt::format(".{}.{}", name, random_id())) {
     const auto guard = lock_directory(store_);
     if (fs::exists(store_ / name_))
-        throw Failure(fmt::format("snapshot '{}': there is one of that name", name_),
-                      "qvm snapshot rm " + name_);
-    take_directory();
+        throw Failure(what_ + ": there is one of that name", "qvm snapshot rm " + name_);
+    for (const auto& other : directories_in(store_))
+        if (other.stem() == "." + name_ && !try_lock_file(other / lock_name))
+            throw Failure(what_ + ": another process makes it");
+    make_directory();
 }
 
 SnapshotDraft::SnapshotDraft(const fs::path& store)
-    : store_(store), name_(random_id()), path_(store / ("." + name_)) {
+    : store_(store), what_("snapshot"), path_(store / ("." + random_id())) {
     const auto guard = lock_directory(store_);
-    take_directory();
+    make_directory();
 }
 
-/// What a killed process left there goes.
-void SnapshotDraft::take_directory() {
+void SnapshotDraft::make_directory() {
     make_private_directory(path_);
     auto lock = try_lock_file(path_ / lock_name);
-    if (!lock) throw Failure(fmt::format("snapshot '{}': another process makes it", name_));
-    for (const char* name : files)
-        if (std::string_view{name} != lock_name) fs::remove(path_ / name);
+    if (!lock) throw Failure(fmt::format("{}: lock '{}'", what_, path_.string()));
     lock_ = std::move(*lock);
 }
 
@@ -427,11 +430,10 @@ SnapshotDraft::~SnapshotDraft() {
 }
 
 void SnapshotDraft::finish(Manifest manifest, bool kept) {
-    const auto what = fmt::format("snapshot '{}'", name_);
     for (const char* name : files) {
         const auto path = path_ / name;
         if (std::string_view{name} == lock_name || !fs::exists(path)) continue;
-        const auto fd = open_file(path, what);
+        const auto fd = open_file(path, what_);
         const bool checked = kept || std::string_view{name} == snapshot_files::state;
         try {
             manifest.files.push_back(
@@ -440,7 +442,7 @@ void SnapshotDraft::finish(Manifest manifest, bool kept) {
                  .checksum = checked ? images::sparse_checksum(fd.get()) : std::string{}});
         } catch (const std::system_error& error) {
             throw Failure(
-                fmt::format("{}: read '{}': {}", what, path.string(), error.code().message()));
+                fmt::format("{}: read '{}': {}", what_, path.string(), error.code().message()));
         }
     }
     write(manifest);
@@ -454,14 +456,14 @@ void SnapshotDraft::keep() {
     for (const char* name : files) {
         const UniqueFd fd{::open((path_ / name).c_str(), O_RDONLY | O_CLOEXEC)};
         if (fd && ::fsync(fd.get()) != 0)
-            throw Failure(fmt::format("snapshot '{}': write '{}': {}", name_,
-                                      (path_ / name).string(), reason()));
+            throw Failure(
+                fmt::format("{}: write '{}': {}", what_, (path_ / name).string(), reason()));
     }
     sync_directory(path_);
     if (::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, (store_ / name_).c_str(),
                     RENAME_NOREPLACE) != 0)
         throw Failure(fmt::format(
-            "snapshot '{}': {}", name_,
+            "{}: {}", what_,
             errno == EEXIST ? std::string{"there is one of that name by now"} : reason()));
     kept_ = true;
     sync_directory(store_);

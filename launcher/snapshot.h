@@ -146,10 +146,11 @@ class SnapshotDraft {
     void share();
 
   private:
-    void take_directory();
+    void make_directory();
 
     std::filesystem::path store_;
-    std::string name_;
+    std::string name_;  ///< empty: it will have none
+    std::string what_;
     std::filesystem::path path_;
     UniqueFd lock_;
     bool kept_ = false;

@@ -22,6 +22,7 @@
 #include "launcher/snapshot.h"
 #include "launcher/table.h"
 #include "launcher/vm_state.h"
+#include "launcher/volumes.h"
 
 namespace qvm {
 
@@ -84,8 +85,8 @@ void tell(const std::string& vm, const SavedVm& saved) {
     say(fmt::format("qvm: {}: stood still for {:.0f} ms", vm, saved.pause_ms));
     if (!saved.agent)
         say(
-            fmt::format("qvm: {}: no guest agent answers in it: copies keep its clock, its host "
-                        "name and its entropy",
+            fmt::format("qvm: {}: no guest agent answers in it yet: copies learn their name and "
+                        "the time when one does",
                         vm));
 }
 
@@ -158,8 +159,21 @@ void adopt(Manifest& manifest, const std::optional<fs::path>& image) {
         }
 }
 
-/// That more than one can have what is asked for. Throws Failure.
-void check_shared(const ForkOptions& options) {
+std::string clone_name(const ForkOptions& options, unsigned number) {
+    if (!options.name) return fmt::format("{}-{}", options.vm, random_id().substr(0, 4));
+    return options.count == 1 ? *options.name : fmt::format("{}-{}", *options.name, number);
+}
+
+/// That they can have what is asked for, before a machine stands still for it. Throws Failure.
+void check_clones(const ForkOptions& options, const Directories& directories) {
+    for (unsigned number = 1; options.name && number <= options.count; ++number) {
+        const auto name = clone_name(options, number);
+        const BlockedSignals blocked;
+        const VmDirectory directory{directories.run, name};
+        DefinitionStore{directories}.check_free(name);
+    }
+    if (options.restore_hook) check_readable_file("--restore-hook", *options.restore_hook);
+    for (const auto& volume : options.volumes) (void)resolve_volume(parse_volume(volume));
     for (const auto& text : options.publish)
         if (const auto port = parse_publish(text).host_port; port != 0 && options.count > 1)
             throw Failure(fmt::format("--publish '{}': port {} is for one machine, and not for {}",
@@ -182,11 +196,6 @@ std::vector<std::string> clone_command(const ForkOptions& options, const std::st
     return words;
 }
 
-std::string clone_name(const ForkOptions& options, unsigned number) {
-    if (!options.name) return fmt::format("{}-{}", options.vm, random_id().substr(0, 4));
-    return options.count == 1 ? *options.name : fmt::format("{}-{}", *options.name, number);
-}
-
 }  // namespace
 
 SavedVm save_vm(const Directories& directories, const std::string& vm, SnapshotDraft& draft,
@@ -205,8 +214,8 @@ SavedVm save_vm(const Directories& directories, const std::string& vm, SnapshotD
 }
 
 int fork(const ForkOptions& options) {
-    check_shared(options);
     const auto directories = find_directories();
+    check_clones(options, directories);
     SnapshotDraft draft{directories.snapshots()};
     const auto saved = save_vm(directories, options.vm, draft, false);
     draft.share();

@@ -85,6 +85,7 @@ constexpr auto foreign_timeout = 24h;    // of one that a client sent, and may w
 constexpr auto powerdown_grace = 10s;    // docker's, too
 constexpr auto button_pause = 2s;        // a guest that boots has not heard it the first time
 constexpr auto echo_time = 100ms;        // a user's second Ctrl-C takes longer
+constexpr auto awaken_pause = 20ms;      // between two looks whether that is over
 constexpr auto clock_tolerance = 500ms;  // of a guest's clock, from when it was told the time
 constexpr int most_corrections = 3;
 constexpr auto farewell = 1s;  // of a client to take its last answers
@@ -652,7 +653,13 @@ class Supervisor final : public Controlled {
         const auto refuse = [](const std::string& why) {
             throw qmp::CommandError("qvm-save", "GenericError", why);
         };
-        if (saving_) refuse("it is being saved already");
+        while ((saving_ || awakens_) && !over_) {
+            if (awakens_ && state_.state != "running") refuse("it is paused while it is told news");
+            if (saving_)
+                co_await saved_timer_.async_wait(no_throw);
+            else
+                co_await delay(awaken_pause);
+        }
         if (restarting_) refuse("it is being restarted");
         if (called_off()) refuse("it is being stopped");
         const auto why = why_not_saved(state_.vm, run_.options.persist);
@@ -681,7 +688,7 @@ class Supervisor final : public Controlled {
             const std::chrono::duration<double, std::milli> milliseconds = pause;
             saved_ = {{"manifest", to_json(manifest)},
                       {"pause_ms", milliseconds.count()},
-                      {"agent", state_.agent}};
+                      {"agent", state_.agent || commands_->ready_shell() != 0}};
             tell("saved", {{"pause_ms", milliseconds.count()}});
         } catch (const std::exception& failure) {
             save_failure_ = over_ ? "it ended" : failure.what();
@@ -981,6 +988,7 @@ class Supervisor final : public Controlled {
 
     void guest_restarts() {
         booted_ = Clock::now();
+        agent_->give_up();
         agent_up_.reset();
         uefi_has_console_ = run_.plan.firmware.has_value();
         ports_.guest_restarts();
@@ -998,8 +1006,11 @@ class Supervisor final : public Controlled {
         } else if (*id != agent_port) {
             commands_->port_changed(std::string{id->get_string()}, *open == true);
         } else if (*open == true) {
+            agent_is_open_ = agent_has_changed_ = true;
             if (!greeting_agent_) spawn(greet_agent());
         } else {
+            agent_is_open_ = false;
+            agent_has_changed_ = true;
             state_.agent = false;
             commands_->agent_is_down();
             write_state();
@@ -1009,6 +1020,14 @@ class Supervisor final : public Controlled {
     /// The agent is a guest's program: whatever goes wrong with it is no failure of ours.
     awaitable<void> greet_agent() {
         const Flag greeting{greeting_agent_};
+        do {
+            agent_has_changed_ = false;
+            co_await greet_this_agent();
+        } while (agent_has_changed_ && agent_is_open_);
+    }
+
+    /// As long as it is that one.
+    awaitable<void> greet_this_agent() {
         try {
             co_await agent_->handshake(command_timeout);
         } catch (const std::system_error& error) {
@@ -1016,7 +1035,9 @@ class Supervisor final : public Controlled {
             co_return;
         }
         if (run_.snapshot && !std::exchange(awake_, true)) co_await awaken();
+        if (agent_has_changed_) co_return;
         co_await mount_volumes();
+        if (agent_has_changed_) co_return;
         if (!ready_ && !must_boot()) {
             ready_ = Clock::now();
             timings_.add("guest-ready", running_, *ready_);
@@ -1034,7 +1055,7 @@ class Supervisor final : public Controlled {
     /// the hook is what its user relies on.
     awaitable<void> awaken() {
         const auto begin = Clock::now();
-        if (run_.options.command && !run_.options.restore_hook) {
+        if (run_.options.command && !run_.options.restore_hook && run_.options.wait_for.empty()) {
             begin_command_with_news();
             co_return;
         }
@@ -1084,8 +1105,9 @@ class Supervisor final : public Controlled {
         const auto end = co_await capture_end(*agent_, answer.at("pid").to_number<int>(),
                                               [this] { return !over_; });
         if (!end || end->exit_status == 0) co_return "";
-        co_return fmt::format("exit status {}: {}", end->exit_status,
-                              first_line(end->err.empty() ? end->out : end->err));
+        const auto said = first_line(end->err.empty() ? end->out : end->err);
+        co_return fmt::format("exit status {}{}{}", end->exit_status, said.empty() ? "" : ": ",
+                              said);
     }
 
     /// Before others may use the agent: their commands find them.
@@ -1582,6 +1604,8 @@ class Supervisor final : public Controlled {
     bool qemu_gone_ = false;
     bool taken_down_ = false;
     bool greeting_agent_ = false;
+    bool agent_is_open_ = false;               ///< it has its port open
+    bool agent_has_changed_ = false;           ///< and has opened or closed it since it was greeted
     bool awakens_ = false;                     ///< the guest is told what is new
     bool awake_ = false;                       ///< the guest of a snapshot knows what is new
     bool agent_is_early_ = false;              ///< it was there before the CPUs were known to run

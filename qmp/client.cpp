@@ -297,6 +297,13 @@ Client::~Client() {
     close();
 }
 
+void Client::give_up() {
+    for (auto& [id, call] : connection_->calls) {
+        if (!call->outcome) call->outcome = make_error_code(Errc::timed_out);
+        call->timer.cancel();
+    }
+}
+
 // What follows takes the connection along: a coroutine starts only when it is awaited, and both
 // the client and the caller's text may be gone by then.
 

@@ -59,6 +59,9 @@ class Client {
                                                        int descriptor,
                                                        std::chrono::milliseconds timeout);
 
+    /// Calls that wait end as after their timeouts: nobody will answer them (the guest was reset).
+    void give_up();
+
     /// The next event, in the order of arrival; nothing once the connection is over and all that
     /// came before its end have been taken. Without limit in time. For one consumer.
     boost::asio::awaitable<std::optional<Event>> next_event();

@@ -167,6 +167,36 @@ class Snapshots(detached.Test):
             clone.signal(number)
             self.assertEqual(clone.wait(), status, clone.err.text)
 
+    def test_after_many_commands_at_once(self):
+        """The guest is told of no more ports at a time than it takes."""
+        self.booted("--net", "none")
+        commands = [self.started("exec", "base", "sleep", "1") for _ in range(8)]
+        for command in commands:
+            self.assertEqual(command.wait(), 0, command.err.text)
+        self.succeed("snapshot", "create", "-q", "base", "ready")
+        self.assertEqual(self.run_clone("echo", "runs"), "runs\n")
+
+    def test_a_clone_that_is_reset_at_once(self):
+        self.saved("--net", "none")
+        name = self.killed_with_test(self.succeed("run", "-q", "-d", "snapshot:ready").strip())
+        self.succeed("qmp", name, "system_reset")
+        self.wait_until(lambda: self.inspect(name)["agent"], vm.BOOT)
+        self.assertEqual(self.in_guest(name, "echo again"), "again\n")
+
+    def test_what_does_not_go_with_the_network(self):
+        self.saved("--net", "none")
+        for option, why in ((("-p", "8099:80"), "--publish: a guest with --net none has no address"),
+                            (("--allow-host",), "--allow-host: goes with --net nat only"),
+                            (("--group", "lab"), "--group 'lab': VMs of a group share a namespace, .*")):
+            with self.subTest(option=option):
+                self.refused("run", "-d", *option, "snapshot:ready", why=f"snapshot 'ready': {why}")
+        # Nothing stands still for what cannot be had.
+        for options, why in ((("--name", "base"), "VM 'base': .*"),
+                             (("--restore-hook", "/none"), "--restore-hook '/none': No such file or directory"),
+                             (("-v", "/none:/mnt"), "--volume '/none.*': .*")):
+            with self.subTest(options=options):
+                self.refused("fork", *options, "base", why=why)
+
     def test_a_clone_cannot_write_to_what_others_share(self):
         self.saved("--net", "none")
         name = self.clone()
@@ -327,14 +357,16 @@ class Snapshots(detached.Test):
         self.booted("--net", "none")
         self.store.mkdir(parents=True, exist_ok=True)
         self.host.give(self.store)
-        self.tool("mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", self.store)
-        try:
-            self.host.give(self.store)
-            self.refused("snapshot", "create", "base", "ready",
-                         why=rf"VM 'base': save: write '{self.store}/\.ready\.new/memory': No space left on device")
-            self.assertEqual(list(self.store.iterdir()), [])
-        finally:
-            self.tool("umount", self.store)
+        for size, file in (("4M", "memory"), ("300K", "state")):
+            self.tool("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", self.store)
+            try:
+                self.host.give(self.store)
+                self.refused("snapshot", "create", "base", "ready",
+                             why=rf"VM 'base': save: write '{self.store}/\.ready\.[0-9a-f]+/{file}': "
+                             "No space left on device")
+                self.assertEqual(list(self.store.iterdir()), [])
+            finally:
+                self.tool("umount", self.store)
         self.succeed("snapshot", "create", "-q", "base", "ready")
 
     def test_snapshots_that_do_not_fit(self):
@@ -410,7 +442,7 @@ class Snapshots(detached.Test):
         self.detach(*MEMORY, "--net", "none", "--trust-backing", "--name", "chain", directory / "top.qcow2")
         done = self.qvm("snapshot", "create", "chain", "ready")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("qvm: chain: no guest agent answers in it: copies keep its clock", done.stderr)
+        self.assertIn("qvm: chain: no guest agent answers in it yet: copies learn their name", done.stderr)
         self.succeed("snapshot", "export", "ready", file)
         self.succeed("kill", "chain")
         self.succeed("snapshot", "rm", "ready")

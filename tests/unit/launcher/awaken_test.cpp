@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "launcher/base64.h"
 #include "launcher/directories.h"
 #include "launcher/process.h"
 #include "tests/unit/launcher/temporary.h"
@@ -85,17 +86,18 @@ TEST_CASE("a program tells it, one that waits if there is one, or else commands 
 }
 
 TEST_CASE("the hook has the last word, and its own exit status") {
-    const auto arguments = awaken_arguments(example, "sleep 10 & echo $QVM_NAME; exit 3");
-    CHECK(arguments.at("capture-output") == true);
-    auto words = boost::json::value_to<std::vector<std::string>>(arguments.at("arg"));
-    // Without what it does to this machine.
-    const auto hook = words.at(1).rfind("[ -n \"$2\" ]");
-    REQUIRE(hook != std::string::npos);
-    words.at(1).erase(0, hook);
-    words.insert(words.begin(), "sh");
-    const auto done = run_tool(words);
-    CHECK(done.out == "web-2\n");
+    const auto end_of = [](const std::string& hook) {
+        const auto arguments = awaken_arguments(example, hook);
+        CHECK(arguments.at("capture-output") == true);
+        auto script = from_base64(arguments.at("input-data").get_string());
+        // Without what it does to this machine.
+        const auto begin = script.rfind("set -- web-2 ");
+        REQUIRE(begin != std::string::npos);
+        return run_tool({"sh"}, script.substr(begin));
+    };
+    const auto done = end_of("sleep 10 & echo; echo $QVM_NAME; echo 'it''s \xff' >&2; exit 3");
+    CHECK(done.out == "its \xff\n");
     CHECK(done.status.code == 3);
-    words.back() = "";
-    CHECK(run_tool(words).status.code == 0);
+    CHECK(end_of("[ $QVM_NAME = web-2 ]").status.code == 0);
+    CHECK(end_of("").status.code == 0);
 }

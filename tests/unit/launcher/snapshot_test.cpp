@@ -194,17 +194,18 @@ TEST_CASE("a draft is there as a whole, or not at all") {
 TEST_CASE("what a killed process left is swept, and what is worked on is not") {
     const Temporary directory;
     const auto store = directory.path / "snapshot";
-    fs::create_directories(store / ".new.new");
-    write(store / ".new.new" / "state", "of one that was killed");
+    fs::create_directories(store / ".new.1");
+    write(store / ".new.1" / "state", "of one that was killed, and who writes to it yet");
     const SnapshotDraft draft{store, "new"};
     CHECK(!fs::exists(draft.path() / "state"));
+    const SnapshotDraft of_other{store, "new.new"};
     CHECK(failure_of([&] {
               SnapshotDraft{store, "new"};
           }) == "snapshot 'new': another process makes it");
     fs::create_directory(store / ".old.1");
     write(store / ".old.1" / "memory", "abc");
     write(store / ".old.1" / "lock", "");
-    CHECK(SnapshotStore{store}.sweep() == 1);
+    CHECK(SnapshotStore{store}.sweep() == 2);
     CHECK(!fs::exists(store / ".old.1"));
     CHECK(fs::exists(draft.path()));
 }

@@ -13,6 +13,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/local/connect_pair.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/read_until.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -559,6 +560,21 @@ TEST_CASE("what waits ends when the client is closed or destroyed") {
     CHECK(ended == 2);
     CHECK(error == Errc::closed);
     CHECK_FALSE(event);
+}
+
+TEST_CASE("calls that are given up end, and the client goes on") {
+    Fixture f;
+    f.handshake();
+    std::error_code error;
+    asio::co_spawn(f.context, error_of(f.execute("x")),
+                   [&](std::exception_ptr, std::error_code e) { error = e; });
+    f.run([&]() -> awaitable<void> {
+        co_await f.peer.receive();
+        f.client->give_up();
+        co_await asio::post(co_await asio::this_coro::executor, use_awaitable);
+    });
+    CHECK(error == Errc::timed_out);
+    CHECK_FALSE(f.client->closed());
 }
 
 TEST_CASE("a coroutine that starts after its client is gone") {
