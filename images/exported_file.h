@@ -7,10 +7,12 @@
 namespace qvm::images {
 
 /// A new file that takes the place of `file` once it is whole, and goes with this object otherwise.
+/// What is there keeps its owner, where we may give files away, and its mode.
 class ExportedFile {
   public:
-    /// Beside it, by a name that nobody has or knows, and with the same ending. Throws Error where
-    /// what is there is no regular file, and std::system_error.
+    /// Beside it, by a name that nobody has or knows, and with the same ending. It gets this mode,
+    /// less the umask, where there is nothing, and else no more than that. Throws Error where what
+    /// is there is no regular file, and std::system_error.
     ExportedFile(const std::filesystem::path& file, mode_t mode);
     ExportedFile(const ExportedFile&) = delete;
     ExportedFile& operator=(const ExportedFile&) = delete;
@@ -18,11 +20,12 @@ class ExportedFile {
 
     [[nodiscard]] int fd() const noexcept { return fd_; }
     [[nodiscard]] const std::filesystem::path& path() const noexcept { return aside_; }
-    /// Throws std::filesystem::filesystem_error.
-    void keep() const { std::filesystem::rename(aside_, file_); }
+    /// Throws std::system_error.
+    void keep() const;
 
   private:
     std::filesystem::path file_, aside_;
+    mode_t mode_;
     int fd_;
 };
 

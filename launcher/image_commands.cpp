@@ -15,6 +15,7 @@
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
+#include "launcher/image_file.h"
 #include "launcher/image_store.h"
 #include "launcher/image_users.h"
 #include "launcher/interruption.h"
@@ -174,8 +175,11 @@ void export_image(const ImageStore& store, const std::string& name, const std::s
                   const fs::path& file) {
     const UniqueFd image{::open(store.blob(digest).c_str(), O_RDONLY | O_CLOEXEC)};
     if (!image) throw Failure(fmt::format("image '{}': {}", name, reason()));
+    if (store.has_blob(file))
+        throw Failure("is an image of qvm's store, which is never written to");
     const Interruption interruption;
     const images::ExportedFile copy{file, 0666};
+    if (fs::exists(file)) (void)open_unused(file, true);  // a VM's own disk, perhaps
     if (!images::share_blocks(image.get(), copy.fd())) {
         check_space(copy.path().parent_path(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
@@ -189,6 +193,7 @@ void export_image(const ImageStore& store, const std::string& name, const std::s
             throw Failure(fmt::format("image '{}': its file has become another", name),
                           "qvm image pull or import it again");
     }
+    interruption.check();
     copy.keep();
 }
 

@@ -254,6 +254,12 @@ bool Download::remove_old(const fs::path& directory, const std::string& key, Tim
 
 // --- the store ---------------------------------------------------------------------------------
 
+bool ImageStore::has_blob(const fs::path& path) const {
+    std::error_code error;
+    const auto file = fs::weakly_canonical(path, error);
+    return !error && fs::equivalent(file.parent_path(), blobs(), error);
+}
+
 std::uint64_t ImageStore::space_of(const std::string& digest) const {
     const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
     return fd ? images::space_of(fd.get()) : 0;

@@ -138,6 +138,9 @@ class ImageStore {
         return blobs() / digest;
     }
 
+    /// Whether a path leads to a blob, which nobody may write to.
+    [[nodiscard]] bool has_blob(const std::filesystem::path& path) const;
+
     /// What a blob takes on disk, in bytes; 0 where it is gone.
     [[nodiscard]] std::uint64_t space_of(const std::string& digest) const;
 

@@ -550,6 +550,22 @@ class Contents(StoreTest):
         for target, why in (("/none/x", "No such file or directory"), (self.store.path, "no regular file"),
                             ("/dev/null", "no regular file")):
             self.assert_refused(self.qvm("image", "export", "demo:1", target), f"export '{target}': .*{why}")
+        blob = self.inspect("demo:1")["path"]
+        link = self.host.files / "link"
+        link.symlink_to(blob)
+        self.addCleanup(link.unlink)
+        for target in (blob, link):
+            self.assert_refused(self.qvm("image", "export", "demo:1", target),
+                                f"export '{target}': is an image of qvm's store")
+        with self.subTest("a machine's own disk is not replaced; else it is as private as it was"):
+            file.chmod(0o600)
+            inode = file.stat().st_ino
+            name = self.detach("--net", "none", "--persist", file)
+            self.assert_refused(self.qvm("image", "export", "demo:1", file), f"export '{file}': is in use")
+            self.assertEqual(file.stat().st_ino, inode)
+            self.succeed("kill", name)
+            self.succeed("image", "export", "demo:1", file)
+            self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual([name for name in os.listdir(self.host.files) if name.startswith(".")], [])
 
 
