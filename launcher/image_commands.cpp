@@ -29,11 +29,8 @@
 namespace qvm {
 
 namespace fs = std::filesystem;
-using namespace std::chrono_literals;
 
 namespace {
-
-constexpr auto download_patience = 24h;  // with one that nobody goes on with
 
 ImageStore open_store(const Directories& directories) {
     return ImageStore{directories.images()};
@@ -110,8 +107,8 @@ class Removal {
         }
     }
     void prune_downloads(std::chrono::file_clock::time_point before) const {
-        if (const auto count = store_.remove_downloads(before); count > 0)
-            print(fmt::format("{} downloads\n", count));
+        for (const auto space : store_.remove_downloads(before))
+            print(fmt::format("{} of a download\n", size_text(space)));
     }
 
   private:
@@ -267,8 +264,7 @@ int image_prune(const ImagePruneOptions& options) {
         if (options.older_than) removal.prune_names(now - *options.older_than);
         removal.prune_blobs();
     }
-    removal.prune_downloads(
-        now - options.older_than.value_or(std::chrono::milliseconds{download_patience}));
+    removal.prune_downloads(now - options.older_than.value_or(std::chrono::milliseconds{0}));
     return removal.exit_status();
 }
 

@@ -703,7 +703,7 @@ class Parser {
                     "Also those of VMs that run, which keep them to their end, and by a digest all "
                     "names");
         auto& prune = add(
-            "prune", "Remove images without a name, and downloads that nobody goes on with",
+            "prune", "Remove images without a name, and downloads that nobody is at work on",
             [this](auto* app) {
                 ImagePruneOptions options;
                 if (app->count("--older-than") > 0)
