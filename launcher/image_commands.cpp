@@ -175,10 +175,10 @@ void export_image(const ImageStore& store, const std::string& name, const std::s
     if (store.has_blob(file))
         throw Failure("is an image of qvm's store, which is never written to");
     const Interruption interruption;
-    const images::ExportedFile copy{file, 0666};
+    images::ExportedFile copy{file, 0666};
     if (fs::exists(file)) (void)open_unused(file, true);  // a VM's own disk, perhaps
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.path().parent_path(), store.space_of(digest), {});
+        check_space(copy.directory(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, images::size_of(image.get()));
         images::Hash hash{images::HashKind::sha256};

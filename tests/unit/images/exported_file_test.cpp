@@ -27,7 +27,8 @@ TEST_CASE("a file that is exported is there as a whole, or not at all") {
     write_file(path, "old");
     std::string first;
     {
-        const ExportedFile file{path, 0666};
+        ExportedFile file{path, 0666};
+        CHECK(files_in(path.parent_path()) == 1);  // it has no name yet
         first = file.path().string();
         CHECK(file.path().parent_path() == path.parent_path());
         CHECK(file.path().filename().string().starts_with("."));
@@ -37,7 +38,7 @@ TEST_CASE("a file that is exported is there as a whole, or not at all") {
     CHECK(read_file(path) == "old");
     CHECK(files_in(path.parent_path()) == 1);
 
-    const ExportedFile file{path, 0666};
+    ExportedFile file{path, 0666};
     CHECK(file.path() != first);  // which nobody could have put a link at
     write_file(file.path(), "new");
     file.keep();
@@ -50,7 +51,7 @@ TEST_CASE("a file that is exported has the mode and the owner of the one that wa
     const auto path = directory / "disk";
     struct stat status {};
     {
-        const ExportedFile file{path, 0666};
+        ExportedFile file{path, 0666};
         file.keep();
     }
     const auto mask = umask(0);
@@ -61,12 +62,12 @@ TEST_CASE("a file that is exported has the mode and the owner of the one that wa
     constexpr uid_t nobody = 65534;
     const bool may_give = chown(path.c_str(), nobody, nobody) == 0;
     REQUIRE(chmod(path.c_str(), 0640) == 0);
-    const ExportedFile file{path, 0666};
+    ExportedFile file{path, 0666};
     file.keep();
     REQUIRE(stat(path.c_str(), &status) == 0);
     CHECK((status.st_mode & 07777) == 0640);
     CHECK(status.st_uid == (may_give ? nobody : geteuid()));
-    const ExportedFile secret{path, 0600};
+    ExportedFile secret{path, 0600};
     secret.keep();
     REQUIRE(stat(path.c_str(), &status) == 0);
     CHECK((status.st_mode & 07777) == 0600);
@@ -77,7 +78,7 @@ TEST_CASE("a file is exported behind a link, and over no directory") {
     fs::create_directory(directory / "there");
     write_file(directory / "there/file", "old");
     fs::create_symlink("there/file", directory / "link");
-    const ExportedFile file{directory / "link", 0600};
+    ExportedFile file{directory / "link", 0600};
     file.keep();
     CHECK(read_file(directory / "there/file").empty());
     CHECK(fs::is_symlink(directory / "link"));
