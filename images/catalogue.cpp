@@ -81,9 +81,9 @@ bool is_image_name(std::string_view text) {
         return !part.empty() && part.front() != '.' && part.front() != '-' &&
                std::all_of(part.begin(), part.end(), is_word);
     };
-    // A clone's, of a snapshot, begins with that word.
+    // A clone's, of a snapshot, begins with that word, and so does a digest.
     return text.size() <= longest_name && !text.starts_with("snapshot:") &&
-           is_part(text.substr(0, colon)) &&
+           !text.starts_with("sha256:") && is_part(text.substr(0, colon)) &&
            (colon == text.npos || is_part(text.substr(colon + 1)));
 }
 

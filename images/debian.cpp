@@ -200,7 +200,7 @@ const std::vector<BuildTool> debian_tools{
 
 void build_debian(const fs::path& output, const fs::path& work, const DebianOptions& options,
                   const Runner& run, const Progress& progress) {
-    const ExportedFile file(output, 0666);
+    ExportedFile file(output, 0666);
     const TemporaryDirectory directory(work);
     const auto tree = directory.path() / "tree";
     install_packages(directory.path(), options, tree, run, progress);

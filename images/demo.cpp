@@ -41,7 +41,7 @@ void build_demo(const fs::path& output, DemoArchitecture architecture,
                 const fs::path& package_cache, const Runner& run, const Progress& progress) {
     const auto machine = demo_machine(architecture);
     const TemporaryDirectory work(fs::temp_directory_path());
-    const ExportedFile disk(output, 0666);
+    ExportedFile disk(output, 0666);
 
     const auto packages = download_packages(
         package_cache.empty() ? work.path() : fs::absolute(package_cache), machine, run, progress);

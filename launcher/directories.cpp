@@ -127,7 +127,7 @@ void make_private_directory(const fs::path& path) {
     if (!S_ISDIR(status.st_mode)) throw Failure(what + ": a file is in its place");
     const bool link_is_safe = link.st_uid == ::geteuid() || link.st_uid == 0;
     if (status.st_uid != ::geteuid() || !link_is_safe)
-        throw Failure(what + ": it belongs to somebody else");
+        throw Failure(fmt::format("directory '{}': belongs to somebody else", path.string()));
 }
 
 namespace {

@@ -127,4 +127,29 @@ std::string name_in_store(const ImageStore& store, const std::string& name) {
     return name;
 }
 
+std::optional<std::string> digest_in_store(const ImageStore& store, const std::string& text) {
+    constexpr std::string_view prefix = "sha256:";
+    if (!text.starts_with(prefix)) return std::nullopt;
+    auto digests = store.digests();
+    std::erase_if(digests, [&](const auto& digest) {
+        return !digest.starts_with(std::string_view{text}.substr(prefix.size()));
+    });
+    if (digests.size() == 1) return digests.front();
+    throw Failure(fmt::format("image '{}': {}", text,
+                              digests.empty() ? "there is none" : "there are several"),
+                  "qvm image ls");
+}
+
+StoredImage image_in_store(const ImageStore& store, const std::string& text) {
+    const auto digest = digest_in_store(store, text);
+    if (!digest) {
+        const auto name = name_in_store(store, text);
+        return {name, store.read(name)};
+    }
+    const auto records = store.records();
+    const auto names = records.names_of(*digest);
+    if (names.empty()) return {"", {.digest = *digest, .format = {}}};
+    return {names.front(), records.known.at(names.front())};
+}
+
 }  // namespace qvm

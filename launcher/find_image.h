@@ -26,4 +26,17 @@ std::optional<images::CatalogueEntry> missing_image(const VmOptions& vm,
 /// read. Throws Failure.
 std::string name_in_store(const ImageStore& store, const std::string& name);
 
+/// What "sha256:HEX" means, the digest of an image or what it begins with; nothing for any other
+/// text. Throws Failure where there is none, or are several.
+std::optional<std::string> digest_in_store(const ImageStore& store, const std::string& text);
+
+/// An image of the store.
+struct StoredImage {
+    std::string name;    ///< empty where it has lost it, ...
+    ImageRecord record;  ///< ... and then the digest is all that is known
+};
+
+/// One that has to be in the store, by its name or its digest. Throws Failure.
+StoredImage image_in_store(const ImageStore& store, const std::string& text);
+
 }  // namespace qvm

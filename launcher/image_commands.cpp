@@ -15,6 +15,7 @@
 #include "launcher/failure.h"
 #include "launcher/find_image.h"
 #include "launcher/image_draft.h"
+#include "launcher/image_file.h"
 #include "launcher/image_store.h"
 #include "launcher/image_users.h"
 #include "launcher/interruption.h"
@@ -28,11 +29,8 @@
 namespace qvm {
 
 namespace fs = std::filesystem;
-using namespace std::chrono_literals;
 
 namespace {
-
-constexpr auto download_patience = 24h;  // with one that nobody goes on with
 
 ImageStore open_store(const Directories& directories) {
     return ImageStore{directories.images()};
@@ -69,17 +67,28 @@ class Removal {
 
     void remove(const std::vector<std::string>& texts, bool force) {
         for (const auto& text : texts) try {
-                if (const auto digest = digest_of(text))
+                if (const auto digest = digest_in_store(store_, text)) {
                     remove_digest(text, *digest, force);
-                else
-                    remove_name(name_in_store(store_, text), force);
-                print(text + "\n");
+                    print(text + "\n");
+                } else {
+                    const auto name = name_in_store(store_, text);
+                    remove_name(name, force);
+                    print(name + "\n");
+                }
             } catch (const Failure& failure) {
                 exit_status_ = say_failure(failure);
             }
     }
 
-    void prune_names(std::chrono::file_clock::time_point before) {
+    /// Whether all can be read that may be of any image, or use any; else that is told.
+    [[nodiscard]] bool can_prune() {
+        const auto records = store_.records();
+        for (const auto& [name, failure] : records.broken) exit_status_ = say_failure(failure);
+        for (const auto& user : users_.unreadable)
+            exit_status_ = say_failure(unreadable("image prune", user));
+        return records.broken.empty() && users_.unreadable.empty();
+    }
+    void prune_names(std::chrono::file_clock::time_point before) const {
         for (const auto& [name, record] : store_.records().known) {
             if (!users_.in_the_way(record.digest, false).empty() || store_.last_use(name) >= before)
                 continue;
@@ -87,12 +96,8 @@ class Removal {
             print(fmt::format("image '{}'\n", name));
         }
     }
-    void prune_blobs() {
+    void prune_blobs() const {
         const auto records = store_.records();
-        for (const auto& [name, failure] : records.broken) exit_status_ = say_failure(failure);
-        for (const auto& user : users_.in_the_way({}, false))
-            exit_status_ = say_failure(unreadable("image prune", user));
-        if (!records.broken.empty()) return;  // of which image they are the names
         for (const auto& digest : store_.digests()) {
             if (!records.names_of(digest).empty() || !users_.in_the_way(digest, false).empty())
                 continue;
@@ -101,28 +106,16 @@ class Removal {
             print(fmt::format("{} of sha256:{}\n", size_text(space), digest));
         }
     }
-    void prune_downloads(std::chrono::file_clock::time_point before) {
-        if (const auto count = store_.remove_downloads(before); count > 0)
-            print(fmt::format("{} downloads\n", count));
+    void prune_downloads(std::chrono::file_clock::time_point before) const {
+        for (const auto space : store_.remove_downloads(before))
+            print(fmt::format("{} of a download\n", size_text(space)));
     }
 
   private:
-    /// Where it is one, or begins as one does, and is no name.
-    [[nodiscard]] std::optional<std::string> digest_of(const std::string& text) const {
-        constexpr std::string_view prefix = "sha256:";
-        if (!text.starts_with(prefix) || store_.has(text)) return std::nullopt;
-        auto digests = store_.digests();
-        std::erase_if(digests, [&](const auto& digest) {
-            return !digest.starts_with(std::string_view{text}.substr(prefix.size()));
-        });
-        if (digests.size() == 1) return digests.front();
-        throw Failure(fmt::format("image '{}': {}", text,
-                                  digests.empty() ? "there is none" : "there are several"),
-                      "qvm image ls");
-    }
-
     void remove_digest(const std::string& text, const std::string& digest, bool force) {
-        const auto names = store_.records().names_of(digest);
+        const auto records = store_.records();
+        const auto names = records.names_of(digest);
+        if (!force) check_names(text, records);
         if (names.size() > 1 && !force)
             throw Failure(fmt::format("image '{}': has several names: {}", text, joined(names)),
                           fmt::format("qvm image rm -f {}; or those names", text));
@@ -134,11 +127,20 @@ class Removal {
     void remove_name(const std::string& name, bool force) {
         const auto records = store_.records();
         const auto record = records.known.find(name);
-        const bool last = record != records.known.end() && records.broken.empty() &&
-                          records.names_of(record->second.digest).size() == 1;
+        const bool last =
+            record != records.known.end() && records.names_of(record->second.digest).size() == 1;
+        if (last) check_names(name, records);
         if (last) check_unused(name, record->second.digest, force);
         store_.remove_name(name);
         if (last) remove_blob(record->second.digest);
+    }
+
+    /// What cannot be read may be another name of the image.
+    static void check_names(const std::string& image, const ImageRecords& records) {
+        for (const auto& [name, failure] : records.broken)
+            throw Failure(fmt::format("image '{}': nobody can tell whether it has another name: {}",
+                                      image, failure.what()),
+                          failure.hint());
     }
 
     void check_unused(const std::string& image, const std::string& digest, bool force) const {
@@ -166,14 +168,17 @@ class Removal {
 };
 
 /// What is copied is compared with what it has to be; what is shared is what the store has.
-void export_image(const ImageStore& store, const std::string& name, const fs::path& file) {
-    const auto digest = store.read(name).digest;
+void export_image(const ImageStore& store, const std::string& name, const std::string& digest,
+                  const fs::path& file) {
     const UniqueFd image{::open(store.blob(digest).c_str(), O_RDONLY | O_CLOEXEC)};
     if (!image) throw Failure(fmt::format("image '{}': {}", name, reason()));
+    if (store.has_blob(file))
+        throw Failure("is an image of qvm's store, which is never written to");
     const Interruption interruption;
-    const images::ExportedFile copy{file, 0666};
+    images::ExportedFile copy{file, 0666};
+    if (fs::exists(file)) (void)open_unused(file, true);  // a VM's own disk, perhaps
     if (!images::share_blocks(image.get(), copy.fd())) {
-        check_space(copy.path().parent_path(), store.space_of(digest), {});
+        check_space(copy.directory(), store.space_of(digest), {});
         ProgressMeter meter{"export", ProgressMeter::On::terminal};
         meter.begin(0, images::size_of(image.get()));
         images::Hash hash{images::HashKind::sha256};
@@ -185,6 +190,7 @@ void export_image(const ImageStore& store, const std::string& name, const fs::pa
             throw Failure(fmt::format("image '{}': its file has become another", name),
                           "qvm image pull or import it again");
     }
+    interruption.check();
     copy.keep();
 }
 
@@ -226,19 +232,22 @@ int image_import(const ImageImportOptions& options) {
 
 int image_tag(const ImageTagOptions& options) {
     const auto store = open_store(find_directories());
-    const auto name = name_in_store(store, options.image);
-    if (!store.give_name(options.name, store.read(name)))
-        throw Failure(fmt::format("image '{}': its file is gone", name),
-                      "qvm image pull or import it again");
+    auto [name, record] = image_in_store(store, options.image);
+    const auto what = fmt::format("image '{}'", options.image);
+    if (name.empty())
+        record =
+            naming(what, [&, digest = record.digest] { return record_of_blob(store, digest); });
+    if (!store.give_name(options.name, record))
+        throw Failure(what + ": its file is gone", "qvm image pull or import it again");
     print(options.name + "\n");
     return status::ok;
 }
 
 int image_export(const ImageExportOptions& options) {
     const auto store = open_store(find_directories());
-    const auto name = name_in_store(store, options.image);
+    const auto digest = image_in_store(store, options.image).record.digest;
     naming(fmt::format("export '{}'", options.file.string()),
-           [&] { export_image(store, name, options.file); });
+           [&] { export_image(store, options.image, digest, options.file); });
     return status::ok;
 }
 
@@ -251,10 +260,11 @@ int image_rm(const ImageRmOptions& options) {
 int image_prune(const ImagePruneOptions& options) {
     const auto now = std::chrono::file_clock::now();
     Removal removal{find_directories()};
-    if (options.older_than) removal.prune_names(now - *options.older_than);
-    removal.prune_blobs();
-    removal.prune_downloads(
-        now - options.older_than.value_or(std::chrono::milliseconds{download_patience}));
+    if (removal.can_prune()) {
+        if (options.older_than) removal.prune_names(now - *options.older_than);
+        removal.prune_blobs();
+    }
+    removal.prune_downloads(now - options.older_than.value_or(std::chrono::milliseconds{0}));
     return removal.exit_status();
 }
 
@@ -269,8 +279,8 @@ int image_verify(const ImageVerifyOptions& options) {
         for (const auto& [name, failure] : records.broken) exit_status = say_failure(failure);
     }
     for (const auto& text : options.names) try {
-            const auto name = name_in_store(store, text);
-            names[store.read(name).digest].push_back(name);
+            const auto [name, record] = image_in_store(store, text);
+            names[record.digest].push_back(name.empty() ? text : name);
         } catch (const Failure& failure) {
             exit_status = say_failure(failure);
         }

@@ -81,6 +81,16 @@ NewImage image_of_file(const ImageStore& store, const fs::path& path, bool trust
     return naming(what, [&] { return in_draft(store, copy_it); });
 }
 
+ImageRecord record_of_blob(const ImageStore& store, const std::string& digest) {
+    return in_draft(store,
+                    [&](ImageDraft draft) -> NewImage {
+                        ProgressMeter meter{"", ProgressMeter::On::nothing};
+                        const auto disk = open_disk(store.blob(digest), draft, false, meter);
+                        return {std::move(draft), record_of(disk.image, digest)};
+                    })
+        .record;
+}
+
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
                            ProgressMeter& meter) {
     const auto open = [&](const ImageDraft& draft) {

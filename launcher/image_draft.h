@@ -22,6 +22,10 @@ struct NewImage {
 NewImage image_of_file(const ImageStore& store, const std::filesystem::path& path,
                        bool trust_backing);
 
+/// What can be known of one that is in the store already and has lost its name. Throws Failure with
+/// the reason alone.
+ImageRecord record_of_blob(const ImageStore& store, const std::string& digest);
+
 /// Of a file that was pulled and is all there, itself, or of what it has to be made into. `digest`
 /// is its SHA-256. What is no image is removed; where the host could not do it, it stays. Throws
 /// Failure with the reason alone.

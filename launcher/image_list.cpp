@@ -171,8 +171,9 @@ int image_inspect(const ImageInspectOptions& options) {
     json::array array;
     int exit_status = status::ok;
     for (const auto& text : options.names) try {
-            const auto name = name_in_store(store, text);
-            array.push_back(describe(store, name, store.read(name), users));
+            const auto [name, record] = image_in_store(store, text);
+            array.push_back(name.empty() ? describe(store, record.digest, users)
+                                         : describe(store, name, record, users));
         } catch (const Failure& failure) {
             exit_status = say_failure(failure);
         }

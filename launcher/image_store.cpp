@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <boost/json.hpp>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include "images/catalogue.h"
@@ -20,6 +21,7 @@
 #include "launcher/failure.h"
 #include "launcher/json_reader.h"
 #include "launcher/json_text.h"
+#include "launcher/output.h"
 #include "launcher/progress.h"
 #include "launcher/table.h"
 
@@ -28,11 +30,14 @@ namespace qvm {
 namespace fs = std::filesystem;
 namespace json = boost::json;
 using Time = std::chrono::file_clock::time_point;
+using namespace std::chrono_literals;
 
 namespace {
 
 constexpr int version = 1;
 constexpr std::size_t digest_length = 64;
+constexpr auto lock_pause = 10ms;
+constexpr int lock_tries = 100;  // before it is said who is waited for
 
 bool is_digest(std::string_view text) {
     return text.size() == digest_length &&
@@ -70,8 +75,9 @@ std::vector<std::string> files_in(const fs::path& directory) {
 }
 
 void remove_file(const fs::path& path) {
-    if (::unlink(path.c_str()) != 0 && errno != ENOENT)
-        throw Failure(fmt::format("remove '{}': {}", path.string(), reason()));
+    std::error_code error;
+    fs::remove(path, error);
+    if (error) throw Failure(fmt::format("remove '{}': {}", path.string(), error.message()));
 }
 
 /// Of this boot: what was written before another may not be on disk.
@@ -79,11 +85,23 @@ std::string boot_id() {
     return read_file("/proc/sys/kernel/random/boot_id").value_or("");
 }
 
+/// Else errno says why not.
+bool wait_for_lock(int fd, int operation, const fs::path& file) {
+    for (int tries = 0; tries < lock_tries; ++tries) {
+        if (::flock(fd, operation | LOCK_NB) == 0) return true;
+        if (errno != EWOULDBLOCK && errno != EINTR) return false;
+        std::this_thread::sleep_for(lock_pause);
+    }
+    say(fmt::format("qvm: another process has '{}' locked: waiting for it", file.string()));
+    while (::flock(fd, operation) != 0)
+        if (errno != EINTR) return false;
+    return true;
+}
+
 /// -1 where it cannot be had, and errno says why.
 UniqueFd take_lock(const fs::path& file, int access, int operation) {
     UniqueFd fd{::open(file.c_str(), access | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600)};
-    while (fd && ::flock(fd.get(), operation) != 0)
-        if (errno != EINTR) fd.reset();
+    if (fd && !wait_for_lock(fd.get(), operation, file)) fd.reset();
     return fd;
 }
 
@@ -216,9 +234,12 @@ void Download::begin(const std::string& validator) {
     // In this order, so that no bytes are taken for those of another file.
     if (::ftruncate(fd_.get(), 0) != 0) throw cannot_write(path_);
     partial_ = {0, validator};
-    write_file(note(), json::serialize(json::object{{"url", images::without_secrets(url_)},
-                                                    {"validator", validator},
-                                                    {"boot", boot_id()}}));
+    const auto text = json::serialize(json::object{
+        {"url", images::without_secrets(url_)}, {"validator", validator}, {"boot", boot_id()}});
+    // Nobody reads it meanwhile, and half of it is of no use to who does after us.
+    const UniqueFd fd{
+        ::open(note().c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600)};
+    if (!fd || !write_all(fd.get(), text)) throw cannot_write(note());
 }
 
 void Download::append(std::string_view bytes) {
@@ -240,22 +261,30 @@ ImageDraft Download::finish() {
     return {path_, std::move(fd_)};
 }
 
-bool Download::remove_old(const fs::path& directory, const std::string& key, Time before) {
+std::optional<std::uint64_t> Download::remove_old(const fs::path& directory, const std::string& key,
+                                                  Time before) {
     const auto path = directory / key;
     const UniqueFd fd{::open(path.c_str(), O_RDWR | O_NOFOLLOW | O_CLOEXEC)};
-    if (!fd || !try_flock(fd.get()) || !is_at(fd.get(), path)) return false;
+    if (!fd || !try_flock(fd.get()) || !is_at(fd.get(), path)) return std::nullopt;
     std::error_code error;
-    if (fs::last_write_time(path, error) >= before || error) return false;
+    if (fs::last_write_time(path, error) > before || error) return std::nullopt;
+    const auto space = images::space_of(fd.get());
     // The file is the last, by which its note is found.
     remove_file(path.string() + note_suffix);
     remove_file(path);
-    return true;
+    return space;
 }
 
 // --- the store ---------------------------------------------------------------------------------
 
+bool ImageStore::has_blob(const fs::path& path) const {
+    std::error_code error;
+    const auto file = fs::weakly_canonical(path, error);
+    return !error && fs::equivalent(file.parent_path(), blobs(), error);
+}
+
 std::uint64_t ImageStore::space_of(const std::string& digest) const {
-    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC)};
     return fd ? images::space_of(fd.get()) : 0;
 }
 
@@ -290,19 +319,25 @@ std::vector<std::string> ImageRecords::names_of(const std::string& digest) const
 
 bool ImageStore::has(const std::string& name) const {
     std::error_code ignored;
-    return images::is_image_name(name) && fs::exists(record_of(name), ignored);
+    return images::is_image_name(name) && fs::exists(fs::symlink_status(record_of(name), ignored));
 }
 
 std::optional<ImageRecord> ImageStore::find(const std::string& name) const {
     if (!images::is_image_name(name)) return std::nullopt;
-    const auto text = read_file(record_of(name));
-    if (!text && errno == ENOENT) return std::nullopt;
+    const auto file = record_of(name);
+    struct stat status {};
     try {
+        // A pipe has an end that one would wait for.
+        if (::lstat(file.c_str(), &status) == 0 && !S_ISREG(status.st_mode))
+            throw Failure("is no regular file");
+        const auto text = read_file(file);
+        if (!text && errno == ENOENT) return std::nullopt;
         if (!text) throw Failure("cannot be read: " + reason());
         return parse_image_record(*text);
     } catch (const Failure& failure) {
+        const bool ours = ::access(file.parent_path().c_str(), W_OK) == 0;
         throw Failure(fmt::format("image '{}': its record {}", name, failure.what()),
-                      "qvm image rm " + name);
+                      ours ? "qvm image rm " + name : "");
     }
 }
 
@@ -384,7 +419,7 @@ UniqueFd ImageStore::lock() const {
 }
 
 std::string ImageStore::damage_of(const std::string& digest) const {
-    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+    const UniqueFd fd{::open(blob(digest).c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC)};
     if (!fd) return errno == ENOENT ? "its file is gone" : "its file cannot be read: " + reason();
     try {
         ProgressMeter meter{"reading " + digest.substr(0, 12), ProgressMeter::On::terminal};
@@ -401,7 +436,7 @@ std::size_t ImageStore::sweep() const {
     std::size_t count = 0;
     for (const auto& name : files_in(drafts())) {
         const auto path = drafts() / name;
-        const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+        const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC)};
         // Whoever made it has put it in its place by now, or removed it, if it is not there.
         if (fd && try_flock(fd.get()) && is_at(fd.get(), path) && ::unlink(path.c_str()) == 0)
             ++count;
@@ -409,15 +444,17 @@ std::size_t ImageStore::sweep() const {
     return count;
 }
 
-std::size_t ImageStore::remove_downloads(Time before) const {
-    std::size_t count = 0;
+std::vector<std::uint64_t> ImageStore::remove_downloads(Time before) const {
+    std::vector<std::uint64_t> removed;
     for (const auto& name : files_in(downloads())) {
         const auto key = name.substr(0, digest_length);
-        if (name == key && Download::remove_old(downloads(), key, before)) ++count;
+        if (name == key)
+            if (const auto space = Download::remove_old(downloads(), key, before))
+                removed.push_back(*space);
         // What a process that was killed has left of its note.
         if (name != key && !fs::exists(downloads() / key)) remove_file(downloads() / name);
     }
-    return count;
+    return removed;
 }
 
 void check_space(const fs::path& directory, std::uint64_t bytes, const std::string& hint) {

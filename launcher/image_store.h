@@ -102,10 +102,11 @@ class Download {
     /// It is all there, and a draft from now on, and no download any more.
     ImageDraft finish();
 
-    /// Whether it was removed: a file of that name below `directory` that nobody is at work on, and
-    /// nobody was since `before`.
-    static bool remove_old(const std::filesystem::path& directory, const std::string& key,
-                           std::chrono::file_clock::time_point before);
+    /// Removes a file of that name below `directory` that nobody is at work on, and nobody was
+    /// since `before`; the bytes that it took, or nothing.
+    static std::optional<std::uint64_t> remove_old(const std::filesystem::path& directory,
+                                                   const std::string& key,
+                                                   std::chrono::file_clock::time_point before);
 
   private:
     [[nodiscard]] std::filesystem::path note() const { return path_.string() + note_suffix; }
@@ -138,6 +139,9 @@ class ImageStore {
         return blobs() / digest;
     }
 
+    /// Whether a path leads to a blob, which nobody may write to.
+    [[nodiscard]] bool has_blob(const std::filesystem::path& path) const;
+
     /// What a blob takes on disk, in bytes; 0 where it is gone.
     [[nodiscard]] std::uint64_t space_of(const std::string& digest) const;
 
@@ -168,7 +172,8 @@ class ImageStore {
     void remove_blob(const std::string& digest) const;
 
     /// The store's lock, until it is closed: no image is removed; or, nobody begins to use or to
-    /// add one. Of a store that this process cannot write to nothing may be shared. Throws Failure.
+    /// add one. Whom it waits for, after a second, is said. Of a store that this process cannot
+    /// write to nothing may be shared. Throws Failure.
     [[nodiscard]] UniqueFd share() const;
     [[nodiscard]] UniqueFd lock() const;
 
@@ -181,8 +186,10 @@ class ImageStore {
 
     /// Removes drafts that nobody is at work on any more; how many.
     [[nodiscard]] std::size_t sweep() const;
-    /// Removes downloads that nobody was at work on since `before`; how many.
-    [[nodiscard]] std::size_t remove_downloads(std::chrono::file_clock::time_point before) const;
+    /// Removes downloads that nobody is at work on, and nobody was since `before`; the bytes that
+    /// each took.
+    [[nodiscard]] std::vector<std::uint64_t> remove_downloads(
+        std::chrono::file_clock::time_point before) const;
 
   private:
     [[nodiscard]] std::filesystem::path record_of(const std::string& name) const {

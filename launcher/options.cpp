@@ -660,14 +660,14 @@ class Parser {
         auto& inspect = add(
             "inspect", "All about images, as JSON",
             [this](auto*) { return ImageInspectOptions{image_names()}; }, image);
-        inspect.add_option("NAME", names_, "The images")->required();
+        inspect.add_option("NAME", names_, "The images, or their digests (sha256:...)")->required();
         auto& tag = add(
             "tag", "Give an image another name",
             [this](auto*) {
                 return ImageTagOptions{image_name(), value_of("image", target_, parse_image_name)};
             },
             image);
-        tag.add_option("NAME", name_, "The image")->required();
+        tag.add_option("NAME", name_, "The image, or its digest (sha256:...)")->required();
         tag.add_option("NEW-NAME", target_, "Its other name, which another image loses")
             ->required();
         auto& to_file = add(
@@ -676,12 +676,12 @@ class Parser {
                 return ImageExportOptions{image_name(), target_};
             },
             image);
-        to_file.add_option("NAME", name_, "The image")->required();
+        to_file.add_option("NAME", name_, "The image, or its digest (sha256:...)")->required();
         to_file.add_option("FILE", target_, "Where to")->required();
         auto& rm = add(
             "rm", "Remove images",
             [this](auto*) {
-                image_rm_.names = image_names(parse_image_reference);
+                image_rm_.names = image_names();
                 return image_rm_;
             },
             image);
@@ -690,7 +690,7 @@ class Parser {
                     "Also those of VMs that run, which keep them to their end, and by a digest all "
                     "names");
         auto& prune = add(
-            "prune", "Remove images without a name, and downloads that nobody goes on with",
+            "prune", "Remove images without a name, and downloads that nobody is at work on",
             [this](auto* app) {
                 ImagePruneOptions options;
                 if (app->count("--older-than") > 0)
@@ -706,7 +706,7 @@ class Parser {
         auto& verify = add(
             "verify", "Look whether images are what they were",
             [this](auto*) { return ImageVerifyOptions{image_names()}; }, image);
-        verify.add_option("NAME", names_, "The images [all]");
+        verify.add_option("NAME", names_, "The images, or their digests (sha256:...) [all]");
         auto& demo = add(
             "demo", "Build the demo guest's disk from Debian's packages",
             [this](auto* app) {
@@ -729,7 +729,7 @@ class Parser {
                     if (name_.find("://") != name_.npos)
                         throw Failure("image '" + images::without_secrets(name_) +
                                       "': is no URL of http, https or file");
-                    (void)image_name();
+                    (void)value_of("image", name_, parse_image_name);
                 }
                 pull_.image = name_;
                 if (app->count("NEW-NAME") > 0)
@@ -781,13 +781,13 @@ class Parser {
     }
 
     [[nodiscard]] std::string image_name() const {
-        return value_of("image", name_, parse_image_name);
+        return value_of("image", name_, parse_image_reference);
     }
 
-    [[nodiscard]] std::vector<std::string> image_names(
-        std::string (*parse)(std::string_view) = parse_image_name) const {
+    [[nodiscard]] std::vector<std::string> image_names() const {
         std::vector<std::string> names;
-        for (const auto& text : names_) names.push_back(value_of("image", text, parse));
+        for (const auto& text : names_)
+            names.push_back(value_of("image", text, parse_image_reference));
         return names;
     }
 

@@ -219,8 +219,7 @@ void take_machine(PreparedRun& prepared) {
 /// What is in the store stays what its name there says.
 void refuse_stored(const std::filesystem::path& image, const PreparedRun& prepared) {
     const ImageStore store{prepared.directories.images()};
-    std::error_code ignored;
-    if (!std::filesystem::equivalent(image.parent_path(), store.blobs(), ignored)) return;
+    if (!store.has_blob(image)) return;
     const auto& name = prepared.options.vm.image_name;
     throw Failure(
         fmt::format("--persist: '{}' is an image of qvm's store, which is never written to",

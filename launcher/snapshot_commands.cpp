@@ -317,8 +317,7 @@ int snapshot_export(const SnapshotExportOptions& options) {
     for (const auto& file : manifest.files) snapshot.link(file.name, draft.path() / file.name);
     const Interruption interruption;
     try {
-        const images::ExportedFile archive{options.file,
-                                           0600};  // a guest's memory is for nobody else
+        images::ExportedFile archive{options.file, 0600};  // a guest's memory is for nobody else
         std::vector<std::string> words{"tar",
                                        "--create",
                                        "--sparse",

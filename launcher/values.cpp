@@ -367,6 +367,8 @@ std::string parse_name(std::string_view text) {
 }
 
 std::string parse_image_name(std::string_view text) {
+    if (text.starts_with("snapshot:") || text.starts_with("sha256:"))
+        throw Failure("must not begin with 'snapshot:' or 'sha256:'");
     if (text.size() > images::longest_name)
         throw Failure(fmt::format("must have at most {} characters", images::longest_name));
     if (!images::is_image_name(text))
@@ -376,11 +378,13 @@ std::string parse_image_name(std::string_view text) {
 
 std::string parse_image_reference(std::string_view text) {
     constexpr std::string_view prefix = "sha256:";
-    constexpr std::size_t longest = prefix.size() + 64;
-    if (text.starts_with(prefix) && text.size() <= longest &&
-        text.find_first_not_of("0123456789abcdef", prefix.size()) == std::string_view::npos)
-        return std::string{text};
-    return parse_image_name(text);
+    // As few as are shown: what is not typed at all would be of the only image.
+    constexpr std::size_t shortest = prefix.size() + 12, longest = prefix.size() + 64;
+    if (!text.starts_with(prefix)) return parse_image_name(text);
+    if (text.size() < shortest || text.size() > longest ||
+        text.find_first_not_of("0123456789abcdef", prefix.size()) != text.npos)
+        throw Failure("must have 12 to 64 hexadecimal digits after 'sha256:'");
+    return std::string{text};
 }
 
 std::vector<std::string> parse_packages(std::string_view text) {

@@ -88,7 +88,7 @@ std::string parse_name(std::string_view text);
 
 /// An image's name is NAME[:TAG]: letters, digits, '-', '_' and '.', at most 64.
 std::string parse_image_name(std::string_view text);
-/// The same, or "sha256:" and an image's SHA-256, or what that begins with.
+/// The same, or "sha256:" and an image's SHA-256, or 12 digits or more that it begins with.
 std::string parse_image_reference(std::string_view text);
 
 /// Debian packages, a comma between two: names, each perhaps with ":ARCH" or "=VERSION".

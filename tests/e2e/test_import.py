@@ -106,12 +106,17 @@ class Import(harness.Test):
         target.parent.mkdir()
         self.host.give(target.parent)
         self.addCleanup(target.parent.rmdir)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             export = self.started("image", "export", "large", target)
-            self.wait_until(lambda: list(target.parent.iterdir()))
+            fds = f"/proc/{export.pid}/fd"
+            self.wait_until(lambda: any(os.path.realpath(f"{fds}/{fd}").startswith(str(target.parent))
+                                        for fd in os.listdir(fds)))
             export.signal(number)
-            self.assertEqual(export.wait(), 128 + number)
-            self.assertRegex(export.err.text, f"^qvm: export '{target}': ended by signal {int(number)}")
+            if number == signal.SIGKILL:
+                self.assertEqual(export.wait(), -number)
+            else:
+                self.assertEqual(export.wait(), 128 + number)
+                self.assertRegex(export.err.text, f"^qvm: export '{target}': ended by signal {int(number)}")
             self.assertEqual(list(target.parent.iterdir()), [])
         self.succeed("image", "rm", "large")
 

@@ -262,12 +262,24 @@ class FullDisk(Pulls):
             self.assert_failed(done, "No space left on device", "prune")
             self.assertEqual(self.downloads(), [])
 
+    def test_no_room_at_all(self):
+        (self.small / "image").mkdir(mode=0o700)
+        self.host.give(self.small / "image")
+        self.tool("dd", "if=/dev/zero", f"of={self.small}/all", "bs=1M", "count=4", "status=none")
+        self.assert_failed(self.pull(self.strange.url("unmeasured/disk.raw"), before=self.on_small),
+                           r"write '.*\.json': No space left on device", "prune")
+
     def test_what_came_stays(self):
         url = self.strange.url("unmeasured/disk.raw")
         done = self.pull(url, before=self.on_small)
         self.assert_failed(done, "No space left on device", "prune")
         size = self.downloads()[0].stat().st_size
         self.assertGreater(size, SIZE // 4)
+        with self.subTest("until there has to be room for something else, as the hint says"):
+            self.assertEqual(self.succeed("image", "prune", before=self.on_small).count(" of a download\n"), 1)
+            self.assertEqual(self.downloads(), [])
+        self.pull(url, before=self.on_small)
+        size = self.downloads()[0].stat().st_size
         self.tool("mount", "-o", "remount,size=64M", self.small)
         done = self.pull("--checksum", f"sha256:{self.digest}", url, before=self.on_small)
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -1,5 +1,6 @@
 """The store of images: by what names they are run, who keeps them, and what removes them."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -358,9 +359,9 @@ class Removal(StoreTest):
         self.host.give(download.parent)
         self.succeed("ps")
         self.assertFalse(draft.exists())
-        self.assertEqual(self.succeed("image", "prune"), "")
-        self.assertEqual(self.succeed("image", "prune", "--older-than", "0.001"),
-                         f"image 'one'\n1 MiB of sha256:{self.sha256(self.hang)}\n1 downloads\n")
+        self.assertEqual(self.succeed("image", "prune", "--older-than", "1h"), "")
+        self.assertEqual(self.succeed("image", "prune"), "1 MiB of a download\n")
+        self.succeed("image", "rm", "one")
         self.assert_sound()
 
     def test_of_a_name_that_cannot_be_read(self):
@@ -380,16 +381,45 @@ class Removal(StoreTest):
         self.assertEqual((done.returncode, sorted(done.stdout.splitlines())),
                          (125, ["gone, three: its file is gone", "one: ok"]))
         self.assertRegex(done.stderr, f"^{broken}qvm: image verify: not all")
-        os.utime(self.store.path / "name/gone", (1, 1))
-        done = self.qvm("image", "prune", "--older-than", "1h")
-        self.assertEqual((done.returncode, done.stdout, done.stderr), (125, "image 'gone'\n", broken))
-        with self.subTest("of several, those that can be are removed"):
-            done = self.qvm("image", "rm", "nothing", "three", "one")
-            self.assertEqual((done.returncode, done.stdout), (125, "three\none\n"))
-            self.assertEqual(done.stderr, "qvm: image 'nothing': there is none\nhint: qvm image ls\n")
+        for name in ("gone", "one"):
+            os.utime(self.store.path / "name" / name, (1, 1))
+        with self.subTest("no name goes that would leave an image without one"):
+            done = self.qvm("image", "prune", "--older-than", "1h")
+            self.assertEqual((done.returncode, done.stdout, done.stderr), (125, "", broken))
+            for words in (["one"], ["-f", "one"], [f"sha256:{digest}"]):
+                self.assert_refused(self.qvm("image", "rm", *words),
+                                    f"image '{words[-1]}': nobody can tell whether it has another name: image 'two': its",
+                                    "qvm image rm two")
             self.assertTrue(self.blob(digest).exists())
-        self.assertEqual(self.succeed("image", "rm", "two"), "two\n")
-        self.assertEqual(self.succeed("image", "prune"), f"1 MiB of sha256:{digest}\n")
+        with self.subTest("of several, those that can be are removed"):
+            done = self.qvm("image", "rm", "nothing", "three")
+            self.assertEqual((done.returncode, done.stdout), (125, "three\n"))
+            self.assertEqual(done.stderr, "qvm: image 'nothing': there is none\nhint: qvm image ls\n")
+        with self.subTest("and with -f the one of a digest, by whatever names"):
+            self.assertEqual(self.succeed("image", "rm", "-f", f"sha256:{digest}"), f"sha256:{digest}\n")
+            self.assertFalse(self.blob(digest).exists())
+        self.assertEqual(self.succeed("image", "rm", "two", "gone"), "two\ngone\n")
+        self.assert_sound()
+
+    def test_of_an_image_that_lost_its_name(self):
+        """It is known by its digest, and can be given a name again."""
+        self.import_hang("one")
+        image = self.inspect("one")
+        text = image["digest"][:19]
+        self.assertEqual(self.inspect(text), image)
+        (self.store.path / "name/one").unlink()
+        self.assertEqual(self.succeed("image", "verify", text), f"{text}: ok\n")
+        lost = self.inspect(text)
+        self.assertEqual((lost["digest"], lost["name"], lost["format"]), (image["digest"], None, None))
+        file = self.host.files / "exported"
+        self.addCleanup(file.unlink)
+        self.succeed("image", "export", text, file)
+        self.assertEqual(f"sha256:{self.sha256(file)}", image["digest"])
+        self.assertEqual(self.succeed("image", "tag", text, "found"), "found\n")
+        found = self.inspect("found")
+        for key in ("digest", "format", "virtual_size", "size"):
+            self.assertEqual(found[key], image[key])
+        self.assertEqual(self.succeed("image", "prune"), "")
         self.assert_sound()
 
     def test_of_one_that_a_machine_may_use_that_cannot_be_read(self):
@@ -416,9 +446,12 @@ class Removal(StoreTest):
         short = f"sha256:{digest[:12]}"
         like_it = self.blob(digest[:-1] + ("1" if digest[-1] == "0" else "0"))
         like_it.touch()
-        for text, why in ((short, "there are several"), ("sha256:zz", "there is none")):
+        for text, why in ((short, "there are several"), ("sha256:" + "0" * 12, "there is none")):
             self.assert_refused(self.qvm("image", "rm", "-f", text), f"image '{text}': {why}", "image ls")
         like_it.unlink()
+        with self.subTest("as few digits as are shown, and not none of a variable that is not set"):
+            for text in ("sha256:", f"sha256:{digest[:11]}"):
+                self.assert_refused(self.qvm("image", "rm", "-f", text), f"image '{text}': must have 12 to 64")
         self.assert_refused(self.qvm("image", "rm", short), f"image '{short}': has several names: one, two",
                             f"rm -f {short}")
         created = self.create("--net", "none", "one")
@@ -435,7 +468,17 @@ class Removal(StoreTest):
             {"name": "ours:1", "aliases": ["ours"], "url": f"file://{self.hang}"}]}).encode())
         before = ["env", f"QVM_CATALOGUE={catalogue}"]
         self.assertEqual(self.succeed("image", "pull", "-q", "ours", before=before), "ours:1\n")
-        self.assertEqual(self.succeed("image", "rm", "ours", before=before), "ours\n")
+        self.assertEqual(self.succeed("image", "rm", "ours", before=before), "ours:1\n")
+        self.assert_sound()
+
+
+    def test_of_one_while_another_has_the_lock(self):
+        self.import_hang("one")
+        with open(self.store.path / "lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            process = self.started("image", "rm", "one")
+            process.err.expect(f"qvm: another process has '{lock.name}' locked: waiting for it", 10)
+        self.assertEqual(process.wait(10), 0)
         self.assert_sound()
 
 
@@ -463,6 +506,11 @@ class ReadOnly(StoreTest):
     def test_on_a_file_system_that_is_read_only(self):
         self.tool("mount", "-o", "remount,bind,ro", self.host.data)
         self.check("Read-only file system")
+        with self.subTest("nobody is told to remove what nobody can"):
+            self.tool("mount", "-o", "remount,bind,rw", self.host.data)
+            (self.store.path / "name/two").write_text("{")
+            self.tool("mount", "-o", "remount,bind,ro", self.host.data)
+            self.assertEqual(self.qvm("image", "ls").stderr, "qvm: image 'two': its record is not a JSON object\n")
 
     @unittest.skipUnless(harness.ROOTLESS, "root may write to what is anybody's")
     def test_of_another_user(self):
@@ -518,6 +566,22 @@ class Contents(StoreTest):
         for target, why in (("/none/x", "No such file or directory"), (self.store.path, "no regular file"),
                             ("/dev/null", "no regular file")):
             self.assert_refused(self.qvm("image", "export", "demo:1", target), f"export '{target}': .*{why}")
+        blob = self.inspect("demo:1")["path"]
+        link = self.host.files / "link"
+        link.symlink_to(blob)
+        self.addCleanup(link.unlink)
+        for target in (blob, link):
+            self.assert_refused(self.qvm("image", "export", "demo:1", target),
+                                f"export '{target}': is an image of qvm's store")
+        with self.subTest("a machine's own disk is not replaced; else it is as private as it was"):
+            file.chmod(0o600)
+            inode = file.stat().st_ino
+            name = self.detach("--net", "none", "--persist", file)
+            self.assert_refused(self.qvm("image", "export", "demo:1", file), f"export '{file}': is in use")
+            self.assertEqual(file.stat().st_ino, inode)
+            self.succeed("kill", name)
+            self.succeed("image", "export", "demo:1", file)
+            self.assertEqual(file.stat().st_mode & 0o777, 0o600)
         self.assertEqual([name for name in os.listdir(self.host.files) if name.startswith(".")], [])
 
 

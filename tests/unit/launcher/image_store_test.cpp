@@ -1,6 +1,7 @@
 #include "launcher/image_store.h"
 
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -137,6 +138,41 @@ TEST_CASE("a record that cannot be read hides no other") {
     CHECK(!store.find("../name/one"));
 }
 
+TEST_CASE("a name that is no file is told, and can be removed") {
+    const Temporary directory;
+    const ImageStore store{directory.path / "image"};
+    add(store, "one", "abc");
+    const auto names = directory.path / "image/name";
+    REQUIRE(::mkfifo((names / "pipe").c_str(), 0600) == 0);
+    REQUIRE(::mkfifo((store.drafts() / "pipe").c_str(), 0600) == 0);
+    REQUIRE(::mkfifo(store.blob(std::string(64, '0')).c_str(), 0600) == 0);
+    fs::create_directory(names / "directory");
+    fs::create_symlink("nothing", names / "link");
+    const auto records = store.records();
+    CHECK(records.known.size() == 1);
+    CHECK(records.broken.size() == 3);
+    for (const auto& [name, failure] : records.broken) {
+        CHECK(failure.what() == fmt::format("image '{}': its record is no regular file", name));
+        CHECK(store.has(name));
+        store.remove_name(name);
+        CHECK(!store.has(name));
+    }
+    CHECK(store.space_of(std::string(64, '0')) == 0);
+    CHECK(store.sweep() == 1);
+    fs::create_directories(names / "full/more");
+    CHECK_THROWS_WITH(store.remove_name("full"), Catch::EndsWith("Directory not empty"));
+}
+
+TEST_CASE("a store of somebody else's is not written to, and that is why") {
+    const Temporary directory;
+    const ImageStore store{directory.path / "image"};
+    add(store, "one", "abc");
+    constexpr uid_t nobody = 65534;
+    if (::chown((directory.path / "image").c_str(), nobody, nobody) != 0) return;  // not root
+    CHECK_THROWS_WITH(store.lock(), fmt::format("directory '{}': belongs to somebody else",
+                                                (directory.path / "image").string()));
+}
+
 TEST_CASE("an image that was damaged is made whole when it is added again") {
     const Temporary directory;
     const ImageStore store{directory.path / "image"};
@@ -263,13 +299,13 @@ TEST_CASE("downloads that nobody goes on with are removed") {
     make("http://x/old");
     make("http://x/busy");
     const Download busy{store.downloads(), "http://x/busy", [] {}};
-    CHECK(store.remove_downloads(Clock::now() - std::chrono::hours{1}) == 0);
+    CHECK(store.remove_downloads(Clock::now() - std::chrono::hours{1}).empty());
     CHECK(files_in(store.downloads()) == 4);
-    CHECK(store.remove_downloads(Clock::now() + std::chrono::hours{1}) == 1);
+    CHECK(store.remove_downloads(Clock::now()).size() == 1);
     CHECK(files_in(store.downloads()) == 2);
     // Killed between two calls.
     std::ofstream{store.downloads() / (std::string(64, '0') + ".json")} << "{}";
-    CHECK(store.remove_downloads(Clock::now()) == 0);
+    CHECK(store.remove_downloads(Clock::now()).empty());
     CHECK(files_in(store.downloads()) == 2);
 }
 

@@ -149,4 +149,16 @@ TEST_CASE("names are host names") {
 TEST_CASE("a name of an image that is none says why") {
     CHECK_THROWS_WITH(parse_image_name(std::string(65, 'a')), "must have at most 64 characters");
     CHECK_THROWS_WITH(parse_image_name("a/b"), Catch::StartsWith("must be NAME[:TAG]"));
+    CHECK_THROWS_WITH(parse_image_name("sha256:c7"),
+                      "must not begin with 'snapshot:' or 'sha256:'");
+}
+
+TEST_CASE("a digest of an image has as many digits as are shown") {
+    for (const auto& good : {"sha256:0123456789ab", "debian:13"})
+        CHECK(parse_image_reference(good) == good);
+    CHECK_NOTHROW(parse_image_reference("sha256:" + std::string(64, 'a')));
+    for (const auto& bad : {std::string{}, std::string{"c"}, std::string(11, 'c'),
+                            std::string(65, 'c'), std::string(12, 'z')})
+        CHECK_THROWS_WITH(parse_image_reference("sha256:" + bad),
+                          "must have 12 to 64 hexadecimal digits after 'sha256:'");
 }
