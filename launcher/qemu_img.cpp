@@ -133,8 +133,10 @@ json::object node_of(const ImageChain& chain, std::size_t number) {
     };
     const bool lowest = number + 1 == chain.nodes.size();
     if (!lowest) node["backing"] = node_of(chain, number + 1);
-    // Whatever it says itself.
-    if (lowest && chain.nodes[number].format == "qcow2") node["backing"] = nullptr;
+    // Whatever it says itself; all that QEMU knows to have something beneath them.
+    constexpr std::array<std::string_view, 3> layered{"qcow2", "qed", "vmdk"};
+    if (lowest && std::ranges::find(layered, chain.nodes[number].format) != layered.end())
+        node["backing"] = nullptr;
     return node;
 }
 
