@@ -7,9 +7,7 @@
 #include <system_error>
 
 #include "images/contents.h"
-#include "images/error.h"
 #include "images/unpack.h"
-#include "launcher/failure.h"
 #include "launcher/qemu_img.h"
 
 namespace qvm {
@@ -97,14 +95,7 @@ class Conversion {
 
 AnyDisk open_any_disk(const fs::path& path, int draft, const fs::path& directory,
                       const AnyDiskOptions& options) {
-    try {
-        return Conversion{path, draft, directory, options}.run();
-    } catch (const images::Error& error) {
-        throw Failure(error.what());
-    } catch (const std::system_error& error) {
-        if (is_full(error.code().value())) throw;
-        throw Failure(error.code().message());
-    }
+    return Conversion{path, draft, directory, options}.run();
 }
 
 }  // namespace qvm
