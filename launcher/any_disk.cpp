@@ -7,6 +7,7 @@
 #include <system_error>
 
 #include "images/contents.h"
+#include "images/error.h"
 #include "images/unpack.h"
 #include "launcher/qemu_img.h"
 
@@ -50,6 +51,8 @@ class Conversion {
         auto unpacked = is_draft_ ? copy_of_draft() : open_unnamed(directory_);
         if (!unpacked) throw std::system_error(errno, std::generic_category(), "create a file");
         images::unpack(fd.get(), unpacked.get(), headway("unpacking"));
+        if (images::is_packed(unpacked.get()))
+            throw images::Error("it is compressed twice (gunzip it first)");
         fd = std::move(unpacked);
     }
 

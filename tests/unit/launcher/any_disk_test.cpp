@@ -127,7 +127,8 @@ TEST_CASE("what is no disk is refused, with the reason") {
     Disks disks;
     shell(
         disks.temporary.path,
-        "echo text >text; gzip -k text; printf '\\037\\213x' >bad.gz; >empty; gzip -k empty; "
+        "echo text >text; gzip -k text; gzip -c text.gz >twice; printf '\\037\\213x' >bad.gz; "
+        ">empty; gzip -k empty; "
         "tar -cf ova raw; gzip -k ova; cp raw cd; dd if=/dev/zero of=cd bs=512 count=1 "
         "conv=notrunc status=none; printf CD001 | dd of=cd bs=1 seek=32769 conv=notrunc "
         "status=none; "
@@ -141,6 +142,7 @@ TEST_CASE("what is no disk is refused, with the reason") {
          std::map<std::string, std::string>{{"text", "not a disk image"},
                                             {"text.gz", "not a disk image"},
                                             {"bad.gz", "cannot be unpacked"},
+                                            {"twice", "compressed twice"},
                                             {"empty", "not a disk image: it is empty"},
                                             {"empty.gz", "not a disk image: it is empty"},
                                             {"ova", "tar -xf it, and import the disk"},
