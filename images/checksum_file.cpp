@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <string>
-#include <vector>
 
 #include "images/error.h"
 
@@ -10,16 +9,11 @@ namespace qvm::images {
 
 namespace {
 
-std::vector<std::string_view> words_of(std::string_view line) {
-    constexpr std::string_view blank = " \t\r";
-    std::vector<std::string_view> words;
-    for (auto begin = line.find_first_not_of(blank); begin != line.npos;
-         begin = line.find_first_not_of(blank, begin)) {
-        const auto end = std::min(line.find_first_of(blank, begin), line.size());
-        words.push_back(line.substr(begin, end - begin));
-        begin = end;
-    }
-    return words;
+constexpr std::string_view blank = " \t\r";
+
+std::string_view trimmed(std::string_view text) {
+    text.remove_prefix(std::min(text.find_first_not_of(blank), text.size()));
+    return text.substr(0, text.find_last_not_of(blank) + 1);  // npos + 1 is 0
 }
 
 /// By the name of its algorithm, or, where there is none, by its length.
@@ -44,20 +38,19 @@ struct Line {
 };
 
 std::optional<Line> parse_line(std::string_view line) {
-    const auto words = words_of(line);
-    if (words.empty() || words.size() > 4) return std::nullopt;
-    const auto checksum =
-        words.size() == 4 ? checksum_in(words[3], words[0]) : checksum_in(words[0], {});
-    if (!checksum) return std::nullopt;
-    if (words.size() == 1) return Line{*checksum, {}};
-    auto file = words[1];
-    if (words.size() == 2) {
-        if (file.starts_with('*')) file.remove_prefix(1);  // it was read as binary
-        return Line{*checksum, base_name(file)};
+    line = trimmed(line);
+    const auto first = line.substr(0, line.find_first_of(blank));
+    auto rest = trimmed(line.substr(first.size()));
+    if (const auto checksum = checksum_in(first, {})) {
+        if (rest.starts_with('*')) rest.remove_prefix(1);  // it was read as binary
+        return Line{*checksum, base_name(rest)};
     }
-    if (words.size() != 4 || words[2] != "=" || !file.starts_with('(') || !file.ends_with(')'))
-        return std::nullopt;
-    return Line{*checksum, base_name(file.substr(1, file.size() - 2))};
+    constexpr std::string_view between = ") = ";
+    const auto end = rest.rfind(between);
+    if (first.empty() || !rest.starts_with('(') || end == rest.npos) return std::nullopt;
+    const auto checksum = checksum_in(rest.substr(end + between.size()), first);
+    if (!checksum) return std::nullopt;
+    return Line{*checksum, base_name(rest.substr(1, end - 1))};
 }
 
 /// Calls `take` with each line that has a checksum.

@@ -265,8 +265,9 @@ std::string check_header(int fd, bool trust_backing) {
         const auto header = read_header(fd);
         check_demands(fd, header, trust_backing);
         check_numbers(header, file_size);
+    } else if (format != "raw") {
+        check_foreign_header(fd, format);
     }
-    check_foreign_header(fd, format);
     return format;
 }
 

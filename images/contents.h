@@ -11,12 +11,12 @@ namespace qvm::images {
 
 /// To be called before anything of QEMU's looks at the file. Returns the format that its first
 /// bytes claim, as QEMU calls it, "raw" where they claim none; QEMU is then told that it is this
-/// one and does not guess. Throws Error if it is not a regular file; if it is a qcow2, VMDK, VDI,
-/// VHDX or VHD whose header has sizes or places of tables that cannot be, or needs what QEMU does
-/// not know; and if it names other files, which QEMU would open: an external data file
-/// (CVE-2024-4467), a parent, extents, or a backing file, unless `trust_backing` lets that through
-/// (check_backing_name()). `fd` is borrowed, open for reading; its offset stays. Throws
-/// std::system_error if it cannot be read.
+/// one and does not guess. Throws Error if it is not a regular file; if it is of another format
+/// than raw, qcow2, VMDK, VDI, VHDX and VHD; if its header has sizes or places of tables that
+/// cannot be, or needs what QEMU does not know; and if it names other files, which QEMU would open:
+/// an external data file (CVE-2024-4467), a parent, extents, or a backing file, unless
+/// `trust_backing` lets that through (check_backing_name()). `fd` is borrowed, open for reading;
+/// its offset stays. Throws std::system_error if it cannot be read.
 std::string check_header(int fd, bool trust_backing);
 
 /// Whether a file whose first 512 bytes these are would be a disk by itself: it is of no other

@@ -230,10 +230,11 @@ void check_vhd(const Disk& disk) {
 
 void check_foreign_header(int fd, const std::string& format) {
     const auto disk = [&](const char* name) { return Disk{fd, regular_file_size(fd), name}; };
-    if (format == "vmdk") check_vmdk(disk("VMDK"));
-    if (format == "vdi") check_vdi(disk("VDI"));
-    if (format == "vhdx") check_vhdx(disk("VHDX"));
-    if (format == "vpc") check_vhd(disk("VHD"));
+    if (format == "vmdk") return check_vmdk(disk("VMDK"));
+    if (format == "vdi") return check_vdi(disk("VDI"));
+    if (format == "vhdx") return check_vhdx(disk("VHDX"));
+    if (format == "vpc") return check_vhd(disk("VHD"));
+    throw Error("its format is " + format + ", which is not supported");
 }
 
 }  // namespace qvm::images

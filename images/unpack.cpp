@@ -3,11 +3,14 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <unistd.h>
+#include <zlib.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <system_error>
 #include <vector>
@@ -19,10 +22,10 @@
 namespace qvm::images {
 namespace {
 
+constexpr std::string_view gzip_magic = "\x1f\x8b";
 constexpr std::array<std::string_view, 3> magics{
-    std::string_view{"\x1f\x8b", 2},                // gzip
-    std::string_view{"\xfd\x37\x7a\x58\x5a\0", 6},  // xz
-    std::string_view{"\x28\xb5\x2f\xfd", 4},        // zstd
+    gzip_magic, std::string_view{"\xfd\x37\x7a\x58\x5a\0", 6},  // xz
+    std::string_view{"\x28\xb5\x2f\xfd", 4},                    // zstd
 };
 constexpr std::size_t block_size = 256 * 1024;
 
@@ -30,6 +33,53 @@ struct Close {
     void operator()(archive* reader) const { archive_read_free(reader); }
 };
 using Reader = std::unique_ptr<archive, Close>;
+
+// What gzip packed, by zlib: libarchive looks at no checksum of gzip's, and takes whatever follows.
+class Inflation {
+  public:
+    Inflation() {
+        constexpr int gzip_alone = 16 + MAX_WBITS;
+        if (inflateInit2(&stream_, gzip_alone) != Z_OK) throw std::bad_alloc();
+    }
+    Inflation(const Inflation&) = delete;
+    Inflation& operator=(const Inflation&) = delete;
+    ~Inflation() { inflateEnd(&stream_); }
+
+    [[nodiscard]] bool needs_input() const { return stream_.avail_in == 0; }
+    // Borrowed until all of it was taken.
+    void give(std::vector<char>& bytes, std::size_t size) {
+        stream_.next_in = reinterpret_cast<Bytef*>(bytes.data());
+        stream_.avail_in = static_cast<uInt>(size);
+    }
+    // All is there, unless more follows: gzip packs a file in as many parts as one likes.
+    [[nodiscard]] bool is_complete() const { return is_complete_; }
+
+    // As much as there is in what was given; why there is none, where it is damaged.
+    const char* next(std::string_view& piece) {
+        if (is_complete_) skip_zeros();
+        if (is_complete_ && !needs_input()) {
+            inflateReset(&stream_);
+            is_complete_ = false;
+        }
+        stream_.next_out = reinterpret_cast<Bytef*>(buffer_.data());
+        stream_.avail_out = static_cast<uInt>(buffer_.size());
+        const int status = is_complete_ ? Z_OK : inflate(&stream_, Z_NO_FLUSH);
+        if (status == Z_STREAM_END) is_complete_ = true;
+        piece = {buffer_.data(), buffer_.size() - stream_.avail_out};
+        if (status == Z_OK || status == Z_STREAM_END || status == Z_BUF_ERROR) return nullptr;
+        return stream_.msg ? stream_.msg : "it is damaged";
+    }
+
+  private:
+    // What fills up a tape's last block.
+    void skip_zeros() {
+        for (; stream_.avail_in > 0 && *stream_.next_in == 0; ++stream_.next_in) --stream_.avail_in;
+    }
+
+    z_stream stream_{};
+    std::vector<char> buffer_ = std::vector<char>(block_size);
+    bool is_complete_ = false;
+};
 
 // What is in a packed file, piece by piece.
 class Unpacking {
@@ -41,7 +91,7 @@ class Unpacking {
         }
         auto* reader = reader_.get();
         if (!reader) throw std::bad_alloc();
-        archive_read_support_filter_gzip(reader);
+        if (read_at(fd, 0, gzip_magic.size()) == gzip_magic) inflation_.emplace();
         archive_read_support_filter_xz(reader);
         archive_read_support_filter_zstd(reader);
         archive_read_support_format_raw(reader);
@@ -50,8 +100,9 @@ class Unpacking {
         if (archive_read_open(reader, this, nullptr, read_block, nullptr) != ARCHIVE_OK) fail();
         const int status = archive_read_next_header(reader, &entry);
         is_empty_ = status == ARCHIVE_EOF;
-        // What no filter knows would come through as it is.
-        if ((status != ARCHIVE_OK && !is_empty_) || archive_filter_count(reader) < 2) fail();
+        // What no filter knows comes through as it is.
+        const int filters = archive_filter_count(reader) - 1 + (inflation_ ? 1 : 0);
+        if ((status != ARCHIVE_OK && !is_empty_) || filters == 0) fail();
     }
     Unpacking(const Unpacking&) = delete;
     Unpacking& operator=(const Unpacking&) = delete;
@@ -71,19 +122,41 @@ class Unpacking {
     }
 
     // How much of the file was read for that.
-    [[nodiscard]] double bytes_read() const {
-        return static_cast<double>(archive_filter_bytes(reader_.get(), -1));
-    }
+    [[nodiscard]] double bytes_read() const { return static_cast<double>(bytes_read_); }
 
   private:
     static la_ssize_t read_block(archive* reader, void* self, const void** block) {
         auto& unpacking = *static_cast<Unpacking*>(self);
-        auto& buffer = unpacking.buffer_;
-        const auto size = read(unpacking.fd_, buffer.data(), buffer.size());
+        *block = unpacking.buffer_.data();
+        return unpacking.inflation_ ? unpacking.inflate_file(reader, block)
+                                    : unpacking.read_file(reader);
+    }
+
+    // Into the buffer: how much; 0 at the end, -1 where it cannot be read.
+    la_ssize_t read_file(archive* reader) {
+        const auto size = read(fd_, buffer_.data(), buffer_.size());
         if (size < 0) archive_set_error(reader, errno, "%s", strerror(errno));
-        unpacking.has_ended_ = size == 0;
-        *block = buffer.data();
+        has_ended_ = size == 0;
+        bytes_read_ += std::max<la_ssize_t>(size, 0);
         return size;
+    }
+
+    la_ssize_t inflate_file(archive* reader, const void** block) {
+        for (;;) {
+            if (inflation_->needs_input()) {
+                const auto size = read_file(reader);
+                if (size < 0) return size;
+                if (size == 0) return inflation_->is_complete() ? 0 : -1;
+                inflation_->give(buffer_, static_cast<std::size_t>(size));
+            }
+            std::string_view piece;
+            if (const char* why = inflation_->next(piece)) {
+                archive_set_error(reader, EINVAL, "%s", why);
+                return -1;
+            }
+            *block = piece.data();
+            if (!piece.empty()) return static_cast<la_ssize_t>(piece.size());
+        }
     }
 
     [[noreturn]] void fail() const {
@@ -95,6 +168,8 @@ class Unpacking {
 
     int fd_;
     std::vector<char> buffer_ = std::vector<char>(block_size);
+    la_ssize_t bytes_read_ = 0;
+    std::optional<Inflation> inflation_;
     bool has_ended_ = false;  // more was asked of the file than it has
     bool is_empty_ = false;
     Reader reader_;

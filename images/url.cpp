@@ -1,6 +1,8 @@
 #include "images/url.h"
 
 #include <algorithm>
+#include <charconv>
+#include <optional>
 
 namespace qvm::images {
 
@@ -13,6 +15,16 @@ char lower(char c) {
 /// Blanks and control characters are none of a URL's.
 bool is_out_of_place(unsigned char c) {
     return c <= ' ' || c == 0x7f;
+}
+
+/// What two hexadecimal digits stand for, where that can be part of a file's name.
+std::optional<char> escaped_byte(std::string_view digits) {
+    unsigned char byte = 0;
+    const auto* end = digits.data() + std::min(digits.size(), std::size_t{2});
+    const auto read = std::from_chars(digits.data(), end, byte, 16);
+    if (digits.size() < 2 || read.ptr != end || byte < ' ' || byte == 0x7f || byte == '/')
+        return std::nullopt;
+    return static_cast<char>(byte);
 }
 
 }  // namespace
@@ -44,7 +56,14 @@ std::string without_secrets(std::string_view url) {
 
 std::string file_name_of(std::string_view url) {
     url = url.substr(0, url.find_first_of("?#"));
-    return std::string{url.substr(url.rfind('/') + 1)};
+    url.remove_prefix(url.rfind('/') + 1);  // npos + 1 is 0
+    std::string name;
+    while (!url.empty()) {
+        const auto byte = url.front() == '%' ? escaped_byte(url.substr(1)) : std::nullopt;
+        name += byte.value_or(url.front());
+        url.remove_prefix(byte ? 3 : 1);
+    }
+    return name;
 }
 
 }  // namespace qvm::images

@@ -16,7 +16,8 @@ bool has_scheme(std::string_view url, std::string_view scheme);
 /// "https://host/disk.qcow2?..."
 std::string without_secrets(std::string_view url);
 
-/// The last part of its path, as a file name: "disk.qcow2". Empty where it ends in a slash.
+/// The last part of its path, as a file name: "disk.qcow2", "my disk.qcow2" of "my%20disk.qcow2".
+/// Empty where it ends in a slash.
 std::string file_name_of(std::string_view url);
 
 }  // namespace qvm::images

@@ -9,7 +9,6 @@
 #include "images/contents.h"
 #include "images/error.h"
 #include "images/unpack.h"
-#include "launcher/failure.h"
 #include "launcher/qemu_img.h"
 
 namespace qvm {
@@ -52,6 +51,8 @@ class Conversion {
         auto unpacked = is_draft_ ? copy_of_draft() : open_unnamed(directory_);
         if (!unpacked) throw std::system_error(errno, std::generic_category(), "create a file");
         images::unpack(fd.get(), unpacked.get(), headway("unpacking"));
+        if (images::is_packed(unpacked.get()))
+            throw images::Error("it is compressed twice (gunzip it first)");
         fd = std::move(unpacked);
     }
 
@@ -97,14 +98,7 @@ class Conversion {
 
 AnyDisk open_any_disk(const fs::path& path, int draft, const fs::path& directory,
                       const AnyDiskOptions& options) {
-    try {
-        return Conversion{path, draft, directory, options}.run();
-    } catch (const images::Error& error) {
-        throw Failure(error.what());
-    } catch (const std::system_error& error) {
-        if (is_full(error.code().value())) throw;
-        throw Failure(error.code().message());
-    }
+    return Conversion{path, draft, directory, options}.run();
 }
 
 }  // namespace qvm

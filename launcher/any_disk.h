@@ -24,9 +24,9 @@ struct AnyDisk {
 /// is. All else is first made into one in `draft`, an
 /// empty file open for reading and writing (borrowed), in `directory`: what is compressed (gzip,
 /// xz, zstd) is unpacked, a VMDK, VDI, VHDX or VHD becomes a qcow2 image, and so does a trusted
-/// image with those beneath it. Whether all of it is there is checked. Throws Failure with the
-/// reason alone, where the file is at fault; std::system_error where there is no room in
-/// `directory`.
+/// image with those beneath it. Whether all of it is there is checked. Throws images::Error where
+/// what the file holds is at fault; Failure, with the reason alone, and std::system_error where the
+/// host cannot do it.
 AnyDisk open_any_disk(const std::filesystem::path& path, int draft,
                       const std::filesystem::path& directory, const AnyDiskOptions& options);
 

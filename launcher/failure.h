@@ -55,7 +55,7 @@ decltype(auto) naming(const std::string& what, const Work& work) {
     } catch (const Failure& failure) {
         throw Failure(what + ": " + failure.what(), failure.hint(), failure.exit_status());
     } catch (const images::Error& error) {
-        throw Failure(what + ": " + error.what());
+        throw Failure(what + ": " + error.what(), error.hint());
     } catch (const std::system_error& error) {
         throw Failure(what + ": " + error.code().message());
     }

@@ -28,27 +28,28 @@ std::uint64_t memory_of_host() {
 }
 
 void check_programs(const VmOptions& options, const HostFacts& host) {
-    const auto missing = [](const char* program, const char* package) {
-        return Failure(fmt::format("find '{}': it is not installed", program),
-                       fmt::format("apt-get install {}", package));
-    };
     const auto architecture = options.arch.value_or(host_architecture());
     const auto& machine = machine_of(architecture);
     if (std::find(host.has_qemu.begin(), host.has_qemu.end(), architecture) == host.has_qemu.end())
-        throw missing(machine.qemu, machine.package);
-    if (options.image && !host.has_qemu_img) throw missing("qemu-img", "qemu-utils");
+        throw missing_program(machine.qemu, machine.package);
+    if (options.image && !host.has_qemu_img) throw missing_program("qemu-img", "qemu-utils");
     if (!options.volumes.empty() && !host.has_virtiofsd)
-        throw missing("virtiofsd", "qemu-system-common");
-    if (options.tpm && !host.has_swtpm) throw missing("swtpm", "swtpm");
+        throw missing_program("virtiofsd", "qemu-system-common");
+    if (options.tpm && !host.has_swtpm) throw missing_program("swtpm", "swtpm");
     if (has_namespace(options.net_or_default().mode) && !host.has_dnsmasq)
-        throw missing("dnsmasq", "dnsmasq-base");
+        throw missing_program("dnsmasq", "dnsmasq-base");
     const bool nat = options.net_or_default().mode == NetOption::Mode::nat;
     const auto uplink = choose_uplink(options.uplink, host.privileged);
     if (nat && uplink == netns::UplinkKind::pasta && !host.has_pasta)
-        throw missing("pasta", "passt");
+        throw missing_program("pasta", "passt");
 }
 
 }  // namespace
+
+Failure missing_program(const std::string& program, const std::string& package) {
+    return Failure(fmt::format("find '{}': it is not installed", program),
+                   "apt-get install " + package);
+}
 
 std::optional<std::string> find_virtiofsd() {
     // Debian 12's is QEMU's; later there is one in Rust, with a package of its own.

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/failure.h"
 #include "launcher/kvm.h"
 #include "launcher/options.h"
 #include "netns/plan.h"
@@ -25,6 +26,9 @@ struct HostFacts {
     int tun_error = 0;        ///< errno value of why /dev/net/tun may not be opened; 0 when it may
 };
 HostFacts read_host_facts();
+
+/// Of a program that is not installed, and the Debian package that has it.
+Failure missing_program(const std::string& program, const std::string& package);
 
 /// virtiofsd's path, which is not in PATH; nothing where it is not installed.
 std::optional<std::string> find_virtiofsd();

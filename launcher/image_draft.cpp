@@ -6,6 +6,7 @@
 #include <system_error>
 #include <utility>
 
+#include "images/error.h"
 #include "images/sparse.h"
 #include "launcher/any_disk.h"
 #include "launcher/definition.h"
@@ -96,7 +97,7 @@ NewImage image_of_download(const ImageStore& store, Download& download, std::str
     const auto open = [&](const ImageDraft& draft) {
         try {
             return open_disk(download.path(), draft, false, meter);
-        } catch (const Failure&) {
+        } catch (const images::Error&) {
             download.discard();  // it is what nobody can use
             throw;
         }

@@ -27,8 +27,8 @@ NewImage image_of_file(const ImageStore& store, const std::filesystem::path& pat
 ImageRecord record_of_blob(const ImageStore& store, const std::string& digest);
 
 /// Of a file that was pulled and is all there, itself, or of what it has to be made into. `digest`
-/// is its SHA-256. What is no image is removed; where the host could not do it, it stays. Throws
-/// Failure with the reason alone.
+/// is its SHA-256. What is no image is removed (images::Error); where the host could not do it, it
+/// stays. Throws Failure, too, with the reason alone.
 NewImage image_of_download(const ImageStore& store, Download& download, std::string digest,
                            ProgressMeter& meter);
 

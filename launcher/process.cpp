@@ -28,6 +28,8 @@ namespace {
 
 constexpr std::size_t child_stack_size = 64 * 1024;
 constexpr int last_signal = 64;
+// Of what a tool prints. Whatever it works on may make it print for ever.
+constexpr std::size_t most_kept = 8 * 1024 * 1024;
 
 rlimit saved_limit{};  ///< of descriptors, before it was raised
 
@@ -168,6 +170,9 @@ ToolResult::End exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolR
     const auto unreadable = [&] {
         return Failure(fmt::format("read the output of '{}': {}", tool.argv.at(0), reason(errno)));
     };
+    using Clock = std::chrono::steady_clock;
+    using std::chrono::milliseconds;
+    auto last = Clock::now();  // when it printed something on stdout
     std::string_view input = tool.input;
     ::fcntl(in.write.get(), F_SETFL, O_NONBLOCK);
     if (input.empty()) in.write.reset();
@@ -176,11 +181,13 @@ ToolResult::End exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolR
                                    {out.read.get(), POLLIN, 0},
                                    {err.read.get(), POLLIN, 0},
                                    {tool.stop, POLLIN, 0}}};
-        const int wait = tool.patience
-                             ? static_cast<int>(std::chrono::milliseconds{*tool.patience}.count())
-                             : -1;
+        int wait = -1;
+        if (tool.patience) {
+            const auto left = last + *tool.patience - Clock::now();
+            if (left <= left.zero()) return ToolResult::End::impatience;
+            wait = static_cast<int>(std::chrono::ceil<milliseconds>(left).count());
+        }
         const int ready = ::poll(fds.data(), fds.size(), wait);
-        if (ready == 0) return ToolResult::End::impatience;
         if (ready < 0) {
             if (errno == EINTR) continue;
             throw unreadable();
@@ -199,9 +206,10 @@ ToolResult::End exchange(const Tool& tool, Pipe& in, Pipe& out, Pipe& err, ToolR
             if (size < 0) throw unreadable();
             if (size == 0) return end.reset();
             const std::string_view piece{buffer.data(), static_cast<std::size_t>(size)};
-            text += piece;
+            text += piece.substr(0, most_kept - text.size());
             if (listener) listener(piece);
         };
+        if (fds[1].revents != 0) last = Clock::now();
         drain(fds[1], out.read, result.out, tool.on_output);
         drain(fds[2], err.read, result.err, tool.on_error);
     }

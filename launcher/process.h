@@ -103,16 +103,18 @@ struct Tool {
     std::string directory = {};                    ///< where it starts; empty: where we are
     std::vector<SpawnSpec::Inherit> inherit = {};  ///< as in SpawnSpec
     std::optional<Confinement> confinement = {};   ///< likewise
-    /// It is killed when it has printed nothing for so long; unset: never.
+    /// It is killed when it has printed nothing on stdout for so long; unset: never.
     std::optional<std::chrono::seconds> patience = {};
     int stop = -1;  ///< it is killed when this descriptor can be read; -1: there is none
-    /// Is told what it prints, in pieces, while it runs: on stdout, on stderr.
+    /// Is told what it prints, in pieces, while it runs: on stdout, on stderr. What that throws
+    /// ends the tool.
     std::function<void(std::string_view)> on_output = {}, on_error = {};
 };
 
 /// What it left behind.
 struct ToolResult {
     ExitStatus status;
+    /// The first 8 MiB of either, at most.
     std::string out;
     std::string err;
     /// By itself, or killed by us: for want of patience, or since it was to stop.

@@ -22,6 +22,7 @@
 #include "launcher/output.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
+#include "launcher/qemu_img.h"
 
 namespace qvm {
 
@@ -89,6 +90,7 @@ class Pull {
         note("from " + url_);
         const auto expected = expect();
         if (auto record = find(expected)) return *record;
+        (void)find_qemu_img();  // without which nothing could be made of what came
         // Whoever changes it on the way cannot change the checksum, too.
         downgrade_ = request_.checksum ||
                      (expected.checksum && images::has_scheme(entry_.checksums, "https"));

@@ -52,25 +52,34 @@ struct Work {
     std::vector<int> writes = {};   ///< those behind them
     Limits limits = {};
     std::chrono::seconds patience = {};
-    std::function<void(std::string_view)> on_output = {};
+    std::function<void(std::string_view)> on_output = {}, on_error = {};
 };
 
-/// Elsewhere a server or another program decides who opens a file, not a capability.
-bool is_on_local_file_system(int fd) {
-    constexpr std::array<std::uint32_t, 6> local{EXT4_SUPER_MAGIC,      XFS_SUPER_MAGIC,
+/// 0, which is none, where it cannot be said.
+std::uint32_t file_system_of(int fd) {
+    struct statfs system {};
+    return ::fstatfs(fd, &system) == 0 ? static_cast<std::uint32_t>(system.f_type) : 0;
+}
+
+bool is_readable_by_capability(int fd) {
+    const auto type = file_system_of(fd);
+    return type != 0 && !is_remote(type);
+}
+
+/// It can be lent: whose a file is, is kept, and counts.
+bool has_owners(int fd) {
+    constexpr std::array<std::uint32_t, 6> those{EXT4_SUPER_MAGIC,      XFS_SUPER_MAGIC,
                                                  BTRFS_SUPER_MAGIC,     F2FS_SUPER_MAGIC,
                                                  OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC};
-    struct statfs system {};
-    return ::fstatfs(fd, &system) == 0 &&
-           std::ranges::find(local, static_cast<std::uint32_t>(system.f_type)) != local.end();
+    return std::ranges::find(those, file_system_of(fd)) != those.end();
 }
 
 /// As root, an id that is nobody's, where the files can be opened with that one, too.
 std::optional<uid_t> id_for(const Work& work) {
     if (::geteuid() != 0 ||
         !has_capabilities({CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_DAC_READ_SEARCH}) ||
-        !std::ranges::all_of(work.reads, is_on_local_file_system) ||
-        !std::ranges::all_of(work.writes, is_on_local_file_system))
+        !std::ranges::all_of(work.reads, is_readable_by_capability) ||
+        !std::ranges::all_of(work.writes, has_owners))
         return std::nullopt;
     return throw_away_id(std::random_device{}());
 }
@@ -95,7 +104,10 @@ class LentFile {
 };
 
 ToolResult run_qemu_img(const Work& work) {
-    Tool tool{.argv = work.argv, .patience = work.patience, .on_output = work.on_output};
+    Tool tool{.argv = work.argv,
+              .patience = work.patience,
+              .on_output = work.on_output,
+              .on_error = work.on_error};
     auto& confinement = tool.confinement.emplace();
     confinement.limits = work.limits;
     confinement.keeps_to_itself = true;
@@ -108,8 +120,7 @@ ToolResult run_qemu_img(const Work& work) {
         for (const int fd : work.writes) lent.emplace_back(fd, *id);
     }
     std::error_code error;
-    const auto program =
-        std::filesystem::canonical(find_program(work.argv.front()).value_or(""), error);
+    const auto program = std::filesystem::canonical(find_qemu_img(), error);
     const auto rules = allowed_opens(program, work.reads, work.writes);
     if (rules) {
         confinement.allowed_opens = rules_number;
@@ -120,10 +131,19 @@ ToolResult run_qemu_img(const Work& work) {
     for (const int fd : work.writes) tool.inherit.push_back({fd, number++});
     auto result = run_tool(tool);
     if (result.end == ToolResult::End::impatience)
-        throw images::Error("qemu-img made no headway and was ended");
+        throw Failure("qemu-img made no headway and was ended");
     if (result.status.signal != 0)
-        throw images::Error("qemu-img was ended by " + result.status.describe());
+        throw Failure("qemu-img was ended by " + result.status.describe());
     return result;
+}
+
+/// Says why it failed.
+[[noreturn]] void fail(const ToolResult& result) {
+    // What follows from that it may say first.
+    for (const int error : {ENOSPC, EDQUOT, EMFILE, ENFILE})
+        if (result.err.find(std::generic_category().message(error)) != std::string::npos)
+            throw std::system_error(error, std::generic_category());
+    throw images::Error(images::probe_failure(result.err));
 }
 
 json::object node_of(const ImageChain& chain, std::size_t number) {
@@ -133,8 +153,10 @@ json::object node_of(const ImageChain& chain, std::size_t number) {
     };
     const bool lowest = number + 1 == chain.nodes.size();
     if (!lowest) node["backing"] = node_of(chain, number + 1);
-    // Whatever it says itself.
-    if (lowest && chain.nodes[number].format == "qcow2") node["backing"] = nullptr;
+    // Whatever it says itself; all that QEMU knows to have something beneath them.
+    constexpr std::array<std::string_view, 3> layered{"qcow2", "qed", "vmdk"};
+    if (lowest && std::ranges::find(layered, chain.nodes[number].format) != layered.end())
+        node["backing"] = nullptr;
     return node;
 }
 
@@ -156,21 +178,57 @@ std::optional<double> percentage_in(std::string_view text) {
 
 }  // namespace
 
+bool is_remote(std::uint32_t file_system) {
+    constexpr std::uint32_t gpfs = 0x47504653;
+    constexpr std::uint32_t lustre = 0x0bd00bd0;
+    constexpr std::uint32_t vboxsf = 0x786f4256;
+    constexpr std::array<std::uint32_t, 14> remote{NFS_SUPER_MAGIC,
+                                                   SMB_SUPER_MAGIC,
+                                                   CIFS_SUPER_MAGIC,
+                                                   SMB2_SUPER_MAGIC,
+                                                   FUSE_SUPER_MAGIC,
+                                                   V9FS_MAGIC,
+                                                   AFS_SUPER_MAGIC,
+                                                   AFS_FS_MAGIC,
+                                                   CEPH_SUPER_MAGIC,
+                                                   CODA_SUPER_MAGIC,
+                                                   OCFS2_SUPER_MAGIC,
+                                                   gpfs,
+                                                   lustre,
+                                                   vboxsf};
+    return std::ranges::find(remote, file_system) != remote.end();
+}
+
+std::string find_qemu_img() {
+    const auto program = find_program("qemu-img");
+    if (!program) throw missing_program("qemu-img", "qemu-utils");
+    return *program;
+}
+
 images::ImageInfo probe_image(int fd, const std::string& format) {
     const auto result = run_qemu_img({.argv = images::probe_command(format, path_of(0)),
                                       .reads = {fd},
                                       .limits = {memory, probe_time, 0},
                                       .patience = probe_patience});
-    if (result.status.code != 0) throw images::Error(images::probe_failure(result.err));
+    if (result.status.code != 0) fail(result);
     return images::parse_probe(result.out);
 }
 
 void check_clusters(int fd, const std::string& format) {
+    const bool is_qcow2 = format == "qcow2";
+    const images::Error damage{"damaged image: qemu-img check finds errors",
+                               is_qcow2 ? "qemu-img check -r all FILE, on a copy" : ""};
+    // A line for each entry of a table; one says enough, and there may be billions.
+    const auto find_damage = [&](std::string_view piece) {
+        if (is_qcow2 && piece.find("ERROR") != piece.npos && piece.find("I/O error") == piece.npos)
+            throw damage;
+    };
     const auto result =
         run_qemu_img({.argv = {"qemu-img", "check", description_of({{{fd, format}}})},
                       .reads = {fd},
                       .limits = {memory, work_time, 0},
-                      .patience = work_patience});
+                      .patience = work_patience,
+                      .on_error = find_damage});
     // Exit statuses; see qemu-img(1).
     constexpr int damaged = 2;
     constexpr int leaked = 3;  // clusters that nobody refers to: a waste of space
@@ -181,10 +239,9 @@ void check_clusters(int fd, const std::string& format) {
         case cannot:
             return;
         case damaged:
-            throw Failure("damaged image: qemu-img check finds errors",
-                          format == "qcow2" ? "qemu-img check -r all FILE, on a copy" : "");
+            throw damage;
         default:
-            throw images::Error(images::probe_failure(result.err));
+            fail(result);
     }
 }
 
@@ -201,12 +258,7 @@ void convert_image(const ImageChain& from, int to, const images::Headway& headwa
             headway(*percentage / 100);
     };
     const auto result = run_qemu_img(work);
-    if (result.status.code == 0) return;
-    // What follows from that it may say first.
-    for (const int error : {ENOSPC, EDQUOT})
-        if (result.err.find(std::generic_category().message(error)) != std::string::npos)
-            throw std::system_error(error, std::generic_category());
-    throw images::Error(images::probe_failure(result.err));
+    if (result.status.code != 0) fail(result);
 }
 
 }  // namespace qvm

@@ -33,6 +33,8 @@ constexpr std::initializer_list<unsigned> refused_calls{
 #ifdef __x86_64__
     SYS_chmod, SYS_chown, SYS_lchown, SYS_utime, SYS_utimes, SYS_futimesat, SYS_link, SYS_symlink,
     SYS_unlink, SYS_rename, SYS_mkdir, SYS_mknod, SYS_rmdir,
+    // Processes of its own, which nobody would wait for or end.
+    SYS_fork, SYS_vfork,
 #endif
     // Other processes, and what it could share with them.
     SYS_ptrace, SYS_process_vm_readv, SYS_process_vm_writev, SYS_process_madvise,
@@ -104,9 +106,8 @@ constexpr Filter filter_for(std::uint32_t pid) {
         filter.answer(call, 0, BPF_JEQ, {pid}, allowed, refused);
     filter.answer(SYS_prlimit64, 0, BPF_JEQ, {0}, allowed, refused);
     filter.answer(SYS_fcntl, 1, BPF_JEQ, {F_SETOWN, F_SETOWN_EX}, refused, allowed);
-    constexpr auto namespaces = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET |
-                                CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
-    filter.answer(SYS_clone, 0, BPF_JSET, {namespaces}, refused, allowed);
+    // Threads alone. One has the namespaces of the others, but for those that need a capability.
+    filter.answer(SYS_clone, 0, BPF_JSET, {CLONE_THREAD}, allowed, refused);
     // Its flags are where no filter can read them; C libraries take clone(2), then.
     filter.answer(SYS_clone3, unknown);
     filter.add(BPF_RET | BPF_K, allowed);

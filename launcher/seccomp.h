@@ -19,9 +19,10 @@ inline constexpr std::uint32_t own_architecture = AUDIT_ARCH_AARCH64;
 #endif
 
 /// Refuses the calling process, for good, whatever is no work on files that it has open or may
-/// open: changes to the names and attributes of files, access to other processes, sockets,
-/// io_uring, mounts and namespaces fail with EPERM, and a call by another architecture's number
-/// ends it. It must have set no_new_privs. Allocates nothing. Whether it could; else errno.
+/// open: processes that it would start, changes to the names and attributes of files, access to
+/// other processes, sockets, io_uring, mounts and namespaces fail with EPERM, and a call by another
+/// architecture's number ends it. It must have set no_new_privs. Allocates nothing. Whether it
+/// could; else errno.
 bool keep_to_itself() noexcept;
 
 }  // namespace qvm

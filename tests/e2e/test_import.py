@@ -86,7 +86,7 @@ class Import(harness.Test):
 
     def test_bombs(self):
         """Neither the disk is filled, nor does it take long."""
-        zeros = gzip.compress(bytes(2 ** 24)) * 512
+        zeros = lzma.compress(bytes(2 ** 24)) * 512
         self.refused(gzip.compress(zeros), "it unpacks to more than any disk would")
         self.refused(gzip.compress(zeros)[:1000], "it cannot be unpacked")
 

@@ -16,6 +16,7 @@ import harness
 import image_store
 import vm
 import web
+from test_bad_input import hiding_program
 
 SIZE = 8 * 1024 * 1024
 
@@ -203,6 +204,22 @@ class Servers(Pulls):
                 self.assert_failed(done, why)
                 self.assertNotIn(str(self.store.path), done.stderr)
                 self.assertEqual(self.store.orphans(), [])
+
+    def test_a_tool_that_cannot(self):
+        """Which is no fault of the file: what came stays."""
+        url = self.nginx.url("files/disk.raw")
+        self.assert_failed(self.pull(url, before=self.instead_of("qemu-img", "kill -9 $$")), "qemu-img was ended by signal 9")
+        self.assertEqual(len(self.store.files("download")), 2)
+        self.assert_pulled(self.pull(url))
+        self.assertIn(" 416 ", self.nginx.log()[-1])
+
+    @harness.needs_root("what is installed cannot be hidden without it")
+    def test_a_tool_that_is_missing(self):
+        """Is told before anything comes."""
+        done = self.pull(self.strange.url("files/disk.raw"), before=hiding_program("qemu-img"))
+        self.assert_failed(done, "find 'qemu-img': it is not installed", "apt-get install qemu-utils")
+        self.assertEqual(self.strange.requests, [])
+        self.assertEqual(self.store.orphans(), [])
 
     def test_a_proxy(self):
         before = ["env", f"http_proxy={self.strange.url('')}"]

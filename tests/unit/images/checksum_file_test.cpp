@@ -32,6 +32,15 @@ TEST_CASE("lists of checksums, as distributions have them") {
           "sha512:" + long_a);
 }
 
+TEST_CASE("a file whose name has blanks") {
+    const auto checksum = parse_checksum("sha256:" + a);
+    for (const auto& line : {a + "  my own disk 1.img\r\n", a + " *images/my own disk 1.img",
+                             "SHA256 (my own disk 1.img) = " + a}) {
+        CHECK(find_checksum(line, "my own disk 1.img") == checksum);
+        CHECK(!find_checksum(line, "my"));
+    }
+}
+
 TEST_CASE("checksums of other algorithms") {
     const std::string others = "BLAKE2b (disk.img) = " + long_b + "\nSHA3-256 (disk.img) = " + b +
                                "\nRMD160 (disk.img) = " + b.substr(24) +

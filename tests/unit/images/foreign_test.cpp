@@ -57,10 +57,13 @@ const std::string zeros(8, '\0');
 
 TEST_CASE("the format is what the first bytes claim") {
     const TemporaryDirectory directory;
-    for (const std::string format : {"qcow2", "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"}) {
+    for (const std::string format : {"qcow2", "vmdk", "vdi", "vhdx", "vpc"}) {
         CAPTURE(format);
         CHECK(check_bytes(directory, make_disk(directory, format)) == format);
     }
+    for (const std::string format : {"qed", "parallels"})  // nobody has looked at what these name
+        CHECK(error_of([&] { check_bytes(directory, make_disk(directory, format)); }) ==
+              "its format is " + format + ", which is not supported");
     CHECK(check_bytes(directory, std::string(512, 'x')) == "raw");
     CHECK(check_bytes(directory, "") == "raw");
     CHECK(check_bytes(directory, "KD") == "raw");

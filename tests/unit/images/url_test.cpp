@@ -33,4 +33,7 @@ TEST_CASE("nobody is shown a password") {
 TEST_CASE("a URL's file") {
     CHECK(file_name_of("https://host/a/disk.qcow2?x=/y#z") == "disk.qcow2");
     CHECK(file_name_of("https://host/a/").empty());
+    CHECK(file_name_of("https://host/a%20b/my%20disk%2b1.raw") == "my disk+1.raw");
+    for (const std::string odd : {"%", "%2", "%zz", "%2x", "%2f", "%00", "%0A", "%7f", "%+1"})
+        CHECK(file_name_of("https://host/" + odd) == odd);
 }

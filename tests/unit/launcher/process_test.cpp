@@ -11,6 +11,7 @@
 #include <boost/asio/detached.hpp>
 #include <boost/asio/io_context.hpp>
 #include <catch2/catch.hpp>
+#include <map>
 
 #include "launcher/failure.h"
 
@@ -41,6 +42,21 @@ TEST_CASE("what a tool prints is told while it runs, and one that prints nothing
     CHECK(result.end == ToolResult::End::impatience);
     CHECK(result.status.signal == SIGKILL);
     CHECK(run_tool({"true"}).end == ToolResult::End::itself);
+}
+
+TEST_CASE("a tool may print for ever, and nothing grows or waits for that") {
+    const auto run = [](const std::string& script, const auto& on_error) {
+        return run_tool(Tool{.argv = {"sh", "-c", script},
+                             .patience = std::chrono::seconds{1},
+                             .on_error = on_error});
+    };
+    std::size_t told = 0;
+    const auto count = [&](std::string_view piece) { told += piece.size(); };
+    const auto much = run("head -c 20000000 /dev/zero >&2", count);
+    CHECK((told == 20'000'000 && much.err.size() == 8 << 20));
+    CHECK(run("while :; do echo x; done >&2", nullptr).end == ToolResult::End::impatience);
+    const auto enough = [](std::string_view) { throw Failure("enough"); };
+    CHECK_THROWS_WITH(run("echo x >&2; exec sleep 60", enough), "enough");
 }
 
 TEST_CASE("a tool is killed when it is to stop") {
@@ -91,13 +107,17 @@ TEST_CASE("a tool opens what it was given, and no other file") {
 
 TEST_CASE("a tool keeps to itself") {
     const UniqueFd file{::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
-    Tool tool{.argv = {"sh", "-c", "chmod 666 /proc/self/fd/3; kill -9 $PPID"},
-              .inherit = {{file.get(), 3}}};
-    tool.confinement.emplace().keeps_to_itself = true;
-    const auto result = run_tool(tool);
-    CHECK_THAT(result.err, Catch::Contains("changing permissions of '/proc/self/fd/3': Operation "
-                                           "not permitted") &&
-                               Catch::Contains("kill: Operation not permitted"));
+    for (const auto& [script, why] : std::map<std::string, std::string>{
+             {"exec chmod 666 /proc/self/fd/3", "changing permissions of '/proc/self/fd/3': "},
+             {"kill -9 $PPID", "kill: "},
+             {"sleep 60 & exit 1", "fork"}}) {
+        CAPTURE(script);
+        Tool tool{.argv = {"sh", "-c", script}, .inherit = {{file.get(), 3}}};
+        tool.confinement.emplace().keeps_to_itself = true;
+        const auto result = run_tool(tool);
+        CHECK(result.status.code != 0);
+        CHECK_THAT(result.err, Catch::Contains(why));
+    }
 }
 
 TEST_CASE("another user's tool has the one capability that it was to keep") {

@@ -76,6 +76,13 @@ TEST_CASE("who keeps to itself changes no file's attributes or name, and reaches
         {"fsopen", [&] { return ::syscall(SYS_fsopen, "tmpfs", 0); }},
         {"unshare", [&] { return ::unshare(CLONE_NEWUSER); }},
         {"clone", [&] { return ::syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0); }},
+        {"a process", [&] { return ::syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0); }},
+        {"another's process", [&] { return ::syscall(SYS_clone, CLONE_PARENT, 0, 0, 0, 0); }},
+        {"one with its memory", [&] { return ::syscall(SYS_clone, CLONE_VM, 0, 0, 0, 0); }},
+#ifdef SYS_fork
+        {"fork", [&] { return ::syscall(SYS_fork); }},
+        {"vfork", [&] { return ::syscall(SYS_vfork); }},
+#endif
         {"bpf", [&] { return ::syscall(SYS_bpf, 0, nullptr, 0); }},
         {"keyctl", [&] { return ::syscall(SYS_keyctl, 0, 0, 0, 0, 0); }},
     };
