@@ -60,7 +60,8 @@ void ExportedFile::keep() {
     if (stat(file_.c_str(), &there) == 0) {
         // Its mode is the owner's to give, so that comes first, as far as we may.
         mode = there.st_mode & mode_;
-        if (fchown(fd_, there.st_uid, there.st_gid) != 0 && fchown(fd_, -1, there.st_gid) != 0)
+        if (fchown(fd_, there.st_uid, there.st_gid) != 0 &&
+            fchown(fd_, static_cast<uid_t>(-1), there.st_gid) != 0)
             mode &= ~static_cast<mode_t>(S_IRWXG);  // which is another group's
     }
     if (fchmod(fd_, mode) != 0) throw failed();

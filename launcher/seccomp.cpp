@@ -102,7 +102,7 @@ constexpr Filter filter_for(std::uint32_t pid) {
     filter.add(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS);
 #endif
     for (const auto call : refused_calls) filter.answer(call, refused);
-    for (const unsigned call : {SYS_kill, SYS_tkill, SYS_tgkill})
+    for (const unsigned call : std::initializer_list<unsigned>{SYS_kill, SYS_tkill, SYS_tgkill})
         filter.answer(call, 0, BPF_JEQ, {pid}, allowed, refused);
     filter.answer(SYS_prlimit64, 0, BPF_JEQ, {0}, allowed, refused);
     filter.answer(SYS_fcntl, 1, BPF_JEQ, {F_SETOWN, F_SETOWN_EX}, refused, allowed);
