@@ -35,14 +35,6 @@ std::string awaken_call(const Awakening& awakening) {
                        now % std::nano::den, awakening.random, awakening.boot_id);
 }
 
-json::object clock_arguments(std::chrono::system_clock::time_point now) {
-    const auto ms =
-        std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count();
-    json::array words{"-c", fmt::format("(date -u -s @{}.{:03} || date -u -s @{}) >/dev/null 2>&1",
-                                        ms / 1000, ms % 1000, ms / 1000)};
-    return {{"path", "/bin/sh"}, {"arg", std::move(words)}, {"capture-output", true}};
-}
-
 json::object awaken_arguments(const Awakening& awakening, const std::string& hook) {
     auto arguments = guest_script_arguments(
         awaken_functions() + awaken_call(awakening) +

@@ -22,9 +22,6 @@ std::string random_uuid();
 std::string awaken_functions();
 std::string awaken_call(const Awakening& awakening);
 
-/// The arguments of guest-exec that set its clock. Pure.
-boost::json::object clock_arguments(std::chrono::system_clock::time_point now);
-
 /// The arguments of guest-exec (qga/qapi-schema.json) for that and then the user's own shell script
 /// (empty: none), whose output is captured and whose exit status is the end. Pure.
 boost::json::object awaken_arguments(const Awakening& awakening, const std::string& hook);

@@ -290,6 +290,7 @@ Snapshot::Snapshot(fs::path directory, std::string what)
     };
     // All of one directory, which may be renamed and emptied at any moment.
     const UniqueFd fd{::open(directory_.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+    if (!fd && errno != ENOENT && errno != ENOTDIR) throw cannot_open(directory_, what_);
     const auto opened = path_of(fd);
     lock_ = share_lock_existing(opened / lock_name);
     const auto text = read_file(opened / snapshot_files::manifest);

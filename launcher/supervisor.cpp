@@ -81,14 +81,12 @@ constexpr auto boot_time_tcg = 5min;       // the same without KVM
 constexpr auto silent_patience = 3s;       // of a user, before being told what is waited for
 constexpr auto latecomers_patience = 10s;  // who comes when the guest has had time to boot
 constexpr Clock::duration forever = 24h * 365;
-constexpr auto foreign_timeout = 24h;    // of one that a client sent, and may wait for
-constexpr auto powerdown_grace = 10s;    // docker's, too
-constexpr auto button_pause = 2s;        // a guest that boots has not heard it the first time
-constexpr auto echo_time = 100ms;        // a user's second Ctrl-C takes longer
-constexpr auto awaken_pause = 20ms;      // between two looks whether that is over
-constexpr auto clock_tolerance = 500ms;  // of a guest's clock, from when it was told the time
-constexpr int most_corrections = 3;
-constexpr auto farewell = 1s;  // of a client to take its last answers
+constexpr auto foreign_timeout = 24h;  // of one that a client sent, and may wait for
+constexpr auto powerdown_grace = 10s;  // docker's, too
+constexpr auto button_pause = 2s;      // a guest that boots has not heard it the first time
+constexpr auto echo_time = 100ms;      // a user's second Ctrl-C takes longer
+constexpr auto awaken_pause = 20ms;    // between two looks whether that is over
+constexpr auto farewell = 1s;          // of a client to take its last answers
 // A probe that nothing is heard of: the kernel is through with it before it is sent, but for a host
 // that is very busy, or where it has to ask for a MAC address once more. Later on the guest waits.
 constexpr auto first_probe_patience = 2000ms;
@@ -1067,13 +1065,6 @@ class Supervisor final : public Controlled {
             if (!run_.options.restore_hook) told = co_await commands_->tell(news);
             auto arguments = awaken_arguments(news, run_.restore_hook);
             if (!told) why = co_await run_by_agent(std::move(arguments));
-            // On a host that is very busy it was late.
-            auto set = begin;
-            for (int i = 0; i < most_corrections && Clock::now() - set > clock_tolerance; ++i) {
-                set = Clock::now();
-                auto clock = clock_arguments(std::chrono::system_clock::now());
-                co_await run_by_agent(std::move(clock));
-            }
         } catch (const std::exception& failure) {
             why = failure.what();
         }

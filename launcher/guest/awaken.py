@@ -25,4 +25,12 @@ MS_BIND = 4096
 paths = b"/run/qvm-boot-id", b"/proc/sys/kernel/random/boot_id"
 if not os.path.samefile(*paths) and ctypes.CDLL(None).mount(*paths, None, MS_BIND, None) != 0:
     sys.exit(1)
-time.clock_settime_ns(time.CLOCK_REALTIME, int(seconds) * 10**9 + int(nanoseconds))
+seconds, nanoseconds = int(seconds), int(nanoseconds)
+try:
+    with open("/sys/class/rtc/rtc0/since_epoch") as f:
+        now = int(f.read())
+    if seconds < now < seconds + 60:
+        seconds, nanoseconds = now, 0
+except OSError:
+    pass
+time.clock_settime_ns(time.CLOCK_REALTIME, seconds * 10**9 + nanoseconds)

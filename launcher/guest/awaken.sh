@@ -38,7 +38,13 @@ awaken() {
     # Busybox's date knows whole seconds only.
     {
         echo "$1" >/proc/sys/kernel/hostname
-        date -u -s "@$2.$3" || date -u -s "@$2"
+        now=
+        read -r now </sys/class/rtc/rtc0/since_epoch
+        if [ "$now" -gt "$2" ] && [ "$now" -lt $(($2 + 60)) ]; then
+            date -u -s "@$now"
+        else
+            date -u -s "@$2.$3" || date -u -s "@$2"
+        fi
         echo "$4" >/dev/urandom
         (echo "$5" >/run/qvm-boot-id &&
             ! [ /run/qvm-boot-id -ef /proc/sys/kernel/random/boot_id ] &&

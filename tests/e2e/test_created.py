@@ -316,7 +316,7 @@ class Created(harness.Test):
         name = self.create("--name", "box", "--net", "none", self.hang)
         gate = self.host.files / "instead-of-qemu-img" / "gate"  # elsewhere it may not read
         before = self.instead_of(
-            "qemu-img", f"cat {gate} >/dev/null; exec {shutil.which('qemu-img')} \"$@\"")
+            "qemu-img", f"read -r _ <{gate}; exec {shutil.which('qemu-img')} \"$@\"")
         os.mkfifo(gate)
         start = self.started("start", name, before=before)
         self.killed_with_test(name)

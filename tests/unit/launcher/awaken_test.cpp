@@ -57,10 +57,14 @@ TEST_CASE("a program tells it, one that waits if there is one, or else commands 
         std::filesystem::create_symlink(std::string{"/usr/bin/"} + tool, directory.path / tool);
     // Without what it does to this machine.
     auto functions = awaken_functions();
-    for (const std::string place : {"/proc/sys/kernel/", "/dev/urandom", "/run/"})
+    for (const std::string place : {"/proc/sys/kernel/", "/dev/urandom", "/run/", "/sys/"})
         for (auto at = functions.find(place); at != std::string::npos;
              at = functions.find(place, at + 1))
             functions.replace(at, place.size(), path + "/" + (place.back() == '/' ? "" : "random"));
+    const auto rtc = GENERATE(0U, 30U, 3600U);  // ahead of the host
+    std::filesystem::create_directories(directory.path / "class/rtc/rtc0");
+    write_file(directory.path / "class/rtc/rtc0/since_epoch",
+               std::to_string(1'800'000'000 + rtc) + "\n");
     const auto script = "PATH=" + path + "\n" + functions +
                         (tried.waits ? "exec 4>&1\nstart_awakener 4\n" : "") +
                         awaken_call(example) + "wait\n[ -z \"$helper\" ]";
@@ -78,10 +82,13 @@ TEST_CASE("a program tells it, one that waits if there is one, or else commands 
         std::this_thread::sleep_for(20ms);
         told = read_file(directory.path / "told").value_or("");
     }
-    CHECK(told == (is_there ? words : "") +
-                      (by_commands ? "date -u -s @1800000000.250000000\nmount --bind " + path +
-                                         "/qvm-boot-id " + path + "/random/boot_id\n"
-                                   : ""));
+    CHECK(told ==
+          (is_there ? words : "") +
+              (by_commands
+                   ? "date -u -s @" +
+                         std::string{rtc == 30 ? "1800000030" : "1800000000.250000000"} +
+                         "\nmount --bind " + path + "/qvm-boot-id " + path + "/random/boot_id\n"
+                   : ""));
     if (by_commands) CHECK(read_file(directory.path / "hostname") == "web-2\n");
 }
 
