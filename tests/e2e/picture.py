@@ -14,8 +14,9 @@ def _lines(*command):
 
 
 def processes():
-    """{pid: command name} of all that live in this PID namespace; a zombie holds nothing. pasta's
-    children are left out: it clones one for each call in the other namespace and waits for it."""
+    """{pid: command name} of all that live in this PID namespace; a zombie holds nothing. pasta
+    executes itself anew soon after its start, as "passt.avx2", say; its children are left out: it
+    clones one for each call in the other namespace and waits for it."""
     found, parents = {}, {}
     for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -25,9 +26,10 @@ def processes():
         name, state, parent = re.search(r"\((.*)\) (\S) (\d+)", text, re.DOTALL).groups()
         if state not in "ZX":
             pid = int(path.parent.name)
-            found[pid], parents[pid] = name, int(parent)
+            found[pid] = "pasta" if name.startswith("passt") else name
+            parents[pid] = int(parent)
     return {pid: name for pid, name in found.items()
-            if not (name.startswith("passt") and found.get(parents[pid]) == name)}
+            if not (name == "pasta" and found.get(parents[pid]) == name)}
 
 
 def open_files(pid):
