@@ -13,6 +13,11 @@ def _lines(*command):
     return done.stdout.splitlines()
 
 
+def _links():
+    """Without the operational state, which the kernel finds some time after the flags that say it."""
+    return [re.sub(r" state \S+", "", line) for line in _lines("ip", "-o", "link", "show")]
+
+
 def processes():
     """{pid: command name} of all that live in this PID namespace; a zombie holds nothing. pasta
     executes itself anew soon after its start, as "passt.avx2", say; its children are left out: it
@@ -177,7 +182,7 @@ class Picture:
             "run directory": lambda: _tree(host.run),
             "mounts": lambda: pathlib.Path("/proc/self/mountinfo").read_text().splitlines(),
             "cgroups": _cgroups,
-            "links": lambda: _lines("ip", "-o", "link", "show"),
+            "links": _links,
             "network namespaces": _namespaces,
             "nft ruleset": lambda: _lines("nft", "list", "ruleset"),
             "addresses": lambda: _lines("ip", "-o", "address", "show"),
